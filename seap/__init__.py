@@ -1,0 +1,37 @@
+"""seap: makes large language models cheaper to run for the tasks their user has, by pruning without training.
+
+    import seap
+    model, tokenizer = seap.load("meta-llama/Llama-3.2-1B")
+    report = seap.prune(model, tokenizer, task="gsm8k", sparsity=0.5)
+    model.save_pretrained("llama-gsm8k")
+
+Importing seap lets transformers load pruned checkpoints; everything heavier is imported when it is first used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from seap import modeling_seap
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from seap.checkpoint import load as load
+    from seap.pruning import calibrate as calibrate
+    from seap.pruning import prune as prune
+
+_EXPORTS = {"prune": "seap.pruning", "calibrate": "seap.pruning", "load": "seap.checkpoint"}
+__all__ = ["__version__", "calibrate", "load", "prune"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        import importlib
+
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module 'seap' has no attribute {name!r}")
+
+
+modeling_seap.install()
+
+
+modeling_seap.install()

@@ -1,0 +1,224 @@
+"""Layer sparsity: how many units each axis keeps, so that together they remove what was asked.
+
+The target is a fraction of all prunable parameters. Every way of spreading it goes through the same water-filling
+under caps (at least `min_kv_groups` and `min_channels` stay) and the same rounding, so the realised sparsity is within
+one unit of the target, or the run ends with the reason.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from seap.arch import KV_GROUPS, Arch, Axis, choose_axes
+from seap.config import Pruning
+from seap.errors import UserError
+from seap.score import Scores, unit_scores
+
+Budgets = dict[str, int]  # axis key → units kept
+
+
+def layer_weights(num_layers: int, options: Pruning, allocate: str) -> list[float]:
+    """Relative sparsity of each layer, 0 for protected ones.
+
+    logistic: 1 / (1 + e^(−k(x − x0))), x = l/(L−1) for l = 0 … L−1 (SEAP, eq. 15; its Λ is the water level).
+    """
+    weights = []
+    for layer in range(num_layers):
+        position = layer / max(num_layers - 1, 1)
+        curve = 1 / (1 + math.exp(-options.logistic_k * (position - options.logistic_x0)))
+        kept_whole = layer < options.protect_first or layer >= num_layers - options.protect_last
+        weights.append(0.0 if kept_whole else curve if allocate == "logistic" else 1.0)
+    return weights
+
+
+def least_kept(axis: Axis, options: Pruning) -> int:
+    """Fewest units that the options let an axis keep, at most what it has."""
+    if axis.name == KV_GROUPS:
+        return min(options.min_kv_groups, axis.units)
+    least = max(options.min_channels, 1)
+    return min(math.ceil(least / options.round_to) * options.round_to, axis.units)
+
+
+def water_fill(weights: Sequence[float], sizes: Sequence[float], caps: Sequence[float], target: float) -> list[float]:
+    """Fractions min(level · weight, cap) whose sizes add up to the target.
+
+    The level is found by raising it from one cap to the next, so it is exact; a target above all caps fills
+    all of them.
+    """
+    order = sorted((cap / weight, i) for i, (weight, cap) in enumerate(zip(weights, caps, strict=True)) if weight > 0)
+    full, slope, level = 0.0, sum(w * s for w, s in zip(weights, sizes, strict=True)), math.inf
+    for bound, i in order:
+        if full + slope * bound >= target:
+            level = (target - full) / slope
+            break
+        full += caps[i] * sizes[i]
+        slope -= weights[i] * sizes[i]
+    return [min(level * w, cap) if w > 0 else 0.0 for w, cap in zip(weights, caps, strict=True)]
+
+
+def round_steps(
+    wanted: Sequence[float], least: Sequence[int], most: Sequence[int], step: int, total: float
+) -> list[int]:
+    """Whole numbers near `wanted`, largest remainders first, whose sum is `total` to half a step.
+
+    Each is a multiple of the step within [least, most], or `most` itself.
+    """
+    kept = [min(max(math.floor(w / step + 1e-9) * step, lo), hi) for w, lo, hi in zip(wanted, least, most, strict=True)]
+    while abs(total - sum(kept)) > step / 2:
+        sign = 1 if total > sum(kept) else -1
+        movable = [i for i in range(len(kept)) if (kept[i] < most[i] if sign > 0 else kept[i] > least[i])]
+        if not movable:
+            break
+        i = max(movable, key=lambda i: (sign * (wanted[i] - kept[i]), -i))
+        following = (kept[i] // step + 1) * step if sign > 0 else (math.ceil(kept[i] / step) - 1) * step
+        kept[i] = min(max(following, least[i]), most[i])
+    return kept
+
+
+def _spread(axes: Sequence[Axis], weights: Sequence[float], options: Pruning, target: float) -> Budgets:
+    """Budgets by water-filling: whole KV groups first, then channels take up what rounding left."""
+    caps = [
+        1 - least_kept(axis, options) / axis.units if weight else 0.0
+        for axis, weight in zip(axes, weights, strict=True)
+    ]
+    fractions = water_fill(weights, [axis.params for axis in axes], caps, target)
+    heads = [i for i, axis in enumerate(axes) if axis.name == KV_GROUPS]
+    channels = [i for i, axis in enumerate(axes) if axis.name != KV_GROUPS]
+    budgets: Budgets = {}
+    for head_budgets in _head_choices(axes, heads, fractions, caps, options):
+        left = target - _removed([axes[i] for i in heads], head_budgets)
+        room = sum(caps[i] * axes[i].params for i in channels)
+        budgets = head_budgets | _fit_channels(axes, channels, weights, caps, options, min(max(left, 0.0), room))
+        slack = max((axes[i].unit_params * options.round_to for i in channels), default=0) / 2
+        if -slack <= left <= room + slack:
+            break
+    return budgets
+
+
+def _head_choices(
+    axes: Sequence[Axis], heads: Sequence[int], fractions: Sequence[float], caps: Sequence[float], options: Pruning
+) -> Iterator[Budgets]:
+    """Budgets of the KV groups, for totals from the nearest to the wanted one outwards."""
+    if not heads:
+        yield {}
+        return
+    units = [axes[i].units for i in heads]
+    wanted = [axes[i].units * (1 - fractions[i]) for i in heads]
+    least = [least_kept(axes[i], options) if caps[i] > 0 else axes[i].units for i in heads]
+    totals = sorted(range(sum(least), sum(units) + 1), key=lambda total: abs(total - sum(wanted)))
+    for total in totals:
+        kept = round_steps(wanted, least, units, 1, total)
+        yield {axes[i].key: count for i, count in zip(heads, kept, strict=True)}
+
+
+def _fit_channels(
+    axes: Sequence[Axis],
+    channels: Sequence[int],
+    weights: Sequence[float],
+    caps: Sequence[float],
+    options: Pruning,
+    target: float,
+) -> Budgets:
+    if not channels:
+        return {}
+    chosen = [axes[i] for i in channels]
+    fractions = water_fill(
+        [weights[i] for i in channels], [a.params for a in chosen], [caps[i] for i in channels], target
+    )
+    wanted = [axis.units * (1 - f) for axis, f in zip(chosen, fractions, strict=True)]
+    least = [least_kept(a, options) if caps[i] > 0 else a.units for i, a in zip(channels, chosen, strict=True)]
+    total = sum(axis.units for axis in chosen) - target / chosen[0].unit_params
+    kept = round_steps(wanted, least, [axis.units for axis in chosen], options.round_to, total)
+    return {axis.key: count for axis, count in zip(chosen, kept, strict=True)}
+
+
+def _removed(axes: Sequence[Axis], budgets: Mapping[str, int]) -> int:
+    return sum((axis.units - budgets[axis.key]) * axis.unit_params for axis in axes)
+
+
+def standardised(axis: Axis, inputs: Tensor) -> Tensor:
+    """FLAP's comparison across layers: inputs standardised within the axis, then the mean per unit. (C,) → (U,)."""
+    deviation = inputs.std().clamp_min(torch.finfo(torch.float64).tiny)
+    return unit_scores(axis, (inputs - inputs.mean()) / deviation) / axis.unit_inputs
+
+
+def _adaptive(
+    axes: Sequence[Axis], weights: Sequence[float], options: Pruning, target: float, scores: Scores
+) -> Budgets:
+    """FLAP's AL-AM: one global ranking of standardised scores, each unit at its cost in parameters.
+
+    The lowest are removed until the target is met, except those that their axis must keep. The widths that this gives
+    are then rounded as in every allocation, so that they meet the target to the unit.
+    """
+    ranked = []
+    for axis, weight in zip(axes, weights, strict=True):
+        if weight == 0:
+            continue
+        values = torch.sort(standardised(axis, scores[axis.key])).values.tolist()
+        removable = axis.units - least_kept(axis, options)
+        ranked += [(value, axis) for value in values[:removable]]
+    ranked.sort(key=lambda pair: pair[0])
+    removed, gone = dict.fromkeys((axis.key for axis in axes), 0), 0
+    for _, axis in ranked:
+        if gone + axis.unit_params / 2 > target:
+            continue
+        removed[axis.key] += 1
+        gone += axis.unit_params
+    shares = [removed[axis.key] / axis.units for axis in axes]
+    return _spread(axes, shares, options, target) if any(shares) else {axis.key: axis.units for axis in axes}
+
+
+def _curve(axes: Sequence[Axis], weights: Sequence[float], options: Pruning, target: float, scores: Scores) -> Budgets:
+    return _spread(axes, weights, options, target)
+
+
+ALLOCATIONS: dict[str, Callable[[Sequence[Axis], Sequence[float], Pruning, float, Scores], Budgets]] = {
+    "uniform": _curve,
+    "logistic": _curve,
+    "adaptive": _adaptive,
+}
+
+
+def allocate(arch: Arch, options: Pruning, scores: Scores) -> Budgets:
+    """Units that each axis keeps, for the options' sparsity of all prunable parameters.
+
+    Raises UserError, naming what stands in the way, when the target can't be met within one unit.
+    """
+    axes = choose_axes(arch, options.axes)
+    name = options.resolved().allocate
+    by_layer = layer_weights(len(arch.layers), options, name)
+    weights = [by_layer[axis.layer] for axis in axes]
+    target = options.sparsity * arch.prunable_params
+    if options.sparsity == 0:
+        return {axis.key: axis.units for axis in arch.axes}
+    check_reachable(arch, axes, weights, options, target)
+    budgets = ALLOCATIONS[name](axes, weights, options, target, scores)
+    return {axis.key: axis.units for axis in arch.axes} | budgets
+
+
+def check_reachable(
+    arch: Arch, axes: Sequence[Axis], weights: Sequence[float], options: Pruning, target: float
+) -> None:
+    """Raise UserError when even the least that every axis must keep is more than the target leaves."""
+    most = sum((a.units - least_kept(a, options)) * a.unit_params for a, w in zip(axes, weights, strict=True) if w > 0)
+    movable = [a for a, w in zip(axes, weights, strict=True) if w > 0 and least_kept(a, options) < a.units]
+    slack = min((a.unit_params for a in movable), default=0)
+    if target <= most + slack / 2:
+        return
+    tightest = max(axes, key=lambda axis: (least_kept(axis, options) / axis.units, -axis.layer))
+    reasons = [
+        f"{arch.name_of(tightest)} must keep {least_kept(tightest, options)} of {tightest.units}",
+        f"every layer keeps at least {options.min_kv_groups} KV groups and {options.min_channels} channels",
+    ]
+    if options.protect_first or options.protect_last:
+        reasons.append(f"{options.protect_first} first and {options.protect_last} last layers are protected")
+    if not arch.can_cut_heads:
+        reasons.append(f"the heads of {arch.family.model_type} can't be cut: {arch.family.heads_refused}")
+    elif options.axes is not None:
+        reasons.append(f"only {', '.join(options.axes)} are cut")
+    raise UserError(
+        f"sparsity {options.sparsity} can't be met: at most {most / arch.prunable_params:.3f} can be removed "
+        f"({'; '.join(reasons)}); lower --sparsity, --min-kv-groups, --min-channels or the protected layers"
+    )

@@ -1,0 +1,155 @@
+"""Checkpoints: a Hugging Face folder in, a pruned Hugging Face folder out."""
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seap import modeling_seap
+from seap.arch import find_family
+from seap.errors import UserError
+from seap.files import written_whole
+from seap.mask import Masks, load_masks, save_masks
+
+BUILTIN = "builtin"
+
+
+def resolve_model(name: str) -> str:
+    """A folder or a Hub id; `builtin` is the model that comes with seap."""
+    if name == BUILTIN:
+        from seap import builtin
+
+        return str(builtin.model_path())
+    path = Path(name).expanduser()
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise UserError(f"{name} has no config.json: not a Hugging Face model folder")
+    return str(path) if path.exists() else name
+
+
+def _readable(name: str, error: Exception) -> UserError:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return UserError(f"can't load model {name!r}: {first}")
+
+
+def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
+    """The model's config, with the family checked before any weight is read."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(resolve_model(name), trust_remote_code=trust_remote_code or None)
+    except (OSError, ValueError, KeyError) as error:
+        raise _readable(name, error) from error
+    find_family(config)
+    return config
+
+
+def load(name: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """Load a dense or pruned model and its tokenizer: `model, tokenizer = seap.load("DIR")`.
+
+    dtype: auto (the checkpoint's), float32, bfloat16 or float16. device: auto (a GPU if there is one), cpu, cuda …
+    Only safetensors are read. Raises UserError for what isn't there, is damaged, or is of an unknown family.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    modeling_seap.install()
+    load_config(name, trust_remote_code=trust_remote_code)
+    path = resolve_model(name)
+    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code or None,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code or None)
+        return model.to(place).eval(), tokenizer
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise _readable(name, error) from error
+
+
+def previous_masks(name: str) -> Masks | None:
+    """The masks of an already pruned checkpoint folder, over the original model's units; None for a dense model."""
+    path = Path(resolve_model(name)) / "mask.safetensors"
+    return load_masks(path)[0] if path.is_file() else None
+
+
+def weight_bytes(model: Any) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def check_space(out: Path, num_bytes: int) -> None:
+    """Raise UserError before the work when the disk can't hold the result."""
+    parent = next(p for p in out.resolve().parents if p.exists())
+    free = shutil.disk_usage(parent).free
+    if free < num_bytes * 1.02:
+        raise UserError(
+            f"--out {out}: the disk has {free >> 20} MB free, "
+            f"the pruned model needs {math.ceil(num_bytes / (1 << 20))} MB"
+        )
+
+
+def save(model: Any, tokenizer: Any, masks: Masks, provenance: Mapping[str, Any], out: Path) -> None:
+    """Write the checkpoint folder: weights, config, tokenizer, masks, provenance, model card. Whole or not at all."""
+    with written_whole(out) as draft:
+        draft.mkdir()
+        model.save_pretrained(draft)
+        shutil.copyfile(modeling_seap.__file__, draft / "modeling_seap.py")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(draft)
+        about = {name: provenance.get(name) for name in ("fingerprint", "task", "realised_sparsity", "method", "key")}
+        save_masks(draft / "mask.safetensors", masks, about)
+        (draft / "seap.json").write_text(json.dumps(dict(provenance), indent=2) + "\n")
+        (draft / "README.md").write_text(model_card(provenance))
+
+
+def model_card(about: Mapping[str, Any]) -> str:
+    """What was removed, for which task, and what that means off task."""
+    tasks = ", ".join(about["tasks"]) or "no task (weights alone)"
+    name = Path(about["model"]).name or "model"
+    return f"""---
+library_name: transformers
+base_model: {about["model"]}
+tags: [seap, pruned]
+---
+# {name}, pruned for {tasks}
+
+{about["realised_sparsity"]:.1%} of the attention and MLP parameters of `{about["model"]}` were removed
+({about["params_before"]:,} → {about["params_after"]:,} parameters in all, {about["total_sparsity"]:.1%} fewer), method
+`{about["method"]}`, calibrated on {about["num_tokens"]:,} tokens of: {tasks}.
+
+**Off task this model is worse than the dense one, and by how much was not measured here.** The units that {tasks}
+used least are gone for good; text of another kind may need them. Measure your own task before you rely on it.
+
+```python
+import seap  # or, without it: AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True)
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(DIR)
+tokenizer = AutoTokenizer.from_pretrained(DIR)
+```
+
+`mask.safetensors` says which units stayed, `seap.json` how they were chosen.
+"""
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    path = folder / "seap.json"
+    if not path.is_file():
+        raise UserError(f"{folder} has no seap.json: not a checkpoint that seap pruned")
+    return json.loads(path.read_text())
+
+
+def quiet_transformers() -> None:
+    """Only errors from transformers, and no bars of its own: seap shows its own progress."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("transformers").setLevel(logging.ERROR)

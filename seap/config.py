@@ -1,0 +1,175 @@
+"""Every option and its default, and the methods that are presets of them. Imports no torch, so that --help is quick.
+
+Field docstrings become the help texts of the command line.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+from seap.errors import UserError, unknown
+
+Score = Literal["wifv", "wifv-flap", "wanda", "wanda-sp", "magnitude", "random"]
+Allocate = Literal["uniform", "logistic", "adaptive"]
+MaskOf = Literal["task", "general", "general-raw", "pooled"]
+Compensate = Literal["none", "bias"]
+AxisName = Literal["kv_groups", "channels"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+NEEDS_ACTIVATIONS = ("wifv", "wifv-flap", "wanda", "wanda-sp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A pruning method as its users know it: a choice for each stage."""
+
+    score: Score
+    allocate: Allocate
+    mask: MaskOf
+    compensate: Compensate
+    about: str
+
+
+METHODS: dict[str, Method] = {
+    "seap": Method(
+        score="wifv",
+        allocate="logistic",
+        mask="task",
+        compensate="bias",
+        about="what we recommend: seap-paper plus bias",
+    ),
+    "seap-paper": Method(
+        score="wifv", allocate="logistic", mask="task", compensate="none", about="task mask, as in the SEAP paper"
+    ),
+    "seap-gen": Method(
+        score="wifv", allocate="logistic", mask="general", compensate="none", about="one mask for several tasks (SEAP)"
+    ),
+    "flap": Method(
+        score="wifv-flap", allocate="adaptive", mask="pooled", compensate="bias", about="FLAP (An et al., 2024), AL-AM"
+    ),
+    "wanda-sp": Method(
+        score="wanda-sp", allocate="uniform", mask="pooled", compensate="none", about="Wanda-sp, FLAP's baseline"
+    ),
+    "magnitude": Method(
+        score="magnitude", allocate="uniform", mask="pooled", compensate="none", about="weights alone, no activations"
+    ),
+    "random": Method(
+        score="random", allocate="uniform", mask="pooled", compensate="none", about="a floor to compare to"
+    ),
+}
+
+
+def _one_of(kind: str, value: str, allowed: Any) -> None:
+    names = get_args(allowed)
+    if value not in names:
+        raise unknown(kind, value, names)
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What text the activations are measured on."""
+
+    num_texts: int = 256
+    """How many texts of the task's training part to draw (all of them when it has fewer)."""
+    seq_len: int = 2048
+    """Longest sequence in tokens; longer texts are cut. Clipped to what the model can read."""
+    pack: bool = False
+    """Join texts into full sequences of --seq-len tokens instead of one text per row."""
+    max_tokens: int | None = None
+    """Stop after so many tokens, so that methods and tasks can be compared at equal cost."""
+    batch_tokens: int = 4096
+    """Most tokens in one forward pass, padding included."""
+    second_moments: bool = False
+    """Also collect the matrices of second moments (C² float64 numbers per axis)."""
+    seed: int = 0
+    """Draws the texts, splits single files and seeds the random score."""
+
+    def __post_init__(self) -> None:
+        _at_least("num_texts", self.num_texts, 1)
+        _at_least("seq_len", self.seq_len, 2)
+        _at_least("batch_tokens", self.batch_tokens, 1)
+        if self.max_tokens is not None:
+            _at_least("max_tokens", self.max_tokens, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """What is cut, how much of it, and how. Options left out come from --method."""
+
+    sparsity: float = 0.5
+    """Fraction of all q, k, v, o, gate, up and down parameters to remove, in [0, 1)."""
+    method: str = "seap"
+    """seap, seap-paper, seap-gen, flap, wanda-sp, magnitude or random."""
+    score: Score | None = None
+    """How units are ranked."""
+    allocate: Allocate | None = None
+    """How the sparsity is spread over the layers."""
+    mask: MaskOf | None = None
+    """One task's mask, a general one of several tasks (scores normalised, or raw as published), or of pooled text."""
+    compensate: Compensate | None = None
+    """What makes up for the removed units."""
+    weights: dict[str, float] | None = None
+    """Weights of the tasks in a general mask, as --weights.gsm8k 3; 1 where not named."""
+    axes: tuple[AxisName, ...] | None = None
+    """What to cut: kv_groups, channels, or (by default) both where the model's family allows it."""
+    logistic_k: float = 1.0
+    """Steepness of the logistic layer sparsity."""
+    logistic_x0: float = 0.3
+    """Relative depth of its middle."""
+    protect_first: int = 0
+    """First layers left whole. They count in the sparsity all the same."""
+    protect_last: int = 0
+    """Last layers left whole."""
+    min_kv_groups: int = 1
+    """KV groups that every layer keeps."""
+    min_channels: int = 32
+    """MLP channels that every layer keeps."""
+    round_to: int = 1
+    """Keep a multiple of so many MLP channels in every layer: 64 or 128 for GPUs, 256 for GGUF K-quants."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sparsity < 1:
+            raise UserError(f"--sparsity {self.sparsity}: must be at least 0 and below 1, such as 0.5 for half")
+        if self.method not in METHODS:
+            raise unknown("method", self.method, METHODS)
+        for kind, allowed in (("score", Score), ("allocate", Allocate), ("mask", MaskOf), ("compensate", Compensate)):
+            if getattr(self, kind) is not None:
+                _one_of(kind, getattr(self, kind), allowed)
+        for axis in self.axes or ():
+            _one_of("axis", axis, AxisName)
+        for name, least in (("protect_first", 0), ("protect_last", 0), ("min_kv_groups", 1), ("min_channels", 1)):
+            _at_least(name, getattr(self, name), least)
+        _at_least("round_to", self.round_to, 1)
+        for task, weight in (self.weights or {}).items():
+            if not weight >= 0:
+                raise UserError(f"--weights.{task} {weight}: a task's weight can't be negative")
+
+    def resolved(self) -> Method:
+        """The method with this run's own choices in place of the preset's."""
+        preset = METHODS[self.method]
+        own = {name: getattr(self, name) for name in ("score", "allocate", "mask", "compensate")}
+        chosen = {name: value if value is not None else getattr(preset, name) for name, value in own.items()}
+        return Method(**chosen, about=preset.about)
+
+    @property
+    def needs_scores_of_activations(self) -> bool:
+        return self.resolved().score in NEEDS_ACTIVATIONS
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether these choices look at activations at all."""
+        return self.needs_scores_of_activations or self.resolved().compensate != "none"
+
+    def unused(self) -> list[str]:
+        """Options set away from their default that have no effect on this run."""
+        method, changed = self.resolved(), {f.name for f in fields(self) if getattr(self, f.name) != f.default}
+        notes = []
+        if method.allocate != "logistic":
+            notes += [f"--{name.replace('_', '-')}" for name in ("logistic_k", "logistic_x0") if name in changed]
+        if method.mask not in ("general", "general-raw") and "weights" in changed:
+            notes.append("--weights")
+        return notes

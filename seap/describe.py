@@ -1,0 +1,123 @@
+"""`seap inspect`: what an artefact is, what made it, and what is in it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from seap.arch import AXIS_NAMES
+from seap.arch import describe as describe_arch
+from seap.checkpoint import BUILTIN, load_config, resolve_model
+from seap.errors import UserError
+from seap.files import read_about, read_tensors
+
+
+def describe(name: str) -> dict[str, Any]:
+    """Everything worth knowing about a statistics or mask file, a pruned checkpoint or a dense model, for JSON."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        kind, about = read_about(path)
+        return {"kind": kind, "path": str(path)} | about | _content(path, kind)
+    if path.is_dir() and (path / "seap.json").is_file():
+        return {"kind": "pruned checkpoint", "path": str(path)} | _checkpoint(path)
+    if path.is_dir() or name == BUILTIN:
+        return {"kind": "dense model", "path": resolve_model(name)} | _dense(name)
+    raise UserError(f"no such file or folder: {name}")
+
+
+def _content(path: Path, kind: str) -> dict[str, Any]:
+    tensors, _ = read_tensors(path, kind)
+    if kind == "mask":
+        return {"layers": _layers({key: f"{int(mask.sum())}/{mask.numel()}" for key, mask in tensors.items()})}
+    sizes = {key.removesuffix(".mean"): value.numel() for key, value in tensors.items() if key.endswith(".mean")}
+    return {"layers": _layers({key: f"{size} inputs" for key, size in sizes.items()})}
+
+
+def _layers(entries: dict[str, Any]) -> list[dict[str, Any]]:
+    """`layers.3.channels` → x, as a list with one dict per layer."""
+    split = [(int(key.split(".")[1]), key.split(".")[2], value) for key, value in entries.items()]
+    layers: list[dict[str, Any]] = [{} for _ in range(1 + max((layer for layer, _, _ in split), default=-1))]
+    for layer, axis, value in split:
+        layers[layer][axis] = value
+    return layers
+
+
+def _checkpoint(folder: Path) -> dict[str, Any]:
+    try:
+        provenance = json.loads((folder / "seap.json").read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{folder / 'seap.json'} is no JSON ({error}); prune again") from error
+    return provenance | {"bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors"))}
+
+
+def _dense(name: str) -> dict[str, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(name)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    arch = describe_arch(model)
+    return {
+        "family": config.model_type,
+        "params": sum(p.numel() for p in model.parameters()),
+        "prunable_params": arch.prunable_params,
+        "heads": "can be cut" if arch.can_cut_heads else f"can't be cut: {arch.family.heads_refused}",
+        "layers": _layers({axis.key: axis.units for axis in arch.axes}),
+    }
+
+
+def show(found: dict[str, Any], console: Console) -> None:
+    """Print what `describe` found."""
+    if found["kind"] == "pruned checkpoint":
+        show_report(found, console)
+        return
+    table = Table(box=None, show_header=False)
+    for name, value in found.items():
+        if name != "layers" and not isinstance(value, dict):
+            table.add_row(f"[bold]{name}[/bold]", escape(_plain(value)))
+    console.print(table)
+    _show_layers(found["layers"], console)
+
+
+def show_report(report: dict[str, Any], console: Console) -> None:
+    """The summary of a pruning, in a terminal."""
+    table = Table(box=None, show_header=False)
+    chosen = ", ".join(report["options"][name] for name in ("score", "allocate", "mask", "compensate"))
+    rows = {
+        "model": report["model"],
+        "method": f"{report['method']} ({chosen})",
+        "tasks": ", ".join(report["tasks"]) or "none: weights alone",
+        "sparsity": f"{report['realised_sparsity']:.4f} of the prunable parameters, asked {report['target_sparsity']}",
+        "all parameters": f"{report['params_before']:,} → {report['params_after']:,}, {report['total_sparsity']:.1%} "
+        f"fewer ({report['non_embedding_sparsity']:.1%} without embeddings)",
+        "measured on": f"{report['num_tokens']:,} tokens",
+        "took": f"{report['seconds']:.1f} s",
+    }
+    if "bytes" in report:
+        rows["weights on disk"] = f"{report['bytes'] / 1e6:,.1f} MB"
+    for name, value in rows.items():
+        table.add_row(f"[bold]{name}[/bold]", escape(value))
+    console.print(table)
+    _show_layers(report["layers"], console)
+
+
+def _show_layers(layers: list[dict[str, Any]], console: Console) -> None:
+    """Units per layer, runs of like layers on one line."""
+    table = Table("layers", *[axis.replace("_", " ") for axis in AXIS_NAMES], box=None, header_style="bold")
+    start = 0
+    for layer in range(1, len(layers) + 1):
+        if layer == len(layers) or layers[layer] != layers[start]:
+            span = f"{start}" if layer == start + 1 else f"{start}–{layer - 1}"
+            table.add_row(span, *[str(layers[start].get(axis, "whole")) for axis in AXIS_NAMES])
+            start = layer
+    console.print(table)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

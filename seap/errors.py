@@ -1,0 +1,21 @@
+"""Errors that a user can act on."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake of the user's: the message says what was wrong, what was got, what is allowed and what to do."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """`unknown task 'gms8k'; did you mean 'gsm8k'? known: …`"""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f" did you mean {close[0]!r}?" if close else ""
+    return UserError(f"unknown {kind} {name!r};{hint} known: {', '.join(names)}")
+
+
+def missing_extra(package: str, extra: str, purpose: str) -> UserError:
+    """What to install when an optional dependency isn't there."""
+    return UserError(f'{purpose} needs {package}, which is not installed: pip install "seap[{extra}]"')

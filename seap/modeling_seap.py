@@ -1,0 +1,193 @@
+"""Builds decoder layers whose widths differ from layer to layer; shipped inside every pruned checkpoint.
+
+This file is complete in itself (it imports nothing of seap), since `save_pretrained` copies it into the checkpoint and
+`trust_remote_code=True` runs it where seap isn't installed. It knows no model family: which class is the decoder layer
+and which linears got a bias is written in the checkpoint's config under `seap`; the widths are in `per_layer_config`.
+"""
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import logging
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+_HOOKED_MODULE = "transformers.modeling_utils"
+_subclasses: dict[type, type] = {}
+
+
+class LayerConfig:
+    """The model's config as one layer sees it: its own widths, everything else read from the whole config.
+
+    A view rather than a copy, so that what is changed on the model's config later (the attention implementation, for
+    instance) reaches the layers.
+    """
+
+    def __init__(self, config: Any, widths: dict[str, int]) -> None:
+        self.__dict__.update(widths)
+        self.__dict__["_whole"] = config
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "_whole" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.__dict__["_whole"], name)
+
+
+def layer_widths(config: Any, layer: int) -> dict[str, int]:
+    """The widths of one layer: `{"intermediate_size": 37, …}`, named as in the family's config."""
+    layers: Any = config.per_layer_config
+    if isinstance(layers, dict):  # transformers before 5.15 keeps the JSON object as it is
+        return layers.get(str(layer)) or layers.get(layer) or {}
+    return {name: getattr(layers[layer], name) for name in config.seap["widths"]}
+
+
+def add_bias_(linear: Any, size: int) -> None:
+    """Give a linear without bias a zero one."""
+    import torch  # here, so that `import seap` stays cheap
+
+    if linear.bias is None:
+        zeros = torch.zeros(size, dtype=linear.weight.dtype, device=linear.weight.device)
+        linear.bias = torch.nn.Parameter(zeros)
+
+
+def adopt_(model: Any) -> None:
+    """Make a pruned model's class one that saves this file with the model, as remote code of its auto class."""
+    base = type(model)
+    if base.__name__ in ("SeapForCausalLM", "SeapModel"):
+        return
+    if "generate" in dir(base):
+        name, auto_class = "SeapForCausalLM", "AutoModelForCausalLM"
+    elif base.__name__.endswith("Model"):
+        name, auto_class = "SeapModel", "AutoModel"
+    else:
+        return  # a classifier, for instance: it loads, but no auto class of ours saves it
+    if base not in _subclasses:
+        _subclasses[base] = type(name, (base,), {"__module__": __name__, "_auto_class": auto_class})
+    model.__class__ = _subclasses[base]
+
+
+def _per_layer_init(layer_class: Any) -> Any:
+    """The constructor of a family's decoder layer, extended to read this layer's widths."""
+    stock = layer_class.__init__
+
+    def __init__(self: Any, config: Any, layer_idx: int | None = None, *args: Any, **kwargs: Any) -> None:
+        spec = getattr(config, "seap", None)
+        if not spec or layer_idx is None:
+            # families differ in whether the index is optional: pass on exactly what came in
+            index = () if layer_idx is None else (layer_idx,)
+            stock(self, config, *index, *args, **kwargs)
+            return
+        stock(self, LayerConfig(config, layer_widths(config, layer_idx)), layer_idx, *args, **kwargs)
+        for path, layers in spec["added_bias"].items():
+            if layer_idx in layers:
+                add_bias_(self.get_submodule(path), config.hidden_size)
+
+    __init__._seap = True  # type: ignore[attr-defined]
+    return __init__
+
+
+def patch_layer_class(model_class: type, name: str) -> Any:
+    """Find the decoder layer's class beside the model's class, let it read per-layer widths, and return it."""
+    for base in model_class.__mro__:
+        layer_class = getattr(sys.modules.get(base.__module__), name, None)
+        if isinstance(layer_class, type):
+            if not hasattr(layer_class.__init__, "_seap"):  # type: ignore[misc]
+                layer_class.__init__ = _per_layer_init(layer_class)  # type: ignore[misc]
+            return layer_class
+    raise ImportError(
+        f"this transformers has no {name} beside {model_class.__name__}, which this pruned checkpoint is built of; "
+        "install the transformers version that seap.json names"
+    )
+
+
+def _patch_models(modeling_utils: ModuleType) -> None:
+    """Let every transformers model whose config has a `seap` entry build its layers with their own widths."""
+    base = modeling_utils.PreTrainedModel
+    if hasattr(base.__init__, "_seap"):
+        return
+    stock = base.__init__
+
+    def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        stock(self, config, *args, **kwargs)
+        spec = getattr(config, "seap", None)
+        if spec:
+            patch_layer_class(type(self), spec["layer_class"])
+            adopt_(self)
+
+    __init__._seap = True  # type: ignore[attr-defined]
+    base.__init__ = __init__
+    # the widths are read layer by layer above, so the global ones that transformers warns about mislead nobody
+    logger = logging.getLogger("transformers.integrations.heterogeneity.configuration_utils")
+    logger.addFilter(lambda record: "Reading global config value" not in record.getMessage())
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Patches transformers' model base class when it is first imported, so that importing seap stays cheap."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
+        if name != _HOOKED_MODULE:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
+        stock = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            stock(module)
+            _patch_models(module)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def install() -> None:
+    """Make transformers load pruned checkpoints; called by `import seap` and by the class below."""
+    if _HOOKED_MODULE in sys.modules:
+        _patch_models(sys.modules[_HOOKED_MODULE])
+    elif not any(type(finder).__name__ == "_AfterImport" for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterImport())
+
+
+class _Remote:
+    """What `auto_map` names: hands over to the family's own class, whose layers then get their own widths."""
+
+    auto_name: str
+
+    @classmethod
+    def _stock(cls, config: Any) -> Any:
+        import transformers
+
+        install()
+        return getattr(transformers, cls.auto_name)._model_mapping[type(config)]
+
+    @classmethod
+    def from_pretrained(cls, path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+        if config is None:
+            import transformers
+
+            config = transformers.AutoConfig.from_pretrained(path)
+        return cls._stock(config).from_pretrained(path, *args, config=config, **kwargs)
+
+    @classmethod
+    def _from_config(cls, config: Any, **kwargs: Any) -> Any:
+        return cls._stock(config)._from_config(config, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = None) -> None:
+        """Nothing to note: the class that `adopt_` makes knows its auto class."""
+
+    @classmethod
+    def is_backend_compatible(cls) -> bool:
+        """vLLM asks this before it runs a model through its Transformers backend."""
+        return True
+
+
+class SeapForCausalLM(_Remote):
+    auto_name = "AutoModelForCausalLM"
+
+
+class SeapModel(_Remote):
+    auto_name = "AutoModel"

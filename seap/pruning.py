@@ -1,0 +1,176 @@
+"""The whole way from a model and its tasks to a smaller model: the only file that knows the order of the stages."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from seap import calibration as calibrating
+from seap.allocate import allocate
+from seap.arch import Arch, describe
+from seap.compensate import Biases, mean_bias
+from seap.config import Calibration, Method, Pruning
+from seap.corpus import Corpus, build_corpus, longest_sequence
+from seap.errors import UserError
+from seap.mask import Masks, choose_units, realised_sparsity
+from seap.report import Report, Size, provenance, widths
+from seap.score import Scores, mix, score_inputs
+from seap.stats import Statistics, merge
+from seap.surgery import check_in_memory, cut_
+from seap.tasks import load_items, parse_spec, spec_source
+
+Tasks = str | Sequence[str] | Mapping[str, Sequence[str]]
+
+
+def build_corpora(model: Any, tokenizer: Any, tasks: Tasks, options: Calibration) -> dict[str, Corpus]:
+    """The corpus of each task, given as `NAME`, `NAME=PATH`, several of them, or a dict of name → texts."""
+    seq_len = longest_sequence(model, options)
+    if not isinstance(tasks, Mapping):
+        specs = [parse_spec(spec) for spec in ([tasks] if isinstance(tasks, str) else tasks)]
+        names = [spec.name for spec in specs]
+        if len(set(names)) < len(names):
+            raise UserError(f"two tasks have one name: {', '.join(names)}; name them apart, as NAME=PATH")
+        texts = {s.name: [item.text for item in load_items(s, "train", seed=options.seed)] for s in specs}
+        sources = {spec.name: spec_source(spec) for spec in specs}
+    else:
+        texts = {name: list(given) for name, given in tasks.items()}
+        sources = dict.fromkeys(texts, "given in memory")
+    return {
+        name: build_corpus(name, given, tokenizer, options, source=sources[name], seq_len=seq_len)
+        for name, given in texts.items()
+    }
+
+
+def calibrate(
+    model: Any, tokenizer: Any, task: Tasks, *, progress: bool = True, **options: Any
+) -> dict[str, Statistics]:
+    """Measure each task's activations: `seap.calibrate(model, tokenizer, "gsm8k", num_texts=200)`.
+
+    options are those of `seap.config.Calibration`. Returns task → axis key → Moments.
+    """
+    settings = Calibration(**options)
+    corpora = build_corpora(model, tokenizer, task, settings)
+    return {name: calibrating.calibrate(model, corpus, settings, progress=progress) for name, corpus in corpora.items()}
+
+
+def combine_scores(
+    arch: Arch, method: Method, statistics: Mapping[str, Statistics], options: Pruning, seed: int
+) -> Scores:
+    """One score per input: of the one task, mixed over several, or of all text pooled."""
+    if method.mask == "task" and len(statistics) > 1:
+        raise UserError(
+            f"a task mask is of one task, got {', '.join(statistics)}; use --method seap-gen or --mask general "
+            "for one mask that serves them all, or prune once per task"
+        )
+    unknown_weights = set(options.weights or {}) - statistics.keys()
+    if unknown_weights and statistics:
+        raise UserError(f"--weights names {', '.join(sorted(unknown_weights))}, the tasks are {', '.join(statistics)}")
+    if method.mask in ("general", "general-raw") and statistics:
+        each = {task: score_inputs(arch, part, method.score, seed=seed) for task, part in statistics.items()}
+        return mix(each, options.weights, normalise=method.mask == "general")
+    pooled = merge(statistics.values()) if statistics else None
+    return score_inputs(arch, pooled, method.score, seed=seed)
+
+
+def make_masks(model: Any, statistics: Mapping[str, Statistics], options: Pruning, *, seed: int = 0) -> Masks:
+    """Scores → budgets → masks. statistics: task → axis key → Moments (may be empty for scores of weights alone)."""
+    arch = describe(model)
+    scores = combine_scores(arch, options.resolved(), statistics, options, seed)
+    return choose_units(arch.axes, scores, allocate(arch, options, scores))
+
+
+def make_biases(model: Any, masks: Masks, statistics: Mapping[str, Statistics], options: Pruning) -> Biases:
+    if options.resolved().compensate == "none":
+        return {}
+    return mean_bias(describe(model), masks, merge(statistics.values()))
+
+
+def prune(
+    model: Any,
+    tokenizer: Any = None,
+    *,
+    task: Tasks | None = None,
+    statistics: Mapping[str, Statistics] | None = None,
+    masks: Masks | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Report:
+    """Prune a model in place: `seap.prune(model, tokenizer, task="gsm8k=data/gsm8k", sparsity=0.5)`.
+
+    task: `NAME`, `NAME=PATH`, a list of them, or a dict of name → texts. statistics (of `seap.calibrate`) or masks (of
+    `seap mask`) take the place of the stages that make them. Other options are the fields of `seap.config.Pruning` and
+    `seap.config.Calibration`. The model is untouched when anything is refused.
+
+    Afterwards `model.save_pretrained` and `push_to_hub` work as for any model.
+    """
+    started = time.perf_counter()
+    pruning, calibration = split_options(options)
+    arch = describe(model)
+    notes = check(model, pruning)
+    corpora: dict[str, Corpus] = {}
+    if statistics is None and needs_text(pruning, masks):
+        if task is None or tokenizer is None:
+            raise UserError("this method measures activations: give a tokenizer and a task (NAME or NAME=PATH)")
+        corpora = build_corpora(model, tokenizer, task, calibration)
+        statistics = {n: calibrating.calibrate(model, c, calibration, progress=progress) for n, c in corpora.items()}
+    elif task is not None:
+        notes.append("the task's text was not used: nothing here measures activations anew")
+    known = dict(statistics or {})
+    masks = masks if masks is not None else make_masks(model, known, pruning, seed=calibration.seed)
+    biases = make_biases(model, masks, known, pruning)
+    before, identity, realised = Size.of(model), calibrating.fingerprint(model), realised_sparsity(arch, masks)
+    layers = widths(model, masks)
+    cut_(model, masks, biases)
+    after = Size.of(model)
+    notes += [
+        f"{c.name}: {c.skipped} texts shorter than two tokens were left out" for c in corpora.values() if c.skipped
+    ]
+    return Report(
+        model=getattr(model.config, "_name_or_path", "") or "unnamed",
+        method=pruning.method,
+        tasks=tuple(known),
+        target_sparsity=pruning.sparsity,
+        realised_sparsity=realised,
+        total_sparsity=1 - after.params / before.params,
+        non_embedding_sparsity=1 - (after.params - after.embeddings) / (before.params - before.embeddings),
+        params_before=before.params,
+        params_after=after.params,
+        layers=layers,
+        num_tokens=sum(next(iter(part.values())).count for part in known.values()),
+        seconds=time.perf_counter() - started,
+        notes=tuple(notes),
+        masks=masks,
+        provenance=provenance(identity, pruning, calibration, corpora),
+    )
+
+
+def split_options(options: Mapping[str, Any]) -> tuple[Pruning, Calibration]:
+    """Keyword arguments → the two dataclasses that own them."""
+    ours, theirs = ({f.name for f in fields(kind)} for kind in (Pruning, Calibration))
+    strange = options.keys() - ours - theirs
+    if strange:
+        raise TypeError(f"unknown options {sorted(strange)}; known: {sorted(ours | theirs)}")
+    pruning = Pruning(**{name: value for name, value in options.items() if name in ours})
+    return pruning, Calibration(**{name: value for name, value in options.items() if name in theirs})
+
+
+def needs_text(options: Pruning, masks: Masks | None) -> bool:
+    """Whether any stage of this run looks at activations."""
+    return options.resolved().compensate != "none" if masks is not None else options.needs_text
+
+
+def check(model: Any, options: Pruning) -> list[str]:
+    """Refuse what can't be done before any text is read; return what the user should know about this run."""
+    check_in_memory(model)
+    arch = describe(model)
+    allocate(arch, options, {axis.key: torch.zeros(axis.num_inputs, dtype=torch.float64) for axis in arch.axes})
+    notes = [f"{name} has no effect with these choices" for name in options.unused()]
+    if not arch.can_cut_heads and options.axes is None and options.sparsity > 0:
+        notes.append(
+            f"only MLP channels are cut: the heads of {arch.family.model_type} stay, {arch.family.heads_refused}"
+        )
+    if getattr(model.config, "seap", None):
+        notes.append("the model is already pruned; the sparsity is of what is left of it")
+    return notes

@@ -1,0 +1,106 @@
+"""Surgery: cuts the removed units out of a model, in place, and makes it a model that saves and reloads.
+
+What forward, cache and config need to know about the new widths isn't listed here: each layer is built once more,
+empty, by its family's own constructor with the new widths, and its attributes are copied. The same constructor builds
+it when the checkpoint is loaded, so the two can't differ.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seap import modeling_seap
+from seap.arch import Arch, Axis, Slice, describe, layer_width_values, width_keys
+from seap.compensate import Biases
+from seap.errors import UserError
+from seap.mask import Masks, budgets_of, check_fits
+
+_PLAIN = (int, float, bool, str, tuple, type(None))
+
+
+def check_in_memory(model: nn.Module) -> None:
+    """Raise UserError when some weights aren't there to be cut (offloaded to disk, or quantized)."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise UserError(f"{name} is offloaded; load the model whole, without device_map offloading, to prune it")
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise UserError("the model is quantized; prune the unquantized one and quantize the result")
+
+
+@torch.no_grad()
+def cut_(model: Any, masks: Masks, biases: Biases | None = None) -> Arch:
+    """Remove what the masks don't keep and add the biases. Returns the model seen anew.
+
+    Nothing changes, to the bit, where a mask keeps all. Raises UserError when the masks aren't this model's.
+    """
+    arch = describe(model)
+    check_in_memory(model)
+    check_fits(arch, masks)
+    for axis in arch.axes:
+        bias = (biases or {}).get(axis.key)
+        if bias is not None:
+            _add_bias_(arch, axis, bias)
+        if not masks[axis.key].all():
+            for part in axis.slices:
+                _slice_linear_(arch.linear(axis.layer, part.module), part, masks[axis.key])
+    _write_config_(arch, masks, biases or {})
+    _copy_attributes_(arch)
+    modeling_seap.adopt_(model)
+    if model.base_model is not model:
+        modeling_seap.adopt_(model.base_model)
+    return describe(model)
+
+
+def _slice_linear_(linear: Any, part: Slice, mask: Tensor) -> None:
+    keep = part.indices(mask.to(linear.weight.device))
+    linear.weight = _like(linear.weight, linear.weight.index_select(part.dim, keep))
+    if linear.bias is not None and not part.consumer:
+        linear.bias = _like(linear.bias, linear.bias.index_select(0, keep))
+
+
+def _like(old: Tensor, new: Tensor) -> nn.Parameter:
+    return nn.Parameter(new.contiguous(), requires_grad=old.requires_grad)
+
+
+def _add_bias_(arch: Arch, axis: Axis, bias: Tensor) -> None:
+    consumer = arch.consumer(axis)
+    modeling_seap.add_bias_(consumer, bias.numel())
+    consumer.bias.copy_((consumer.bias.double().cpu() + bias).to(consumer.bias))
+
+
+def _write_config_(arch: Arch, masks: Masks, biases: Biases) -> None:
+    """Per-layer widths for transformers, and under `seap` what modeling_seap.py needs to build the layers."""
+    config, family = arch.model.config, arch.family
+    budgets = budgets_of(masks)
+    layers = range(len(arch.layers))
+    added: dict[str, list[int]] = {
+        path: list(i) for path, i in (getattr(config, "seap", None) or {}).get("added_bias", {}).items()
+    }
+    for axis in arch.axes:
+        if axis.key in biases and axis.layer not in added.setdefault(axis.consumer, []):
+            added[axis.consumer].append(axis.layer)
+    head_size = arch.head_size if arch.can_cut_heads else None
+    if head_size is not None:
+        config.head_dim = head_size
+    config.allow_global_per_layer_attribute_access = True
+    config.per_layer_config = {i: layer_width_values(arch, budgets, i) for i in layers}
+    config.seap = {"widths": list(width_keys(family)), "layer_class": arch.layer_class, "added_bias": added}
+    auto = {"AutoModelForCausalLM": "SeapForCausalLM", "AutoModel": "SeapModel"}
+    config.auto_map = {name: f"modeling_seap.{target}" for name, target in auto.items()}
+    config.architectures = ["SeapForCausalLM"]
+
+
+def _copy_attributes_(arch: Arch) -> None:
+    model = arch.model
+    layer_class = modeling_seap.patch_layer_class(type(model), arch.layer_class)
+    for index, layer in enumerate(arch.layers):
+        with torch.device("meta"):
+            built = layer_class(model.config, layer_idx=index)
+        for path, source in built.named_modules():
+            target = layer.get_submodule(path)
+            for name, value in vars(source).items():
+                if name == "config":
+                    target.config = value
+                elif isinstance(value, _PLAIN) and not name.startswith("_") and name != "training":
+                    setattr(target, name, value)

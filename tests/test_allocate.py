@@ -1,0 +1,188 @@
+"""The target is met within one unit, under every allocation, for every family; caps hold; impossible targets say why."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import ALL, model
+
+from seap.allocate import allocate, layer_weights, least_kept, round_steps, standardised, water_fill
+from seap.arch import CHANNELS, KV_GROUPS, Arch, Axis, describe
+from seap.config import Pruning
+from seap.errors import UserError
+from seap.mask import choose_units, realised_sparsity
+from seap.score import score_inputs
+
+TARGETS = [0, 0.01, 0.2, 0.5, 0.8, 0.9]
+ARCHS: dict[str, Arch] = {}
+
+
+def arch_of(name: str) -> Arch:
+    if name not in ARCHS:
+        ARCHS[name] = describe(model(name, num_hidden_layers=4))
+    return ARCHS[name]
+
+
+def realised(arch: Arch, options: Pruning) -> float:
+    scores = score_inputs(arch, None, "random")
+    return realised_sparsity(arch, choose_units(arch.axes, scores, allocate(arch, options, scores)))
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+@pytest.mark.parametrize("method", ["uniform", "logistic", "adaptive"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_target_is_met_within_one_unit(name: str, method: Any, target: float) -> None:
+    arch = arch_of(name)
+    options = Pruning(sparsity=target, allocate=method, min_channels=1)
+    reachable = sum((axis.units - 1) * axis.unit_params for axis in arch.axes) / arch.prunable_params
+    if target > reachable:
+        with pytest.raises(UserError, match=r"can't be met: at most 0\.\d+ can be removed"):
+            realised(arch, options)
+        return
+    cuttable_channels = any(axis.name == CHANNELS for axis in arch.axes)
+    unit = max(a.unit_params for a in arch.axes if a.name == (CHANNELS if cuttable_channels else KV_GROUPS))
+    found = realised(arch, options)
+    assert abs(found - target) * arch.prunable_params <= unit
+    if target == 0:
+        assert found == 0
+
+
+@given(
+    target=st.floats(0, 0.85),
+    k=st.floats(-8, 8),
+    x0=st.floats(0, 1),
+    step=st.sampled_from([1, 4, 8, 16]),
+    protect=st.tuples(st.integers(0, 1), st.integers(0, 1)),
+)
+@settings(max_examples=80, deadline=None)
+def test_any_curve_protection_and_rounding(target: float, k: float, x0: float, step: int, protect: Any) -> None:
+    arch = arch_of("llama")
+    options = Pruning(
+        sparsity=target,
+        allocate="logistic",
+        logistic_k=k,
+        logistic_x0=x0,
+        round_to=step,
+        protect_first=protect[0],
+        protect_last=protect[1],
+        min_channels=1,
+    )
+    scores = score_inputs(arch, None, "random")
+    try:
+        budgets = allocate(arch, options, scores)
+    except UserError:
+        free = [axis for axis in arch.axes if protect[0] <= axis.layer < 4 - protect[1]]
+        most = sum((axis.units - least_kept(axis, options)) * axis.unit_params for axis in free)
+        assert target * arch.prunable_params > most
+        return
+    removed = sum((axis.units - budgets[axis.key]) * axis.unit_params for axis in arch.axes)
+    unit = next(axis.unit_params for axis in arch.axes if axis.name == CHANNELS) * step
+    assert abs(removed - target * arch.prunable_params) <= unit
+    for axis in arch.axes:
+        assert least_kept(axis, options) <= budgets[axis.key] <= axis.units
+        if axis.name == CHANNELS:
+            assert budgets[axis.key] % step == 0 or budgets[axis.key] == axis.units
+        if axis.layer < protect[0] or axis.layer >= 4 - protect[1]:
+            assert budgets[axis.key] == axis.units
+
+
+def test_the_logistic_curve_is_the_papers() -> None:
+    # L = 3, k = 1, x0 = 0.3: x = 0, 0.5, 1 → 1 / (1 + e^0.3), 1 / (1 + e^−0.2), 1 / (1 + e^−0.7)
+    expected = [1 / (1 + math.exp(0.3)), 1 / (1 + math.exp(-0.2)), 1 / (1 + math.exp(-0.7))]
+    assert layer_weights(3, Pruning(), "logistic") == pytest.approx(expected)
+    assert layer_weights(3, Pruning(protect_first=1), "logistic")[0] == 0
+    assert layer_weights(3, Pruning(), "uniform") == [1, 1, 1]
+
+
+def test_protected_layers_count_in_the_sparsity() -> None:
+    """Trap: the published code averages over unprotected layers only, so that its 50% removes less."""
+    options = Pruning(sparsity=0.4, allocate="uniform", protect_first=1, protect_last=1, min_channels=1)
+    arch = arch_of("llama")
+    assert realised(arch, options) == pytest.approx(0.4, abs=1 / 160)
+
+
+def test_water_filling_raises_the_others_when_one_is_full() -> None:
+    """Trap: the published search for Λ saturates in silence."""
+    # weights 1, 2, 1 of sizes 10: the second is full at 0.5; the others carry (15 − 5) / 20 = 0.5
+    assert water_fill([1, 2, 1], [10, 10, 10], [0.9, 0.5, 0.9], 15) == pytest.approx([0.5, 0.5, 0.5])
+    assert water_fill([1, 1], [10, 10], [0.9, 0.9], 100) == [0.9, 0.9]
+    assert water_fill([1, 0], [10, 10], [0.9, 0.9], 5) == [0.5, 0]
+
+
+@given(
+    weights=st.lists(st.floats(0.01, 5), min_size=1, max_size=8),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=60, deadline=None)
+def test_water_filling_meets_the_target_and_the_caps(weights: list[float], share: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = (1 + 9 * torch.rand(len(weights), generator=generator)).tolist()
+    caps = torch.rand(len(weights), generator=generator).tolist()
+    target = share * sum(size * cap for size, cap in zip(sizes, caps, strict=True))
+    found = water_fill(weights, sizes, caps, target)
+    assert sum(f * size for f, size in zip(found, sizes, strict=True)) == pytest.approx(target, abs=1e-6)
+    assert all(0 <= f <= cap + 1e-9 for f, cap in zip(found, caps, strict=True))
+
+
+def test_rounding_gives_the_largest_remainders_first() -> None:
+    assert round_steps([1.2, 1.7, 1.1], [0, 0, 0], [3, 3, 3], 1, 4) == [1, 2, 1]
+    assert round_steps([1.2, 1.7, 1.1], [0, 0, 0], [3, 3, 3], 1, 5) == [2, 2, 1]
+    assert round_steps([30, 50], [0, 0], [70, 70], 32, 82) == [32, 64]  # 96 is as near to 82 as a step of 32 allows
+
+
+def test_no_layer_loses_every_head() -> None:
+    """Trap: the published 0.9 removes every head of a layer."""
+    arch = arch_of("llama")
+    budgets = allocate(arch, Pruning(sparsity=0.83, min_channels=1), score_inputs(arch, None, "random"))
+    assert all(budgets[axis.key] >= 1 for axis in arch.axes)
+
+
+def test_flaps_comparison_is_a_z_score_of_inputs_averaged_over_the_unit() -> None:
+    """Trap: the published "AL" is median and IQR, clipped at 3, which isn't FLAP."""
+    axis = Axis(layer=0, name=KV_GROUPS, units=2, unit_inputs=2, unit_params=1, slices=())
+    inputs = torch.tensor([1.0, 3.0, 5.0, 111.0], dtype=torch.float64)
+    z = (inputs - inputs.mean()) / inputs.std()
+    assert standardised(axis, inputs).tolist() == pytest.approx([float(z[:2].mean()), float(z[2:].mean())])
+
+
+def test_adaptive_takes_from_the_layers_that_matter_least() -> None:
+    arch = arch_of("llama")
+    scores = score_inputs(arch, None, "random")
+    # layer 2's channels: a few tower over the rest, which are then far below the mean of the layer, near z = −0.3
+    scores["layers.2.channels"] = torch.full((40,), 1.0, dtype=torch.float64)
+    scores["layers.2.channels"][:4] = 100
+    budgets = allocate(arch, Pruning(sparsity=0.3, allocate="adaptive", min_channels=1), scores)
+    widths = [budgets[f"layers.{i}.channels"] for i in range(4)]
+    assert len(set(widths)) > 1, "an adaptive allocation isn't uniform"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "reason"),
+    [
+        ("llama", {"sparsity": 0.9}, "every layer keeps at least 1 KV groups and 32 channels"),
+        ("llama", {"sparsity": 0.8, "protect_first": 2, "min_channels": 1}, "2 first and 0 last layers are protected"),
+        ("opt", {"sparsity": 0.9, "min_channels": 1}, "heads of opt can't be cut: its attention derives"),
+        ("llama", {"sparsity": 0.9, "axes": ("channels",), "min_channels": 1}, "only channels are cut"),
+        ("llama-mqa", {"sparsity": 0.9, "min_channels": 1}, "layer 0 kv_groups must keep 1 of 1"),
+    ],
+)
+def test_impossible_targets_say_what_stands_in_the_way(name: str, changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        realised(arch_of(name), replace(Pruning(), **changes))
+
+
+def test_one_axis_alone() -> None:
+    arch = arch_of("llama")
+    scores = score_inputs(arch, None, "random")
+    channels = allocate(arch, Pruning(sparsity=0.2, axes=("channels",), min_channels=1), scores)
+    assert all(channels[a.key] == a.units for a in arch.axes if a.name == KV_GROUPS)
+    heads = allocate(arch, Pruning(sparsity=0.2, axes=("kv_groups",)), scores)
+    assert all(heads[a.key] == a.units for a in arch.axes if a.name == CHANNELS)
+    assert sum(heads[a.key] for a in arch.axes if a.name == KV_GROUPS) < 16
+    with pytest.raises(UserError, match="heads of olmo2 can't be cut: its q/k norm spans all heads"):
+        allocate(arch_of("olmo2"), Pruning(axes=("kv_groups",)), scores)

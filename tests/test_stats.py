@@ -1,0 +1,105 @@
+"""Moments are the same however the rows are split, merged or typed; files give back what was written."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seap.errors import UserError
+from seap.stats import Moments, load_statistics, merge, save_statistics
+
+SIZE = 5
+
+
+def rows(count: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """Far from zero, so that a naive sum of squares would lose digits."""
+    generator = torch.Generator().manual_seed(seed)
+    return (1000 + torch.randn(count, SIZE, generator=generator, dtype=torch.float64)).to(dtype)
+
+
+def assert_moments(found: Moments, data: torch.Tensor) -> None:
+    data = data.double()
+    assert found.count == len(data)
+    torch.testing.assert_close(found.mean, data.mean(0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.variance, data.var(0), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.mean_square, data.square().mean(0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.norm, data.norm(dim=0), rtol=1e-12, atol=0)
+
+
+@given(
+    cuts=st.lists(st.integers(0, 40), max_size=6),
+    seed=st.integers(0, 99),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_split_gives_the_moments_of_all_rows(cuts: list[int], seed: int, dtype: torch.dtype) -> None:
+    data = rows(40, seed, dtype)
+    edges = [0, *sorted(cuts), 40]
+    streamed, parts = Moments.zeros(SIZE, second=True), []
+    for start, end in zip(edges, edges[1:], strict=False):
+        streamed.update_(data[start:end])
+        part = Moments.zeros(SIZE, second=True)
+        part.update_(data[start:end])
+        parts.append({"layers.0.channels": part})
+    merged = merge(parts)["layers.0.channels"]
+    covariance = torch.cov(data.double().t()) * 39
+    for found in (streamed, merged):
+        assert_moments(found, data)
+        assert found.co is not None
+        torch.testing.assert_close(found.co, covariance, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(found.co.diagonal(), found.m2, rtol=1e-9, atol=1e-9)
+
+
+def test_the_first_batch_counts() -> None:
+    """Trap: the published running variance starts with the second batch."""
+    moments = Moments.zeros(1)
+    moments.update_(torch.tensor([[0.0], [2.0]]))
+    moments.update_(torch.tensor([[1.0]]))
+    # mean 1; (0−1)² + (2−1)² + (1−1)² = 2; unbiased variance 2 / 2 = 1; mean square (0 + 4 + 1) / 3
+    assert moments.mean.item() == 1
+    assert moments.variance.item() == 1
+    assert moments.mean_square.item() == pytest.approx(5 / 3)
+
+
+def test_merging_leaves_the_parts_as_they_are() -> None:
+    """Trap: FLAP's running mean aliases the tensor that it updates."""
+    first, second = Moments.of(rows(7, 0)), Moments.of(rows(5, 1))
+    before = first.mean.clone(), first.m2.clone(), second.mean.clone()
+    merge([{"a": first}, {"a": second}])
+    assert torch.equal(first.mean, before[0]) and torch.equal(first.m2, before[1])
+    assert torch.equal(second.mean, before[2])
+
+
+def test_merging_different_axes_or_kinds_is_refused() -> None:
+    with pytest.raises(ValueError, match="different axes"):
+        merge([{"a": Moments.zeros(2)}, {"b": Moments.zeros(2)}])
+    one, other = Moments.of(rows(3, 0), second=True), Moments.of(rows(3, 0))
+    with pytest.raises(ValueError, match="second moments"):
+        one.add_(other)
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_files_give_back_what_was_written(tmp_path: Path, second: bool) -> None:
+    written = {"layers.0.channels": Moments.of(rows(9, 0), second=second)}
+    save_statistics(tmp_path / "a.safetensors", written, {"task": "t"})
+    read, about = load_statistics(tmp_path / "a.safetensors")
+    found, expected = read["layers.0.channels"], written["layers.0.channels"]
+    assert about == {"task": "t"} and found.count == 9
+    assert torch.equal(found.mean, expected.mean) and torch.equal(found.m2, expected.m2)
+    assert (found.co is None) == (not second) and (not second or torch.equal(found.co, expected.co))
+
+
+def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_statistics(path, {"layers.0.channels": Moments.of(rows(9, 0))}, {"task": "t"})
+    content = path.read_bytes()
+    path.write_bytes(content[:-20])
+    with pytest.raises(UserError, match=r"a\.safetensors is truncated"):
+        load_statistics(path)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="truncated"):
+        load_statistics(path)
+    with pytest.raises(UserError, match="no such file"):
+        load_statistics(tmp_path / "missing.safetensors")

@@ -1,0 +1,63 @@
+"""Tiny random models: one for every row of the architecture table."""
+
+from typing import Any
+
+import torch
+import transformers
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+EXPLICIT_HEAD = {"head_dim": 8}  # not hidden/heads = 3
+
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True, **EXPLICIT_HEAD}),
+    "mistral": ("MistralForCausalLM", {"sliding_window": 6, **EXPLICIT_HEAD}),
+    "qwen2": ("Qwen2ForCausalLM", {"hidden_size": 32, "tie_word_embeddings": True}),
+    "qwen3": ("Qwen3ForCausalLM", EXPLICIT_HEAD),
+    "gemma2": ("Gemma2ForCausalLM", {"sliding_window": 6, "query_pre_attn_scalar": 8, **EXPLICIT_HEAD}),
+    "gemma3_text": ("Gemma3ForCausalLM", {"sliding_window": 6, "query_pre_attn_scalar": 8, **EXPLICIT_HEAD}),
+    "smollm3": ("SmolLM3ForCausalLM", {"hidden_size": 32}),
+    "olmo2": ("Olmo2ForCausalLM", {"hidden_size": 32}),
+    "phi3": ("Phi3ForCausalLM", {"hidden_size": 32, "original_max_position_embeddings": 64}),
+    "gpt_neox": ("GPTNeoXForCausalLM", {"hidden_size": 32, "num_key_value_heads": None}),
+    "opt": (
+        "OPTForCausalLM",
+        {"hidden_size": 32, "ffn_dim": 40, "word_embed_proj_dim": 32, "num_key_value_heads": None},
+    ),
+    "gpt2": ("GPT2LMHeadModel", {"hidden_size": 32, "n_inner": 40, "num_key_value_heads": None}),
+}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama-mha": ("LlamaForCausalLM", {"num_key_value_heads": 8, **EXPLICIT_HEAD}),
+    "llama-mqa": ("LlamaForCausalLM", {"num_key_value_heads": 1, **EXPLICIT_HEAD}),
+    "llama-tied": ("LlamaForCausalLM", {"tie_word_embeddings": True, **EXPLICIT_HEAD}),
+}
+ALL = ROWS | VARIANTS
+
+
+def model(name: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+    """A random model with non-zero biases and norms away from 1, so that nothing cancels by chance."""
+    class_name, own = ALL[name]
+    options = {k: v for k, v in (SMALL | own | changes).items() if v is not None}
+    model_class = getattr(transformers, class_name)
+    config = model_class.config_class(**options)
+    torch.manual_seed(seed)
+    built = model_class(config).to(dtype).eval()
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.ndim == 1 else 0.1))
+    return built
+
+
+def ids(rows: int = 3, tokens: int = 12, *, seed: int = 1) -> torch.Tensor:
+    """Token ids (rows, tokens), none of them special."""
+    return torch.randint(3, SMALL["vocab_size"], (rows, tokens), generator=torch.Generator().manual_seed(seed))
