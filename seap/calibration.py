@@ -36,7 +36,7 @@ def calibrate(model: Any, corpus: Corpus, options: Calibration, *, progress: boo
     total = num_batches(corpus.rows, batch_tokens=options.batch_tokens)
     stream = batches(corpus.rows, batch_tokens=options.batch_tokens)
     bar = tqdm(stream, total=total, desc=f"calibrate {corpus.name}", unit="batch", disable=not progress, leave=False)
-    with _evaluation(model), torch.inference_mode():
+    with _evaluation(model), torch.no_grad():
         for batch in bar:
             with _recording(arch, moments, batch):
                 model.base_model(

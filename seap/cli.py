@@ -240,7 +240,7 @@ def demo(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code is 0, 1 for a wrong command line, 2 for anything refused."""
+    """Run the command line; the exit code is 0, 1 for anything refused, 2 for a wrong command line."""
     debug = "--debug" in (arguments := list(sys.argv[1:] if arguments is None else arguments))
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
@@ -254,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         errors.print(f"[bold red]error:[/bold red] {escape(str(error))}")
-        return 2
+        return 1
     except KeyboardInterrupt:
         errors.print("stopped; nothing half written was left behind")
         return 130

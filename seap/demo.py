@@ -163,7 +163,7 @@ def show(result: Mapping[str, Any], tasks: Sequence[str], console: Console) -> N
         f"{100 / result['num_items'] ** 0.5 / len(tasks) ** 0.5:.0f} points in the mean are noise."
     )
     console.print(
-        f"Saved and reloaded {saved['path']} (half of it removed for {saved['task']}): {100 * saved['acc']:.0f}% correct, "
+        f"Saved and reloaded {saved['path']} (half removed for {saved['task']}): {100 * saved['acc']:.0f}% correct, "
         f"{size['dense'] / 1e6:.1f} → {size['pruned'] / 1e6:.1f} MB on disk, "
         f"{speed['dense']:,.0f} → {speed['pruned']:,.0f} tokens read per second "
         f"(×{speed['pruned'] / speed['dense']:.2f}), {result['seconds']:.0f} s in all."

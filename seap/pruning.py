@@ -14,7 +14,7 @@ from seap.compensate import Biases, mean_bias
 from seap.config import Calibration, Method, Pruning
 from seap.corpus import Corpus, build_corpus, longest_sequence
 from seap.errors import UserError
-from seap.mask import Masks, choose_units, realised_sparsity
+from seap.mask import Masks, check_fits, choose_units, realised_sparsity
 from seap.report import Report, Size, provenance, widths
 from seap.score import Scores, mix, score_inputs
 from seap.stats import Statistics, merge
@@ -108,7 +108,7 @@ def prune(
     started = time.perf_counter()
     pruning, calibration = split_options(options)
     arch = describe(model)
-    notes = check(model, pruning)
+    notes = check(model, pruning, masks)
     corpora: dict[str, Corpus] = {}
     if statistics is None and needs_text(pruning, masks):
         if task is None or tokenizer is None:
@@ -118,7 +118,8 @@ def prune(
     elif task is not None:
         notes.append("the task's text was not used: nothing here measures activations anew")
     known = dict(statistics or {})
-    masks = masks if masks is not None else make_masks(model, known, pruning, seed=calibration.seed)
+    masks_made = masks is None
+    masks = make_masks(model, known, pruning, seed=calibration.seed) if masks is None else masks
     biases = make_biases(model, masks, known, pruning)
     before, identity, realised = Size.of(model), calibrating.fingerprint(model), realised_sparsity(arch, masks)
     layers = widths(model, masks)
@@ -131,7 +132,7 @@ def prune(
         model=getattr(model.config, "_name_or_path", "") or "unnamed",
         method=pruning.method,
         tasks=tuple(known),
-        target_sparsity=pruning.sparsity,
+        target_sparsity=pruning.sparsity if masks_made or "sparsity" in options else realised,
         realised_sparsity=realised,
         total_sparsity=1 - after.params / before.params,
         non_embedding_sparsity=1 - (after.params - after.embeddings) / (before.params - before.embeddings),
@@ -161,11 +162,14 @@ def needs_text(options: Pruning, masks: Masks | None) -> bool:
     return options.resolved().compensate != "none" if masks is not None else options.needs_text
 
 
-def check(model: Any, options: Pruning) -> list[str]:
+def check(model: Any, options: Pruning, masks: Masks | None = None) -> list[str]:
     """Refuse what can't be done before any text is read; return what the user should know about this run."""
     check_in_memory(model)
     arch = describe(model)
-    allocate(arch, options, {axis.key: torch.zeros(axis.num_inputs, dtype=torch.float64) for axis in arch.axes})
+    if masks is None:
+        allocate(arch, options, {axis.key: torch.zeros(axis.num_inputs, dtype=torch.float64) for axis in arch.axes})
+    else:
+        check_fits(arch, masks)
     notes = [f"{name} has no effect with these choices" for name in options.unused()]
     if not arch.can_cut_heads and options.axes is None and options.sparsity > 0:
         notes.append(

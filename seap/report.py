@@ -1,11 +1,15 @@
 """What a pruning did, in numbers, and what made it."""
 
+import os
 import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from seap.arch import describe, embedding_params
 from seap.config import Calibration, Pruning
@@ -54,8 +58,20 @@ class Size:
 
 def versions() -> dict[str, str]:
     """Of everything that decides a number."""
-    names = ("seap", "torch", "transformers", "safetensors", "numpy")
-    return {"python": platform.python_version()} | {name: version(name) for name in names}
+    names = ("seap", "transformers", "safetensors", "numpy")
+    return {"python": platform.python_version(), "torch": torch.__version__} | {name: version(name) for name in names}
+
+
+def machine() -> dict[str, Any]:
+    """The hardware that a number was measured on."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in _lines(info) if line.startswith("model name")]
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": names[0] if names else platform.processor(), "cores": os.cpu_count(), "gpu": gpu}
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.is_file() else []
 
 
 def choices(options: Pruning) -> dict[str, str]:

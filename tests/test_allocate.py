@@ -1,4 +1,4 @@
-"""The target is met within one unit, under every allocation, for every family; caps hold; impossible targets say why."""
+"""The target is met within one unit, by every allocation, for every family; caps hold; impossible targets say why."""
 
 import math
 from dataclasses import replace

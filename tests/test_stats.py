@@ -1,5 +1,6 @@
 """Moments are the same however the rows are split, merged or typed; files give back what was written."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def test_any_split_gives_the_moments_of_all_rows(cuts: list[int], seed: int, dty
     data = rows(40, seed, dtype)
     edges = [0, *sorted(cuts), 40]
     streamed, parts = Moments.zeros(SIZE, second=True), []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         streamed.update_(data[start:end])
         part = Moments.zeros(SIZE, second=True)
         part.update_(data[start:end])

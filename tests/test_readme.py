@@ -1,0 +1,82 @@
+"""The README says what is so: its tree is the tree on disk, and its commands and snippets run."""
+
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from toy import TEXTS, folder
+
+from seap.cli import app, main
+from seap.config import METHODS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = [line.split("   ")[0].strip() for line in README.splitlines() if re.match(r"seap [a-z]+ ", line)]
+
+
+def tracked() -> list[str]:
+    done = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT)
+    if done.returncode != 0 or not done.stdout:
+        pytest.skip("not a git checkout")
+    return done.stdout.splitlines()
+
+
+def test_the_tree_names_every_module_and_nothing_else() -> None:
+    tree = README.split("## Tree")[1].split("```")[1]
+    named = set(re.findall(r"\b([a-z_]+\.py)\b", tree))
+    package = {Path(name).name for name in tracked() if name.startswith("seap/") and name.endswith(".py")}
+    assert named - {"tiny.py"} == package - {"__init__.py"}
+    folders = {line.split("/")[0] for line in tree.splitlines() if re.match(r"[a-z]+/", line)}
+    assert folders == {name.split("/")[0] for name in tracked() if "/" in name and not name.startswith(".")}
+
+
+def test_the_table_of_methods_is_that_of_the_code() -> None:
+    for name, method in METHODS.items():
+        row = next(line for line in README.splitlines() if re.match(rf"\| .*`{name}`", line))
+        assert method.allocate in row and (method.compensate in row or method.compensate == "none")
+        assert f"`{method.score}`" in row or method.score in ("magnitude", "random")
+
+
+def test_there_are_commands() -> None:
+    assert {command.split()[1] for command in COMMANDS} >= {"prune", "inspect", "calibrate", "mask", "merge"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_parses(command: str) -> None:
+    chosen, _, _ = app.parse_args(shlex.split(command)[1:], exit_on_error=False, print_error=False)
+    assert chosen.__name__ == command.split()[1]
+
+
+def test_the_commands_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a tiny model in place of the user's; the one from the Hub and its task are stood in for."""
+    monkeypatch.chdir(tmp_path)
+    folder(Path("my-model"), intermediate_size=120)
+    rows = [json.dumps({"text": text}) for text in TEXTS]
+    Path("tickets.jsonl").write_text("\n".join(rows))
+    Path("gsm8k.jsonl").write_text("\n".join(rows[:9]))
+    for part in range(2):
+        Path(f"part{part}.jsonl").write_text("\n".join(rows[part::2]))
+        assert main(["calibrate", "my-model", "--task", f"tickets=part{part}.jsonl", "--out", f"shard{part}"]) == 0
+    for command in COMMANDS:
+        words = shlex.split(command.replace("meta-llama/Llama-3.2-1B", "my-model"))[1:]
+        words = ["gsm8k=gsm8k.jsonl" if word == "gsm8k" else word for word in words]
+        if "small" in words and Path("small").exists() and words[0] == "prune":
+            words.append("--overwrite")
+        if words[0] == "merge":
+            Path("stats/tickets.safetensors").unlink()
+        assert main(words) == 0, command
+    assert Path("small/config.json").is_file() and Path("llama-gsm8k/modeling_seap.py").is_file()
+
+
+def test_the_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder(Path("my-model"), intermediate_size=120)
+    Path("tickets.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
+    assert main(["prune", "my-model", "--task", "tickets=tickets.jsonl", "--out", "small"]) == 0
+    names: dict[str, object] = {}
+    for snippet in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
+        exec(snippet.replace('"small")', '"small")'), names)
+    assert {"model", "report"} <= names.keys()
