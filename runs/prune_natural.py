@@ -7,8 +7,6 @@ DATA holds one folder per kind, with train.* and test.* (column `text`). Every m
 """
 
 import argparse
-import subprocess
-import sys
 import time
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -20,10 +18,10 @@ from tqdm import tqdm
 from seap import checkpoint, pruning
 from seap.calibration import calibrate
 from seap.config import Calibration, Pruning
-from seap.corpus import Corpus
-from seap.evaluate import loss
+from seap.corpus import build_corpus
 from seap.files import digest, write_json
-from seap.report import machine, versions
+from seap.metrics import Row, loss
+from seap.report import command_line, commit, machine, versions
 from seap.tasks import load_items, parse_spec
 
 METHODS = ("seap-paper", "seap", "flap", "wanda-sp", "magnitude", "random")
@@ -31,16 +29,16 @@ CALIBRATION = Calibration(num_texts=2000, seq_len=256, pack=True, max_tokens=64 
 HELD_OUT = Calibration(num_texts=2000, seq_len=256, pack=True, max_tokens=48 * 256)
 
 
-def held_out(spec: str, tokenizer: Any) -> Corpus:
+def held_out(spec: str, tokenizer: Any) -> list[Row]:
     texts = [item.text for item in load_items(parse_spec(spec), "test")]
-    return pruning.build_corpus(spec, texts, tokenizer, HELD_OUT, source="test")
+    return [Row(ids) for ids in build_corpus(spec, texts, tokenizer, HELD_OUT, source="test").rows]
 
 
 def measure(model: Any, tokenizer: Any, spec: str, seeds: range, sparsity: float) -> list[dict[str, Any]]:
     """One row per method and seed, and one for the dense model."""
     kind = parse_spec(spec).name
     test = held_out(spec, tokenizer)
-    dense = loss(model, test.rows)
+    dense = loss(model, test)
     rows = [row(kind, "dense", 0.0, 0.0, 0, dense, dense.value)]
     for seed in seeds:
         options = replace(CALIBRATION, seed=seed)
@@ -50,7 +48,7 @@ def measure(model: Any, tokenizer: Any, spec: str, seeds: range, sparsity: float
             pruned = deepcopy(model)
             choices = asdict(Pruning(sparsity=sparsity, method=method)) | {"seed": seed}
             report = pruning.prune(pruned, statistics={kind: statistics}, **choices)
-            figure = loss(pruned, test.rows)
+            figure = loss(pruned, test)
             entry = row(kind, method, sparsity, report.realised_sparsity, seed, figure, dense.value)
             rows.append(entry | {"calibration_tokens": corpus.num_tokens, "data_hash": corpus.data_hash})
     return rows
@@ -78,11 +76,6 @@ def means(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {method: sum(values) / len(values) for method, values in found.items()}
 
 
-def commit() -> str:
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("model")
@@ -105,7 +98,7 @@ def main() -> None:
         "commit": commit(),
         "data_hash": digest([entry.get("data_hash") for entry in rows]),
         "seeds": arguments.seeds,
-        "command": " ".join(sys.argv),
+        "command": command_line(),
         "versions": versions(),
         "machine": machine(),
         "seconds": time.perf_counter() - started,

@@ -32,6 +32,3 @@ def __getattr__(name: str) -> Any:
 
 
 modeling_seap.install()
-
-
-modeling_seap.install()

@@ -270,8 +270,11 @@ def find_family(config: Any) -> Family:
 
 
 def describe(model: Any) -> Arch:
-    """Look at a model through its family's row."""
-    return Arch(model, find_family(model.config))
+    """Look at a model through its family's row. Raises UserError for anything but a causal LM of a known family."""
+    family = find_family(model.config)
+    if model.get_output_embeddings() is None:
+        raise UserError(f"{type(model).__name__} has no output layer; give the whole causal language model")
+    return Arch(model, family)
 
 
 def choose_axes(arch: Arch, names: Iterable[str] | None = None) -> tuple[Axis, ...]:

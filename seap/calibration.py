@@ -5,6 +5,7 @@ Shapes: B rows, T tokens, C inputs of a consumer.
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from seap.config import Calibration
 from seap.corpus import Batch, Corpus, batches, num_batches
 from seap.errors import UserError
 from seap.files import digest
+from seap.report import versions
 from seap.stats import Moments, Statistics
 
 
@@ -92,27 +94,41 @@ def _check_finite(arch: Arch, moments: Statistics) -> None:
         )
 
 
-def fingerprint(model: Any) -> str:
-    """What makes two models the same for statistics and masks: the widths, and the signs of a sample of the weights.
-
-    Signs rather than values, so that a model loaded in another dtype is the same model.
-    """
+def structure(model: Any) -> str:
+    """The model's family and sizes, hashed."""
     arch = describe(model)
-    parts: list[Any] = [arch.family.model_type, model.config.hidden_size]
-    for axis in arch.axes:
-        weight = arch.weight(axis.layer, axis.consumer).detach()
-        flat = weight.reshape(-1)
-        step = max(flat.numel() // 2048, 1)
-        signs = (flat[::step] > 0).cpu().numpy()
-        parts.append([axis.key, axis.units, axis.unit_inputs, digest(signs.tobytes().hex())])
-    return digest(parts)
+    sizes = [[axis.key, axis.units, axis.unit_inputs] for axis in arch.axes]
+    return digest([arch.family.model_type, model.config.hidden_size, model.config.vocab_size, sizes])
+
+
+def samples(model: Any, *, each: int = 8) -> list[float]:
+    """A few values of every prunable linear and of the embedding, by which a model is known again."""
+    arch = describe(model)
+    weights = [model.get_input_embeddings().weight]
+    weights += [arch.linear(axis.layer, part.module).weight for axis in arch.axes for part in axis.slices]
+    flat = [weight.detach().reshape(-1) for weight in weights]
+    taken = [values[values.numel() // (2 * each) :: max(values.numel() // each, 1)][:each] for values in flat]
+    return [float(f"{value:.5g}") for value in torch.cat([part.float().cpu() for part in taken]).tolist()]
+
+
+def fingerprint(model: Any) -> str:
+    """Structure and samples, hashed: the same model in the same dtype."""
+    return digest([structure(model), samples(model)])
+
+
+def identity(model: Any) -> dict[str, Any]:
+    """What statistics and masks remember of their model, so that `check_same_model` can know it again."""
+    name = getattr(model.config, "_name_or_path", "")
+    return {"model": name, "fingerprint": fingerprint(model), "structure": structure(model), "samples": samples(model)}
 
 
 def check_same_model(paths: Sequence[Path], abouts: Sequence[Mapping[str, Any]], model: Any) -> None:
-    """Raise UserError unless the files' metadata name this model."""
-    own = fingerprint(model)
+    """Raise UserError unless the files' metadata name this model, in whatever dtype."""
+    own_structure, own = structure(model), torch.tensor(samples(model))
     for path, about in zip(paths, abouts, strict=True):
-        if about["fingerprint"] != own:
+        same = about["structure"] == own_structure and len(about["samples"]) == len(own)
+        # bfloat16 keeps 8 bits, and float16 nothing below 6e-8
+        if not (same and torch.allclose(torch.tensor(about["samples"]), own, rtol=2**-7, atol=1e-6)):
             raise UserError(
                 f"{path} was made with another model ({about.get('model') or 'unnamed'}), not with "
                 f"{getattr(model.config, '_name_or_path', '') or 'this one'}; make it again with this model"
@@ -122,17 +138,18 @@ def check_same_model(paths: Sequence[Path], abouts: Sequence[Mapping[str, Any]],
 def about_statistics(model: Any, corpus: Corpus, options: Calibration) -> dict[str, Any]:
     """The metadata of a statistics file: everything that decides its content, under `key`."""
     about = {
-        "model": getattr(model.config, "_name_or_path", ""),
-        "fingerprint": fingerprint(model),
+        **identity(model),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "task": corpus.name,
         "source": corpus.source,
-        "num_texts": len(corpus.rows),
+        "num_rows": len(corpus.rows),
         "num_tokens": corpus.num_tokens,
         "data_hash": corpus.data_hash,
         "seed": options.seed,
         "second_moments": options.second_moments,
-        "parts": 1,
+        "parts": [corpus.data_hash],
+        "options": asdict(options),
+        "versions": versions(),
     }
     deciding = ("fingerprint", "dtype", "task", "data_hash", "second_moments")
     return about | {"key": digest([about[name] for name in deciding])}

@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -38,46 +39,76 @@ def _readable(name: str, error: Exception) -> UserError:
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     """The model's config, with the family checked before any weight is read."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PretrainedConfig
 
+    path = resolve_model(name)
     try:
-        config = AutoConfig.from_pretrained(resolve_model(name), trust_remote_code=trust_remote_code or None)
+        raw, _ = PretrainedConfig.get_config_dict(path)
+        if not trust_remote_code:
+            find_family(SimpleNamespace(model_type=raw.get("model_type")))
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         raise _readable(name, error) from error
     find_family(config)
     return config
 
 
+def check_device(device: str) -> str:
+    """`auto` → a GPU if there is one. Raises UserError for a device that isn't here."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"--device {device}: {str(error).splitlines()[0]}; use cpu, or a device that is here"
+        ) from error
+    return device
+
+
 def load(name: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False) -> tuple[Any, Any]:
     """Load a dense or pruned model and its tokenizer: `model, tokenizer = seap.load("DIR")`.
 
     dtype: auto (the checkpoint's), float32, bfloat16 or float16. device: auto (a GPU if there is one), cpu, cuda …
-    Only safetensors are read. Raises UserError for what isn't there, is damaged, or is of an unknown family.
+    Only safetensors are read, and no code of the checkpoint's runs unless `trust_remote_code`. Raises UserError for
+    what isn't there, is damaged or incomplete, or is of an unknown family.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     modeling_seap.install()
+    place = check_device(device)
     load_config(name, trust_remote_code=trust_remote_code)
     path = resolve_model(name)
-    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             use_safetensors=True,
-            trust_remote_code=trust_remote_code or None,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code or None)
-        return model.to(place).eval(), tokenizer
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, RuntimeError, ImportError, AttributeError, SafetensorError) as error:
         raise _readable(name, error) from error
+    absent = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
+    if absent:
+        raise UserError(
+            f"can't load model {name!r}: {len(absent)} weights are missing or misshapen, such as {absent[0]}"
+        )
+    return model.to(place).eval(), tokenizer
 
 
-def previous_masks(name: str) -> Masks | None:
-    """The masks of an already pruned checkpoint folder, over the original model's units; None for a dense model."""
-    path = Path(resolve_model(name)) / "mask.safetensors"
-    return load_masks(path)[0] if path.is_file() else None
+def previous(name: str, model: Any) -> tuple[Masks, dict[str, Any]] | None:
+    """Masks (over the original model's units) and metadata of an already pruned checkpoint; None for a dense model."""
+    if getattr(model.config, "seap", None) is None:
+        return None
+    from transformers.utils import cached_file
+
+    path = cached_file(resolve_model(name), "mask.safetensors", _raise_exceptions_for_missing_entries=False)
+    return load_masks(Path(path)) if path else None
 
 
 def weight_bytes(model: Any) -> int:
@@ -96,27 +127,31 @@ def check_space(out: Path, num_bytes: int) -> None:
 
 
 def save(model: Any, tokenizer: Any, masks: Masks, provenance: Mapping[str, Any], out: Path) -> None:
-    """Write the checkpoint folder: weights, config, tokenizer, masks, provenance, model card. Whole or not at all."""
+    """Write the checkpoint folder: weights, config, tokenizer, masks, provenance, model card. Whole or not at all.
+
+    provenance: what goes into seap.json, and under `mask` the metadata of mask.safetensors.
+    """
     with written_whole(out) as draft:
         draft.mkdir()
         model.save_pretrained(draft)
         shutil.copyfile(modeling_seap.__file__, draft / "modeling_seap.py")
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)
-        about = {name: provenance.get(name) for name in ("fingerprint", "task", "realised_sparsity", "method", "key")}
-        save_masks(draft / "mask.safetensors", masks, about)
-        (draft / "seap.json").write_text(json.dumps(dict(provenance), indent=2) + "\n")
-        (draft / "README.md").write_text(model_card(provenance))
+        save_masks(draft / "mask.safetensors", masks, provenance["mask"])
+        rest = {name: value for name, value in provenance.items() if name != "mask"}
+        (draft / "seap.json").write_text(json.dumps(rest, indent=2) + "\n")
+        (draft / "README.md").write_text(model_card(rest))
 
 
 def model_card(about: Mapping[str, Any]) -> str:
     """What was removed, for which task, and what that means off task."""
     tasks = ", ".join(about["tasks"]) or "no task (weights alone)"
     name = Path(about["model"]).name or "model"
+    on_hub = "/" in about["model"] and not Path(about["model"]).exists()
+    base = f'base_model: "{about["model"]}"\n' if on_hub else ""
     return f"""---
 library_name: transformers
-base_model: {about["model"]}
-tags: [seap, pruned]
+{base}tags: [seap, pruned]
 ---
 # {name}, pruned for {tasks}
 
@@ -140,10 +175,14 @@ tokenizer = AutoTokenizer.from_pretrained(DIR)
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    path = folder / "seap.json"
-    if not path.is_file():
-        raise UserError(f"{folder} has no seap.json: not a checkpoint that seap pruned")
-    return json.loads(path.read_text())
+    """What seap.json says. Raises UserError when it is damaged."""
+    try:
+        found = json.loads((folder / "seap.json").read_text())
+        if not {"model", "method", "layers", "options", "realised_sparsity"} <= found.keys():
+            raise ValueError("entries are missing")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder / 'seap.json'} is damaged ({error}); prune again") from error
+    return found
 
 
 def quiet_transformers() -> None:

@@ -1,64 +1,19 @@
-"""The command line. Options and defaults are those of seap.config; what takes long to import is imported when used.
+"""The command line. Options and defaults are those of seap.config; what takes long to import is imported when used."""
 
-Results go to standard output, everything else to standard error; `--json` prints one JSON object and nothing else.
-"""
-
-import json as json_format
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from cyclopts import App, Parameter
-from rich.console import Console
+from cyclopts import Parameter
 from rich.markup import escape
 
-import seap
-from seap.config import Calibration, Dtype, Pruning
+from seap import cli_evidence as cli_evidence  # its commands join the application
+from seap.cli_base import Flat, Json, Model, TaskOption, app, errors, merged_options, note, print_json, results
+from seap.config import Calibration, Loading, Pruning
 from seap.errors import UserError
-
-errors = Console(stderr=True, soft_wrap=True, highlight=False)
-results = Console(soft_wrap=True, highlight=False)
-
-app = App(
-    name="seap",
-    help="Prune a large language model for the tasks you have: structured, training-free, and it really reloads.",
-    version=seap.__version__,
-    default_parameter=Parameter(negative=""),
-    console=results,
-    error_console=errors,
-    help_format="markdown",
-    result_action="return_value",
-)
-
-Flat = Parameter(name="*")
-Model = Annotated[
-    str, Parameter(help="Model folder or Hub id (safetensors); `builtin` is the one that comes with seap.")
-]
-TaskOption = Annotated[
-    tuple[str, ...],
-    Parameter(name="--task", help="NAME or NAME=PATH; may be repeated. See `seap tasks` for the names."),
-]
-Json = Annotated[bool, Parameter(name="--json", help="Print one JSON object and nothing else.")]
-DtypeOption = Annotated[Dtype, Parameter(help="Arithmetic and weights; auto is the checkpoint's own.")]
-Device = Annotated[str, Parameter(help="cpu, cuda, cuda:1 …; auto takes a GPU if there is one.")]
-Trust = Annotated[bool, Parameter(help="Run code that comes with the checkpoint. Only for sources that you trust.")]
-
-
-def note(text: str) -> None:
-    errors.print(f"[dim]note:[/dim] {escape(text)}")
-
-
-def print_json(value: Any) -> None:
-    sys.stdout.write(json_format.dumps(value, indent=2) + "\n")
-
-
-def merged_options(*parts: Any) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for part in parts:
-        options |= asdict(part)
-    return options
 
 
 @app.command
@@ -72,10 +27,8 @@ def prune(
     calibration: Annotated[Calibration, Flat] = Calibration(),  # noqa: B008
     stats: Annotated[tuple[Path, ...], Parameter(help="Statistics of `seap calibrate`, in place of --task.")] = (),
     mask_file: Annotated[Path | None, Parameter(help="A mask of `seap mask`, in place of choosing one.")] = None,
-    dtype: DtypeOption = "auto",
-    device: Device = "auto",
+    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
     overwrite: Annotated[bool, Parameter(help="Replace what --out holds.")] = False,
-    trust_remote_code: Trust = False,
     json: Json = False,
 ) -> None:
     """Cut a model down for a task and save it as a checkpoint that reloads.
@@ -92,7 +45,7 @@ def prune(
         mask_file=mask_file,
         overwrite=overwrite,
         progress=not json,
-        loading={"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code},
+        loading=asdict(loading),
         **merged_options(pruning, calibration),
     )
     for text in report.notes:
@@ -114,9 +67,7 @@ def calibrate(
     task: TaskOption,
     out: Annotated[Path, Parameter(help="Folder for TASK.safetensors.")] = Path("stats"),
     calibration: Annotated[Calibration, Flat] = Calibration(),  # noqa: B008
-    dtype: DtypeOption = "auto",
-    device: Device = "auto",
-    trust_remote_code: Trust = False,
+    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
     json: Json = False,
 ) -> None:
     """Measure which parts of a model each task uses: one statistics file per task, made once and used many times.
@@ -125,15 +76,13 @@ def calibrate(
     """
     from seap.commands import calibrate_to_files
 
-    loading = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-    made = calibrate_to_files(model, task, out, calibration, loading=loading, progress=not json)
+    made = calibrate_to_files(model, task, out, calibration, loading=asdict(loading), progress=not json)
     if json:
         print_json({"files": made})
         return
     for entry in made:
-        state = (
-            "was there already" if entry["skipped"] else f"{entry['num_tokens']:,} tokens of {entry['num_texts']} texts"
-        )
+        made_now = f"{entry['num_tokens']:,} tokens in {entry['num_rows']} rows"
+        state = "was there already" if entry["skipped"] else made_now
         results.print(f"{escape(entry['path'])}: {state}")
 
 
@@ -144,9 +93,8 @@ def mask(
     *stats: Annotated[Path, Parameter(help="Statistics of `seap calibrate`.")],
     out: Annotated[Path, Parameter(help="The mask file, such as masks/gsm8k.safetensors.")],
     pruning: Annotated[Pruning, Flat] = Pruning(),  # noqa: B008
-    seed: Annotated[int, Parameter(help="Seeds the random score.")] = 0,
-    dtype: DtypeOption = "auto",
-    trust_remote_code: Trust = False,
+    seed: Annotated[int, Parameter(help="Seeds the random score.")] = Calibration.seed,
+    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
     json: Json = False,
 ) -> None:
     """Choose what stays, from statistics that are there already; reads the model's weights but runs nothing.
@@ -155,8 +103,7 @@ def mask(
     """
     from seap.commands import mask_to_file
 
-    loading = {"dtype": dtype, "device": "cpu", "trust_remote_code": trust_remote_code}
-    about = mask_to_file(model, stats, out, pruning, seed=seed, loading=loading)
+    about = mask_to_file(model, stats, out, pruning, seed=seed, loading=asdict(loading))
     if json:
         print_json(about)
         return
@@ -181,7 +128,8 @@ def merge(
     if json:
         print_json(about | {"path": str(out)})
         return
-    results.print(f"{escape(str(out))}: task {about['task']}, {about['num_tokens']:,} tokens of {about['parts']} parts")
+    tokens = f"{about['num_tokens']:,} tokens of {len(about['parts'])} parts"
+    results.print(f"{escape(str(out))}: task {about['task']}, {tokens}")
 
 
 @app.command
@@ -239,10 +187,17 @@ def demo(
     run(out, num_items=num_items, json=json, console=results)
 
 
+def expanded(argument: str) -> str:
+    """`~/x` and `--out=~/x` with the home folder in place, which not every shell puts there."""
+    option, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
+    return option + equals + (str(Path(value).expanduser()) if value.startswith("~") else value)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code is 0, 1 for anything refused, 2 for a wrong command line."""
     debug = "--debug" in (arguments := list(sys.argv[1:] if arguments is None else arguments))
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    arguments = [expanded(argument) for argument in arguments if argument != "--debug"]
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         if arguments and not arguments[0].startswith("-") and "--help" not in arguments:
             from seap.checkpoint import quiet_transformers

@@ -1,21 +1,22 @@
 """The stages over files, one function per command: what can be refused is refused before anything long starts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from seap import checkpoint
 from seap.arch import describe
-from seap.calibration import about_statistics, check_same_model, fingerprint
+from seap.calibration import about_statistics, check_same_model, identity
 from seap.calibration import calibrate as measure
-from seap.config import Calibration, Pruning
+from seap.config import Calibration, Evaluation, Pruning
 from seap.errors import UserError
-from seap.files import check_output, digest, is_current
-from seap.mask import compose, load_masks, realised_sparsity, save_masks
-from seap.pruning import build_corpora, check, make_masks, needs_text, prune, split_options
-from seap.report import Report, choices
-from seap.stats import load_statistics, merge, save_statistics
+from seap.evaluate import evaluate, load_test
+from seap.files import check_output, digest, is_current, read_about, write_json
+from seap.mask import Masks, compose, load_masks, realised_sparsity, save_masks
+from seap.pruning import build_corpora, check, check_mixture, make_masks, needs_text, prune, split_options
+from seap.report import Report, choices, versions
+from seap.stats import Statistics, load_statistics, merge, save_statistics
 from seap.tasks import load_items, parse_spec
 
 
@@ -35,30 +36,80 @@ def prune_to_folder(
 
     loading: the keyword arguments of `seap.load`.
     """
-    check_output(out, overwrite=overwrite)
-    stored = [load_statistics(path) for path in stats_files]
+    check_output(out, overwrite=overwrite, source=checkpoint.resolve_model(name))
+    stored = read_statistics(stats_files)
     given, about_mask = load_masks(mask_file) if mask_file else (None, {})
-    options |= {name: about_mask[name] for name in ("sparsity", "method") if name in about_mask}
+    options = options_of_mask(options, about_mask) if mask_file else options
     pruning, calibration = split_options(options)
-    check_tasks(tasks, calibration, needed=not stored and needs_text(pruning, given))
+    needed = not stored and needs_text(pruning, given)
+    check_tasks(tasks, calibration, needed=needed)
+    check_mixture(pruning, [parse_spec(spec).name for spec in tasks] if needed else list(stored))
     model, tokenizer = checkpoint.load(name, **(loading or {}))
-    check_same_model(stats_files, [about for _, about in stored], model)
-    if mask_file:
-        check_same_model([mask_file], [about_mask], model)
+    files = [*stats_files, *([mask_file] if mask_file else [])]
+    check_same_model(files, [read_about(path)[1] for path in files], model)
     checkpoint.check_space(out, int(checkpoint.weight_bytes(model) * (1 - pruning.sparsity)))
+    made_with, before = identity(model), checkpoint.previous(name, model)
     report = prune(
         model,
         tokenizer,
         task=list(tasks) or None,
-        statistics={about["task"]: part for part, about in stored} or None,
+        statistics={task: part for task, (part, _) in stored.items()} or None,
         masks=given,
         progress=progress,
         **options,
     )
-    before = checkpoint.previous_masks(name)
-    masks = compose(before, report.masks) if before else report.masks
-    checkpoint.save(model, tokenizer, masks, report.to_dict(), out)
+    if mask_file:
+        tokens = report.num_tokens or about_mask["num_tokens"]
+        report = replace(report, tasks=tuple(about_mask["tasks"]), num_tokens=tokens)
+    save_pruned(model, tokenizer, report, out, made_with, before)
     return report
+
+
+def options_of_mask(options: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """A mask's own options in place of this run's. Raises UserError for an option that the mask has settled."""
+    settled = {name: value for name, value in about["options"].items() if name in {f.name for f in fields(Pruning)}}
+    defaults = asdict(Pruning())
+    for name, value in options.items():
+        if name in settled and name != "compensate" and value not in (defaults[name], settled[name]):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} {value} has no effect with --mask-file, whose mask is made already; leave it out")
+    if settled["axes"] is not None:
+        settled["axes"] = tuple(settled["axes"])
+    own = {name: value for name, value in options.items() if name not in settled}
+    compensate = options.get("compensate") or settled["compensate"]
+    return settled | own | {"compensate": compensate}
+
+
+def save_pruned(
+    model: Any,
+    tokenizer: Any,
+    report: Report,
+    out: Path,
+    made_with: Mapping[str, Any],
+    before: tuple[Masks, Mapping[str, Any]] | None,
+) -> None:
+    """Save a checkpoint whose masks are over the original model's units, whatever was pruned before."""
+    told, masks = report.to_dict(), report.masks
+    about: dict[str, Any] = {**made_with, "seed": told["calibration"]["seed"]}
+    told_too = ("tasks", "method", "options", "realised_sparsity", "num_tokens", "versions", "key")
+    about |= {name: told[name] for name in told_too} | {"sparsity": report.target_sparsity}
+    if before is not None:
+        masks = compose(before[0], report.masks)
+        kept = sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
+        earlier = {name: before[1].get(name) for name in ("model", "tasks", "method", "realised_sparsity")}
+        told["pruned_before"] = about["pruned_before"] = earlier | {"units_kept_of_original": kept}
+    checkpoint.save(model, tokenizer, masks, told | {"mask": about}, out)
+
+
+def read_statistics(paths: Sequence[Path]) -> dict[str, tuple[Statistics, dict[str, Any]]]:
+    """Statistics files by task. Raises UserError for two of one task."""
+    stored: dict[str, tuple[Statistics, dict[str, Any]]] = {}
+    for path in paths:
+        part, about = load_statistics(path)
+        if about["task"] in stored:
+            raise UserError(f"two files are of task {about['task']}; add them up first: seap merge … --out FILE")
+        stored[about["task"]] = part, about
+    return stored
 
 
 def check_tasks(tasks: Sequence[str], options: Calibration, *, needed: bool) -> None:
@@ -102,30 +153,33 @@ def mask_to_file(
     out: Path,
     options: Pruning,
     *,
-    seed: int = 0,
+    seed: int = Calibration.seed,
     loading: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """`seap mask`: scores, budgets and masks from statistics files."""
-    stored = [load_statistics(path) for path in stats_files]
+    stored = read_statistics(stats_files)
     if options.needs_scores_of_activations and not stored:
         raise UserError(f"score {options.resolved().score} needs statistics: name at least one file of seap calibrate")
+    check_mixture(options, list(stored))
     model, _ = checkpoint.load(name, **(loading or {}))
-    check_same_model(stats_files, [about for _, about in stored], model)
+    abouts = [about for _, about in stored.values()]
+    check_same_model(stats_files, abouts, model)
     check(model, options)
-    identity = fingerprint(model)
-    key = digest([identity, asdict(options), seed, [about["key"] for _, about in stored]])
+    made_with = identity(model)
+    key = digest([made_with["fingerprint"], asdict(options), seed, [about["key"] for about in abouts]])
     if is_current(out, key):
         return load_masks(out)[1] | {"skipped": True}
-    masks = make_masks(model, {about["task"]: part for part, about in stored}, options, seed=seed)
+    masks = make_masks(model, {task: part for task, (part, _) in stored.items()}, options, seed=seed)
     about = {
-        "model": model.config._name_or_path,
-        "fingerprint": identity,
-        "tasks": [about["task"] for _, about in stored],
+        **made_with,
+        "tasks": list(stored),
+        "num_tokens": sum(about["num_tokens"] for about in abouts),
         "method": options.method,
         "options": asdict(options) | choices(options),
         "sparsity": options.sparsity,
         "realised_sparsity": realised_sparsity(describe(model), masks),
         "seed": seed,
+        "versions": versions(),
         "key": key,
     }
     save_masks(out, masks, about)
@@ -140,22 +194,71 @@ def merge_files(stats_files: Sequence[Path], out: Path, *, task: str | None = No
     abouts = [about for _, about in stored]
     for path, about in zip(stats_files, abouts, strict=True):
         if about["fingerprint"] != abouts[0]["fingerprint"]:
-            raise UserError(
-                f"{path} was made with another model than {stats_files[0]}; only one model's can be added up"
-            )
+            raise UserError(f"{path} was made with another model or dtype than {stats_files[0]}; only one's add up")
         if about["second_moments"] != abouts[0]["second_moments"]:
             raise UserError(f"{path} and {stats_files[0]} differ in --second-moments; make both with or both without")
-    hashes = [about["data_hash"] for about in abouts]
-    if len(set(hashes)) < len(hashes):
-        raise UserError("two of the files are of the same text, which would count twice; name each part once")
+    parts = [part for about in abouts for part in about["parts"]]
+    if len(set(parts)) < len(parts):
+        raise UserError("two of the files hold the same text, which would count twice; name each part once")
     names = list(dict.fromkeys(about["task"] for about in abouts))
     merged = abouts[0] | {
         "task": task or "+".join(names),
-        "num_texts": sum(about["num_texts"] for about in abouts),
+        "num_rows": sum(about["num_rows"] for about in abouts),
         "num_tokens": sum(about["num_tokens"] for about in abouts),
-        "data_hash": digest(hashes),
-        "parts": sum(about["parts"] for about in abouts),
-        "key": digest([about["key"] for about in abouts]),
+        "data_hash": digest(sorted(parts)),
+        "parts": parts,
+        "key": digest([*sorted(about["key"] for about in abouts), task]),
     }
-    save_statistics(out, merge(part for part, _ in stored), merged)
+    if not is_current(out, merged["key"]):
+        save_statistics(out, merge(part for part, _ in stored), merged)
     return merged
+
+
+def evaluate_tasks(
+    name: str,
+    tasks: Sequence[str],
+    options: Evaluation,
+    *,
+    dense: str | None = None,
+    loading: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """`seap eval`: one row per task, its tests read before the model is loaded."""
+    if not tasks:
+        raise UserError("nothing to measure: add --task NAME or --task NAME=PATH, or --harness TASKS")
+    tests = [load_test(spec, options) for spec in tasks]
+    model, tokenizer = checkpoint.load(name, **(loading or {}))
+    reference = checkpoint.load(dense, **(loading or {}))[0] if dense else None
+    if reference is not None and reference.config.vocab_size != model.config.vocab_size:
+        raise UserError(f"--dense {dense} has another vocabulary than {name}; name the model it was pruned from")
+    return [evaluate(model, tokenizer, test, options, reference=reference) for test in tests]
+
+
+def run_harness(
+    name: str, names: Sequence[str], *, data: Path | None, loading: Mapping[str, Any] | None = None, **limits: Any
+) -> list[dict[str, Any]]:
+    """`seap eval --harness`: standard tasks by lm-evaluation-harness."""
+    from seap import harness
+
+    harness.check(names, data, **limits)
+    model, tokenizer = checkpoint.load(name, **(loading or {}))
+    return harness.evaluate(model, tokenizer, names, data=data, **limits)
+
+
+def analyze_tasks(
+    name: str,
+    tasks: Sequence[str],
+    out: Path,
+    calibration: Calibration,
+    *,
+    loading: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> dict[str, Any]:
+    """`seap analyze`: hidden states, activations, overlap and stability of masks, in one result file."""
+    from seap.analyze import analyze
+
+    check_tasks(tasks, calibration, needed=True)
+    model, tokenizer = checkpoint.load(name, **(loading or {}))
+    result = analyze(model, tokenizer, list(tasks), calibration=calibration, progress=progress, **options)
+    write_json(out, result)
+    return result

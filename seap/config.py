@@ -3,7 +3,9 @@
 Field docstrings become the help texts of the command line.
 """
 
-from dataclasses import dataclass, fields
+import math
+import re
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from seap.errors import UserError, unknown
@@ -12,9 +14,18 @@ Score = Literal["wifv", "wifv-flap", "wanda", "wanda-sp", "magnitude", "random"]
 Allocate = Literal["uniform", "logistic", "adaptive"]
 MaskOf = Literal["task", "general", "general-raw", "pooled"]
 Compensate = Literal["none", "bias"]
+Convention = Literal["true", "seap-reference"]
+Metric = Literal["auto", "multiple-choice", "exact-match", "continuation", "loss"]
 AxisName = Literal["kv_groups", "channels"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
+CHOICES: dict[str, Any] = {
+    "score": Score,
+    "allocate": Allocate,
+    "mask": MaskOf,
+    "compensate": Compensate,
+    "sparsity_convention": Convention,
+}
 NEEDS_ACTIVATIONS = ("wifv", "wifv-flap", "wanda", "wanda-sp")
 
 
@@ -26,6 +37,7 @@ class Method:
     allocate: Allocate
     mask: MaskOf
     compensate: Compensate
+    convention: Convention = "true"
     about: str
 
 
@@ -52,6 +64,14 @@ METHODS: dict[str, Method] = {
     "magnitude": Method(
         score="magnitude", allocate="uniform", mask="pooled", compensate="none", about="weights alone, no activations"
     ),
+    "seap-reference": Method(
+        score="wifv",
+        allocate="logistic",
+        mask="task",
+        compensate="none",
+        convention="seap-reference",
+        about="SEAP as its code runs, removing less than the sparsity it names",
+    ),
     "random": Method(
         score="random", allocate="uniform", mask="pooled", compensate="none", about="a floor to compare to"
     ),
@@ -67,6 +87,18 @@ def _one_of(kind: str, value: str, allowed: Any) -> None:
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How a model is loaded."""
+
+    dtype: Dtype = "auto"
+    """Arithmetic and weights; auto is the checkpoint's own."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 …; auto takes a GPU if there is one."""
+    trust_remote_code: bool = False
+    """Run code that comes with the checkpoint. Only for sources that you trust."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +144,8 @@ class Pruning:
     """One task's mask, a general one of several tasks (scores normalised, or raw as published), or of pooled text."""
     compensate: Compensate | None = None
     """What makes up for the removed units."""
+    sparsity_convention: Convention | None = None
+    """true: a fraction of all prunable parameters. seap-reference: SEAP's code, where less is really removed."""
     weights: dict[str, float] | None = None
     """Weights of the tasks in a general mask, as --weights.gsm8k 3; 1 where not named."""
     axes: tuple[AxisName, ...] | None = None
@@ -136,24 +170,31 @@ class Pruning:
             raise UserError(f"--sparsity {self.sparsity}: must be at least 0 and below 1, such as 0.5 for half")
         if self.method not in METHODS:
             raise unknown("method", self.method, METHODS)
-        for kind, allowed in (("score", Score), ("allocate", Allocate), ("mask", MaskOf), ("compensate", Compensate)):
+        for kind, allowed in CHOICES.items():
             if getattr(self, kind) is not None:
-                _one_of(kind, getattr(self, kind), allowed)
+                _one_of(kind.replace("_", " "), getattr(self, kind), allowed)
+        if isinstance(self.axes, str):
+            raise UserError(f"axes {self.axes!r}: must be a tuple, such as ({self.axes!r},)")
         for axis in self.axes or ():
             _one_of("axis", axis, AxisName)
         for name, least in (("protect_first", 0), ("protect_last", 0), ("min_kv_groups", 1), ("min_channels", 1)):
             _at_least(name, getattr(self, name), least)
         _at_least("round_to", self.round_to, 1)
+        for name in ("logistic_k", "logistic_x0"):
+            if not math.isfinite(getattr(self, name)):
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be a finite number")
         for task, weight in (self.weights or {}).items():
-            if not weight >= 0:
-                raise UserError(f"--weights.{task} {weight}: a task's weight can't be negative")
+            if not 0 <= weight < math.inf:
+                raise UserError(f"--weights.{task} {weight}: a task's weight must be 0 or more, and finite")
 
     def resolved(self) -> Method:
         """The method with this run's own choices in place of the preset's."""
         preset = METHODS[self.method]
-        own = {name: getattr(self, name) for name in ("score", "allocate", "mask", "compensate")}
-        chosen = {name: value if value is not None else getattr(preset, name) for name, value in own.items()}
-        return Method(**chosen, about=preset.about)
+        own = {name: getattr(self, name) for name in CHOICES}
+        chosen = {name: value for name, value in own.items() if value is not None}
+        if "sparsity_convention" in chosen:
+            chosen["convention"] = chosen.pop("sparsity_convention")
+        return replace(preset, **chosen)
 
     @property
     def needs_scores_of_activations(self) -> bool:
@@ -173,3 +214,50 @@ class Pruning:
         if method.mask not in ("general", "general-raw") and "weights" in changed:
             notes.append("--weights")
         return notes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a model is tested on, and how."""
+
+    metric: Metric = "auto"
+    """auto: multiple choice, generated exact match or true continuation among four, as the task's columns allow."""
+    num_items: int = 200
+    """Most test items or texts per task."""
+    window: int = 512
+    """Length in tokens of the windows that loss and perplexity are measured on. Clipped to what the model can read."""
+    stride: int | None = None
+    """Tokens that each window scores; the ones before are context. By default the whole window."""
+    context: int = 64
+    """Tokens of context in the choice of the true continuation among four."""
+    continuation: int = 32
+    """Tokens of each continuation."""
+    max_new_tokens: int = 256
+    """Longest generated answer."""
+    extract: str | None = None
+    """Regular expression whose first group (or whole match) is the answer, in what is generated and in gold."""
+    ragged_choices: bool = False
+    """Accept items whose numbers of choices differ, so that chance differs from item to item."""
+    test_batch_tokens: int | None = None
+    """Most tokens in one forward pass of a test; by default what fits in memory."""
+    test_seed: int = 0
+    """Draws the test items and the distractors."""
+
+    def __post_init__(self) -> None:
+        _one_of("metric", self.metric, Metric)
+        least = {"num_items": 2, "window": 2, "context": 1, "continuation": 1, "max_new_tokens": 1}
+        for name, value in least.items():
+            _at_least(name, getattr(self, name), value)
+        if self.stride is not None and not 1 <= self.stride <= self.window:
+            raise UserError(f"--stride {self.stride}: must be from 1 to --window {self.window}")
+        if self.test_batch_tokens is not None:
+            _at_least("test_batch_tokens", self.test_batch_tokens, 1)
+        if self.extract is not None:
+            _compiled(self.extract)
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"--extract {pattern!r} is no regular expression: {error}") from error

@@ -71,11 +71,18 @@ def build_corpus(
     if not rows:
         raise UserError(f"task {name}: none of {len(order)} texts has two tokens or more ({source})")
     if options.pack:
-        stream = [token for row in rows for token in row]
+        stream = [token for row in rows for token in (*row, *separator(tokenizer))]
         rows = [stream[i : i + seq_len] for i in range(0, len(stream), seq_len)]
         if len(rows) > 1 and len(rows[-1]) < 2:
             rows.pop()
     return Corpus(name, _limited(rows, options.max_tokens), source, skipped)
+
+
+def separator(tokenizer: Any) -> list[int]:
+    """What stands between packed texts: nothing where the tokenizer marks beginnings itself, else the end of text."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    marked = tokenizer("a")["input_ids"] != plain
+    return [] if marked or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
 
 def _limited(rows: Sequence[Sequence[int]], max_tokens: int | None) -> tuple[tuple[int, ...], ...]:

@@ -15,15 +15,16 @@ from tqdm import tqdm
 
 from seap import checkpoint, pruning
 from seap.builtin import TASKS
-from seap.config import Calibration, Pruning
-from seap.evaluate import answer_accuracy
+from seap.config import Calibration, Evaluation, Pruning
 from seap.files import write_json
+from seap.metrics import exact_match
 from seap.report import versions
 from seap.stats import Statistics
 from seap.tasks import Item, load_items
 
 METHODS = ("seap", "seap-gen", "flap", "wanda-sp", "random")
 SPARSITIES = (0.2, 0.5)
+TESTING = Evaluation(max_new_tokens=24)
 CALIBRATION = Calibration(num_texts=200, max_tokens=4000)
 SAVED_TASK, SAVED_METHOD, SAVED_SPARSITY = "arithmetic", "seap", 0.5
 
@@ -94,7 +95,7 @@ def _pruned(model: Any, statistics: Mapping[str, Statistics], method: str, spars
 def _row(
     method: str, target: float, realised: float, task: str, model: Any, tokenizer: Any, items: Sequence[Item]
 ) -> dict[str, Any]:
-    figure = answer_accuracy(model, tokenizer, items)
+    figure = exact_match(model, tokenizer, items, TESTING)
     return {
         "method": method,
         "task": task,
@@ -129,7 +130,7 @@ def save_and_reload(out: Path, items: Sequence[Item]) -> dict[str, Any]:
     return {
         "path": str(out),
         "task": SAVED_TASK,
-        "acc": answer_accuracy(pruned, tokenizer, items).value,
+        "acc": exact_match(pruned, tokenizer, items, TESTING).value,
         "bytes": sizes,
         "tokens_per_s": speeds,
     }

@@ -1,6 +1,5 @@
 """`seap inspect`: what an artefact is, what made it, and what is in it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from rich.table import Table
 
 from seap.arch import AXIS_NAMES
 from seap.arch import describe as describe_arch
-from seap.checkpoint import BUILTIN, load_config, resolve_model
+from seap.checkpoint import BUILTIN, load_config, read_provenance, resolve_model
 from seap.errors import UserError
 from seap.files import read_about, read_tensors
 
@@ -19,12 +18,14 @@ def describe(name: str) -> dict[str, Any]:
     """Everything worth knowing about a statistics or mask file, a pruned checkpoint or a dense model, for JSON."""
     path = Path(name).expanduser()
     if path.is_file():
+        if path.suffix != ".safetensors":
+            raise UserError(f"{path}: inspect takes a model folder, or a statistics or mask file (.safetensors)")
         kind, about = read_about(path)
         return {"kind": kind, "path": str(path)} | about | _content(path, kind)
     if path.is_dir() and (path / "seap.json").is_file():
         return {"kind": "pruned checkpoint", "path": str(path)} | _checkpoint(path)
     if path.is_dir() or name == BUILTIN:
-        return {"kind": "dense model", "path": resolve_model(name)} | _dense(name)
+        return {"path": resolve_model(name)} | _model(name)
     raise UserError(f"no such file or folder: {name}")
 
 
@@ -46,14 +47,10 @@ def _layers(entries: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _checkpoint(folder: Path) -> dict[str, Any]:
-    try:
-        provenance = json.loads((folder / "seap.json").read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{folder / 'seap.json'} is no JSON ({error}); prune again") from error
-    return provenance | {"bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors"))}
+    return read_provenance(folder) | {"bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors"))}
 
 
-def _dense(name: str) -> dict[str, Any]:
+def _model(name: str) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -61,7 +58,9 @@ def _dense(name: str) -> dict[str, Any]:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     arch = describe_arch(model)
+    pruned = getattr(config, "seap", None) is not None
     return {
+        "kind": "pruned model without provenance" if pruned else "dense model",
         "family": config.model_type,
         "params": sum(p.numel() for p in model.parameters()),
         "prunable_params": arch.prunable_params,
@@ -77,7 +76,7 @@ def show(found: dict[str, Any], console: Console) -> None:
         return
     table = Table(box=None, show_header=False)
     for name, value in found.items():
-        if name != "layers" and not isinstance(value, dict):
+        if name not in ("layers", "samples") and not isinstance(value, dict):
             table.add_row(f"[bold]{name}[/bold]", escape(_plain(value)))
     console.print(table)
     _show_layers(found["layers"], console)
@@ -103,6 +102,83 @@ def show_report(report: dict[str, Any], console: Console) -> None:
         table.add_row(f"[bold]{name}[/bold]", escape(value))
     console.print(table)
     _show_layers(report["layers"], console)
+
+
+def show_rows(rows: list[dict[str, Any]], console: Console) -> None:
+    """The rows of `seap eval`."""
+    own = [row for row in rows if "loss" in row]
+    if own:
+        table = Table("task", "loss", "perplexity", "accuracy", "measured by", "KL", "same token", header_style="bold")
+        for row in own:
+            accuracy, kl, same = row.get("acc"), row.get("kl"), row.get("agreement")
+            cells = [with_error(row["loss"], row["loss_stderr"], 3), f"{row['ppl']:.2f}"]
+            cells.append("" if accuracy is None else with_error(100 * accuracy, 100 * row["acc_stderr"], 1) + "%")
+            cells.append("" if accuracy is None else f"{row['acc_metric']}, n = {row['n']}")
+            cells += ["" if kl is None else f"{kl:.3f}", "" if same is None else f"{100 * same:.1f}%"]
+            table.add_row(row["task"], *cells)
+        console.print(table)
+    theirs = [row for row in rows if "metric" in row]
+    if theirs:
+        table = Table("harness task", "metric", "value", "n", "note", header_style="bold")
+        for row in theirs:
+            metric = row["metric"] + (f" ({row['filter']})" if row["filter"] not in (None, "none") else "")
+            value = with_error(row["value"], row["stderr"], 4)
+            table.add_row(row["task"], metric, value, str(row["n"]), escape(row["note"] or ""))
+        console.print(table)
+
+
+def with_error(value: float, stderr: float | None, digits: int) -> str:
+    """`2.413 ± 0.021`"""
+    known = stderr is not None and stderr == stderr
+    return f"{value:.{digits}f} ± {stderr:.{digits}f}" if known else f"{value:.{digits}f}"
+
+
+def show_comparison(result: dict[str, Any], console: Console) -> None:
+    """Mean over tasks and seeds of every method: added loss and accuracy."""
+    dense = {row["task"]: row for row in result["rows"] if row["method"] == "dense"}
+    groups: dict[tuple[float, str, str], list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        if row["method"] != "dense":
+            groups.setdefault((row["target_sparsity"], row["method"], row["control"] or ""), []).append(row)
+    table = Table("removed", "method", "control", "added loss", "accuracy", "same token", header_style="bold")
+    base = [row["acc"] for row in dense.values() if row["acc"] is not None]
+    table.add_row("0", "dense", "", "0", f"{100 * sum(base) / len(base):.1f}%" if base else "", "100%")
+    for (_, method, control), rows in sorted(groups.items(), key=lambda pair: pair[0]):
+        removed = sum(row["realised_sparsity"] for row in rows) / len(rows)
+        added = sum(row["loss"] - dense[row["task"]]["loss"] for row in rows) / len(rows)
+        right = [row["acc"] for row in rows if row["acc"] is not None]
+        same = sum(row["agreement"] for row in rows) / len(rows)
+        accuracy = f"{100 * sum(right) / len(right):.1f}%" if right else ""
+        table.add_row(f"{removed:.1%}", method, control, f"{added:.3f}", accuracy, f"{100 * same:.1f}%")
+    console.print(table)
+    console.print(
+        f"means over {len(result['tasks'])} tasks and {len(result['seeds'])} seeds; chance is counted in accuracy"
+    )
+
+
+def show_analysis(result: dict[str, Any], console: Console) -> None:
+    """What `seap analyze` found, in short."""
+    best = max(range(len(result["silhouette"])), key=lambda i: result["silhouette"][i])
+    console.print(f"hidden states part the tasks best after layer {best}: silhouette {result['silhouette'][best]:.2f}")
+    table = Table("axis", "sparsity", "overlap of two tasks' masks", "by chance", header_style="bold")
+    for entry in result["overlap"]:
+        n = len(entry["tasks"])
+        pairs = [entry["jaccard"][i][j] for i in range(n) for j in range(i)]
+        table.add_row(
+            entry["axis"], str(entry["sparsity"]), f"{sum(pairs) / len(pairs):.2f}", f"{entry['expected']:.2f}"
+        )
+    console.print(table)
+    table = Table("task", "axis", "sparsity", "texts per half", "overlap of the halves' masks", header_style="bold")
+    for entry in result["stability"]:
+        cells = [
+            entry["task"],
+            entry["axis"],
+            str(entry["sparsity"]),
+            str(entry["num_texts"]),
+            f"{entry['jaccard']:.2f}",
+        ]
+        table.add_row(*cells)
+    console.print(table)
 
 
 def _show_layers(layers: list[dict[str, Any]], console: Console) -> None:

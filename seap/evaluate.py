@@ -1,96 +1,144 @@
-"""What a model can do: loss per token on text, and answers that it generates.
-
-Shapes: B rows, T tokens, V vocabulary.
-"""
+"""A task's test: which metric its columns allow, what is scored, and one model's figures on it."""
 
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch.nn import functional
-from tqdm import tqdm
+from seap import metrics
+from seap.config import Evaluation
+from seap.corpus import separator
+from seap.errors import UserError
+from seap.files import digest
+from seap.hub import TASKS as HUB_TASKS
+from seap.metrics import Figure, Row
+from seap.tasks import Item, load_items, parse_spec
 
-from seap.corpus import batches
-from seap.tasks import Item
+NEEDS = {
+    "multiple-choice": "columns question, choices and answer",
+    "exact-match": "columns prompt and answer",
+    "continuation": "texts",
+    "loss": "texts",
+}
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A mean with its standard error over n texts or items."""
+class Test:
+    """The items of a task's test part that are used, and the metric beside the loss."""
 
-    value: float
-    stderr: float
-    n: int
+    name: str
+    items: tuple[Item, ...]
+    metric: str
 
-
-def mean_of(values: Sequence[float]) -> Figure:
-    data = torch.tensor(values, dtype=torch.float64)
-    spread = float(data.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
-    return Figure(float(data.mean()), spread, len(values))
+    @property
+    def data_hash(self) -> str:
+        return digest([(item.text, item.prompt, item.answer, item.choices, item.label) for item in self.items])
 
 
-@torch.inference_mode()
-def text_losses(model: Any, rows: Sequence[Sequence[int]], *, batch_tokens: int = 8192) -> list[tuple[float, int]]:
-    """Summed cross-entropy (nats) and number of predicted tokens of each row, longest row first."""
-    device = next(model.parameters()).device
-    found: list[tuple[float, int]] = []
-    for batch in batches(rows, batch_tokens=batch_tokens):
-        ids, mask = batch.ids.to(device), batch.mask.to(device)
-        logits = model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits.float()
-        losses = functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
-        real = mask[:, 1:]
-        found += list(zip((losses * real).double().sum(1).tolist(), real.sum(1).tolist(), strict=True))
+def natural_metric(items: Sequence[Item]) -> str:
+    """What the items' columns are made for."""
+    if all(item.choices for item in items):
+        return "multiple-choice"
+    return "exact-match" if all(item.prompt is not None and item.answer for item in items) else "continuation"
+
+
+def load_test(spec: str, options: Evaluation, *, seed: int = 0) -> Test:
+    """Read a task's test part and draw `num_items` of it. `seed` is the one that splits single files.
+
+    Raises UserError, before any model is needed, for fewer than two items, a metric that the columns can't support,
+    or choices of unequal number (known benchmarks such as ARC, which have a few, are accepted).
+    """
+    parsed = parse_spec(spec)
+    items = load_items(parsed, "test", seed=seed)
+    if len(items) < 2:
+        raise UserError(f"task {parsed.name}: its test part has one item; a mean and its error need two at least")
+    natural = natural_metric(items)
+    metric = natural if options.metric == "auto" else options.metric
+    if metric not in ("loss", "continuation", natural):
+        raise UserError(f"--metric {metric}: task {parsed.name} lacks {NEEDS[metric]}; what it has is for {natural}")
+    if metric == "multiple-choice" and parsed.name not in HUB_TASKS and not options.ragged_choices:
+        _check_equal_choices(parsed.name, items)
+    if metric == "exact-match":
+        _check_extraction(parsed.name, items, options)
+    drawn = random.Random(options.test_seed).sample(items, len(items))
+    return Test(parsed.name, tuple(drawn[: options.num_items] if metric != "continuation" else drawn), metric)
+
+
+def _check_equal_choices(name: str, items: Sequence[Item]) -> None:
+    numbers = sorted({len(item.choices) for item in items})
+    if len(numbers) > 1:
+        raise UserError(
+            f"task {name}: items have {', '.join(map(str, numbers))} choices, so chance differs from item to item; "
+            "make them equal or add --ragged-choices"
+        )
+
+
+def _check_extraction(name: str, items: Sequence[Item], options: Evaluation) -> None:
+    bad = [i for i in items if not metrics.extract_answer(i.answer or "", options.extract, i.answer or "")]
+    if bad:
+        raise UserError(
+            f"task {name}: in {len(bad)} of {len(items)} gold answers --extract {options.extract!r} finds nothing, "
+            f"such as {bad[0].answer!r}"
+        )
+
+
+def loss_rows(model: Any, tokenizer: Any, test: Test, options: Evaluation) -> list[Row]:
+    """Windows over the test's texts, `num_items` of them drawn by seed.
+
+    A text is preceded by the end-of-text token where the tokenizer marks no beginning itself.
+    """
+    length = min(options.window, getattr(model.config, "max_position_embeddings", None) or options.window)
+    stride = min(options.stride or length, length)
+    start = separator(tokenizer)
+    texts = [start + tokenizer(item.text, verbose=False)["input_ids"] for item in test.items]
+    rows = [row for text in texts for row in metrics.windows(text, length=length, stride=stride)]
+    rows = [row for row in rows if len(row.ids) > row.start]
+    if len(rows) < 2:
+        raise UserError(f"task {test.name}: its test texts have fewer than two windows with a token to predict")
+    return random.Random(options.test_seed).sample(rows, min(options.num_items, len(rows)))
+
+
+def evaluate(model: Any, tokenizer: Any, test: Test, options: Evaluation, *, reference: Any = None) -> dict[str, Any]:
+    """One model's figures on one test, for a result row: loss, perplexity, accuracy, and likeness to `reference`."""
+    rows = loss_rows(model, tokenizer, test, options)
+    limit = options.test_batch_tokens
+    figure = metrics.loss(model, rows, batch_tokens=limit)
+    found: dict[str, Any] = {
+        "task": test.name,
+        "loss": figure.value,
+        "loss_stderr": figure.stderr,
+        "loss_n": figure.n,
+        "ppl": math.exp(min(figure.value, 700)),
+        "window": options.window,
+        "stride": options.stride or options.window,
+        "test_seed": options.test_seed,
+        "test_hash": test.data_hash,
+    }
+    found |= _accuracy(model, tokenizer, test, options)
+    if reference is not None:
+        kl, same = metrics.agreement(model, reference, rows, batch_tokens=limit)
+        found |= {"kl": kl.value, "kl_stderr": kl.stderr, "agreement": same.value, "agreement_stderr": same.stderr}
     return found
 
 
-def loss(model: Any, rows: Sequence[Sequence[int]], *, batch_tokens: int = 8192) -> Figure:
-    """Mean loss per predicted token over all rows (nats); n is the number of rows.
-
-    The standard error is that of the ratio of sums, by linearisation over rows.
-    """
-    sums = torch.tensor(text_losses(model, rows, batch_tokens=batch_tokens), dtype=torch.float64)
-    value = float(sums[:, 0].sum() / sums[:, 1].sum())
-    n = len(sums)
-    residuals = sums[:, 0] - value * sums[:, 1]
-    stderr = float(residuals.square().sum().sqrt() / sums[:, 1].sum() * math.sqrt(n / (n - 1))) if n > 1 else math.nan
-    return Figure(value, stderr, n)
-
-
-def generated_answers(
-    model: Any,
-    tokenizer: Any,
-    items: Sequence[Item],
-    *,
-    max_new_tokens: int = 24,
-    batch_size: int = 64,
-    progress: bool = False,
-) -> list[str]:
-    """Greedy answers to the items' prompts, up to the first line break, stripped; in the items' order."""
-    prompts = [tokenizer(item.prompt or "", verbose=False)["input_ids"] for item in items]
-    order = sorted(range(len(items)), key=lambda i: len(prompts[i]))
-    answers = [""] * len(items)
-    for start in tqdm(range(0, len(order), batch_size), disable=not progress, leave=False, desc="answers"):
-        chosen = order[start : start + batch_size]
-        text = _generate(model, tokenizer, [prompts[i] for i in chosen], max_new_tokens)
-        for i, answer in zip(chosen, text, strict=True):
-            answers[i] = answer.strip().split("\n")[0].strip()
-    return answers
+def _accuracy(model: Any, tokenizer: Any, test: Test, options: Evaluation) -> dict[str, Any]:
+    limit, normalised = options.test_batch_tokens, None
+    if test.metric == "multiple-choice":
+        plain, normalised = metrics.multiple_choice(model, tokenizer, test.items, batch_tokens=limit)
+    elif test.metric == "exact-match":
+        plain = metrics.exact_match(model, tokenizer, test.items, options)
+    elif test.metric == "continuation":
+        texts = [tokenizer(item.text, verbose=False)["input_ids"] for item in test.items]
+        plain = metrics.continuation_among_four(model, texts, options, batch_tokens=limit)
+    else:
+        return dict.fromkeys(("acc", "acc_stderr", "acc_metric", "acc_norm", "acc_norm_stderr", "n"))
+    names = {"multiple-choice": "multiple choice", "exact-match": "exact match"}
+    found = {"acc_metric": names.get(test.metric, "continuation among four"), "n": plain.n}
+    return found | _named("acc", plain) | _named("acc_norm", normalised)
 
 
-@torch.inference_mode()
-def _generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
-    width = max(len(prompt) for prompt in prompts)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    device = next(model.parameters()).device
-    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    made = model.generate(ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad)
-    return tokenizer.batch_decode(made[:, width:], skip_special_tokens=True)
-
-
-def answer_accuracy(model: Any, tokenizer: Any, items: Sequence[Item], **options: Any) -> Figure:
-    """Share of items whose generated answer equals the gold one exactly."""
-    answers = generated_answers(model, tokenizer, items, **options)
-    return mean_of([float(got == (item.answer or "").strip()) for got, item in zip(answers, items, strict=True)])
+def _named(name: str, figure: Figure | None) -> dict[str, float | None]:
+    if figure is None:
+        return {name: None, f"{name}_stderr": None}
+    return {name: figure.value, f"{name}_stderr": figure.stderr}

@@ -1,6 +1,6 @@
 """Artefacts on disk: written whole or not at all, with metadata that says what they are.
 
-A safetensors file of ours has string metadata: `kind` (stats or mask), `format`, and `about` (JSON).
+A safetensors file of ours has one metadata entry, `seap`: JSON with `kind` (stats or mask), `format` and `about`.
 """
 
 import contextlib
@@ -31,28 +31,30 @@ def digest(value: Any) -> str:
 def written_whole(target: Path) -> Iterator[Path]:
     """A temporary path beside `target` (file or folder) that takes its name when the block ends well.
 
-    On any error nothing is left behind, and what stood at `target` stays.
+    On any error, an interrupt included, nothing is left behind, and what stood at `target` stays.
     """
-    parent = target.resolve().parent
-    made = [p for p in (parent, *parent.parents) if not p.exists()]
+    target = target.resolve()
+    made = [p for p in target.parents if not p.exists()]
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        room = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=parent))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        room = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
     except OSError as error:
-        raise UserError(f"can't write to {parent}: {error.strerror or error}") from error
-    done = False
+        raise UserError(f"can't write to {target.parent}: {error.strerror or error}") from error
+    draft, old, done = room / "new" / target.name, room / "old", False
+    draft.parent.mkdir()
     try:
-        draft = room / target.name
         yield draft
-        if target.is_dir() and draft.is_dir():
-            target.rename(room / "old")
+        if target.is_dir():
+            target.rename(old)
         os.replace(draft, target)
         done = True
     except (OSError, SafetensorError) as error:
-        full = shutil.disk_usage(parent).free < 1 << 20 or "No space left" in str(error)
+        full = shutil.disk_usage(target.parent).free < 1 << 20 or "No space left" in str(error)
         why = "the disk is full" if full else str(error)
         raise UserError(f"couldn't write {target}: {why}; nothing was left behind") from error
     finally:
+        if old.exists() and not target.exists():
+            old.rename(target)
         shutil.rmtree(room, ignore_errors=True)
         if not done:
             for path in made:
@@ -66,8 +68,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write one of our safetensors files."""
-    metadata = {"kind": kind, "format": FORMAT, "about": json.dumps(dict(about))}
+    """Write one of our safetensors files; the same content gives the same bytes (so one metadata entry, sorted)."""
+    metadata = {"seap": json.dumps({"kind": kind, "format": FORMAT, "about": dict(about)}, sort_keys=True)}
     with written_whole(path) as draft:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, draft, metadata=metadata)
 
@@ -75,15 +77,15 @@ def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], about: M
 def read_about(path: Path, kind: str | None = None) -> tuple[str, dict[str, Any]]:
     """The kind and the metadata of one of our files. Raises UserError for a foreign, truncated or missing one."""
     with _opened(path) as file:
-        metadata = file.metadata() or {}
-    found = metadata.get("kind")
-    if "about" not in metadata or found not in ("stats", "mask"):
-        raise UserError(f"{path} is a safetensors file, but none of seap's: it has no `kind` in its metadata")
-    if kind is not None and found != kind:
-        raise UserError(f"{path} holds {found}, expected {kind}")
-    if metadata["format"] != FORMAT:
-        raise UserError(f"{path} has format {metadata['format']}, this seap reads {FORMAT}; make the file again")
-    return found, json.loads(metadata["about"])
+        metadata = (file.metadata() or {}).get("seap")
+    if metadata is None:
+        raise UserError(f"{path} is a safetensors file, but none of seap's: its metadata has no `seap`")
+    found = json.loads(metadata)
+    if kind is not None and found["kind"] != kind:
+        raise UserError(f"{path} holds {found['kind']}, expected {kind}")
+    if found["format"] != FORMAT:
+        raise UserError(f"{path} has format {found['format']}, this seap reads {FORMAT}; make the file again")
+    return found["kind"], found["about"]
 
 
 def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -104,12 +106,19 @@ def _opened(path: Path) -> Iterator[Any]:
         raise UserError(f"{path} is truncated or no safetensors file ({error}); make it again") from error
 
 
-def check_output(path: Path, *, overwrite: bool = False) -> None:
-    """Refuse, before any long work, an output folder that would lose something."""
+def check_output(path: Path, *, overwrite: bool = False, source: str | None = None) -> None:
+    """Refuse, before any long work, an output folder that would lose something that isn't seap's to replace."""
     if path.is_file():
         raise UserError(f"--out {path} is a file; name a folder that doesn't exist yet")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise UserError(f"--out {path} isn't empty; name another folder or add --overwrite")
+    if source is not None and path.exists() and Path(source).exists() and path.resolve() == Path(source).resolve():
+        raise UserError(f"--out {path} is the model itself, which would be lost; name another folder")
+    if path.is_dir() and any(path.iterdir()):
+        if not overwrite:
+            raise UserError(f"--out {path} isn't empty; name another folder or add --overwrite")
+        if not (path / "seap.json").is_file():
+            raise UserError(f"--out {path} isn't a checkpoint of seap's, so --overwrite won't replace it; name another")
+    if path.resolve() == Path.cwd():
+        raise UserError(f"--out {path} is the folder that you are in; name another")
     parent = next(p for p in path.resolve().parents if p.exists())
     if not os.access(parent, os.W_OK):
         raise UserError(f"--out {path}: {parent} is not writable")

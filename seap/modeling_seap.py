@@ -5,6 +5,7 @@ This file is complete in itself (it imports nothing of seap), since `save_pretra
 and which linears got a bias is written in the checkpoint's config under `seap`; the widths are in `per_layer_config`.
 """
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -15,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 _HOOKED_MODULE = "transformers.modeling_utils"
+_ADOPTED = "adopted "
 _subclasses: dict[type, type] = {}
 
 
@@ -52,20 +54,36 @@ def add_bias_(linear: Any, size: int) -> None:
         linear.bias = torch.nn.Parameter(zeros)
 
 
-def adopt_(model: Any) -> None:
-    """Make a pruned model's class one that saves this file with the model, as remote code of its auto class."""
-    base = type(model)
-    if base.__name__ in ("SeapForCausalLM", "SeapModel"):
-        return
+def adopted(base: type) -> type | None:
+    """A family's class under a name and with an `_auto_class` that make `save_pretrained` ship this file.
+
+    None for a class that no auto class of ours loads, a classifier for instance.
+    """
     if "generate" in dir(base):
         name, auto_class = "SeapForCausalLM", "AutoModelForCausalLM"
     elif base.__name__.endswith("Model"):
         name, auto_class = "SeapModel", "AutoModel"
     else:
-        return  # a classifier, for instance: it loads, but no auto class of ours saves it
+        return None
     if base not in _subclasses:
-        _subclasses[base] = type(name, (base,), {"__module__": __name__, "_auto_class": auto_class})
-    model.__class__ = _subclasses[base]
+        place = f"{_ADOPTED}{base.__module__}:{base.__name__}".replace(".", "|")
+        members = {"__module__": __name__, "__qualname__": place, "_auto_class": auto_class}
+        _subclasses[base] = type(name, (base,), members)
+    return _subclasses[base]
+
+
+def adopt_(model: Any) -> None:
+    """Make a pruned model's class one that saves this file with the model."""
+    if type(model) not in _subclasses.values():
+        model.__class__ = adopted(type(model)) or type(model)
+
+
+def __getattr__(name: str) -> Any:
+    """Where pickle finds an adopted class again."""
+    if not name.startswith(_ADOPTED):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, base = name.removeprefix(_ADOPTED).replace("|", ".").partition(":")
+    return adopted(getattr(importlib.import_module(module), base))
 
 
 def _per_layer_init(layer_class: Any) -> Any:
@@ -118,9 +136,6 @@ def _patch_models(modeling_utils: ModuleType) -> None:
 
     __init__._seap = True  # type: ignore[attr-defined]
     base.__init__ = __init__
-    # the widths are read layer by layer above, so the global ones that transformers warns about mislead nobody
-    logger = logging.getLogger("transformers.integrations.heterogeneity.configuration_utils")
-    logger.addFilter(lambda record: "Reading global config value" not in record.getMessage())
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
@@ -143,8 +158,14 @@ class _AfterImport(importlib.abc.MetaPathFinder):
         return spec
 
 
+def _is_not_about_widths(record: logging.LogRecord) -> bool:
+    """The widths are read layer by layer here, so the global ones that transformers warns about mislead nobody."""
+    return "Reading global config value" not in record.getMessage()
+
+
 def install() -> None:
     """Make transformers load pruned checkpoints; called by `import seap` and by the class below."""
+    logging.getLogger("transformers.integrations.heterogeneity.configuration_utils").addFilter(_is_not_about_widths)
     if _HOOKED_MODULE in sys.modules:
         _patch_models(sys.modules[_HOOKED_MODULE])
     elif not any(type(finder).__name__ == "_AfterImport" for finder in sys.meta_path):

@@ -35,6 +35,8 @@ def build_corpora(model: Any, tokenizer: Any, tasks: Tasks, options: Calibration
         texts = {s.name: [item.text for item in load_items(s, "train", seed=options.seed)] for s in specs}
         sources = {spec.name: spec_source(spec) for spec in specs}
     else:
+        if any(isinstance(given, str) for given in tasks.values()):
+            raise UserError("task as a dict maps each name to a list of texts, got one text; put it in a list")
         texts = {name: list(given) for name, given in tasks.items()}
         sources = dict.fromkeys(texts, "given in memory")
     return {
@@ -55,18 +57,26 @@ def calibrate(
     return {name: calibrating.calibrate(model, corpus, settings, progress=progress) for name, corpus in corpora.items()}
 
 
+def check_mixture(options: Pruning, names: Sequence[str]) -> None:
+    """Refuse tasks that the mask can't be made of, and weights that name none of them or leave nothing."""
+    if options.resolved().mask == "task" and len(names) > 1:
+        raise UserError(
+            f"a task mask is of one task, got {', '.join(names)}; use --method seap-gen or --mask general "
+            "for one mask that serves them all, or prune once per task"
+        )
+    weights = options.weights or {}
+    if names and set(weights) - set(names):
+        strange = ", ".join(sorted(set(weights) - set(names)))
+        raise UserError(f"--weights names {strange}, the tasks are {', '.join(names)}")
+    if weights and names and not any(weights.get(name, 1.0) for name in names):
+        raise UserError("--weights are all 0, which leaves nothing to score by; give one task a weight above 0")
+
+
 def combine_scores(
     arch: Arch, method: Method, statistics: Mapping[str, Statistics], options: Pruning, seed: int
 ) -> Scores:
     """One score per input: of the one task, mixed over several, or of all text pooled."""
-    if method.mask == "task" and len(statistics) > 1:
-        raise UserError(
-            f"a task mask is of one task, got {', '.join(statistics)}; use --method seap-gen or --mask general "
-            "for one mask that serves them all, or prune once per task"
-        )
-    unknown_weights = set(options.weights or {}) - statistics.keys()
-    if unknown_weights and statistics:
-        raise UserError(f"--weights names {', '.join(sorted(unknown_weights))}, the tasks are {', '.join(statistics)}")
+    check_mixture(options, list(statistics))
     if method.mask in ("general", "general-raw") and statistics:
         each = {task: score_inputs(arch, part, method.score, seed=seed) for task, part in statistics.items()}
         return mix(each, options.weights, normalise=method.mask == "general")
@@ -114,10 +124,20 @@ def prune(
         if task is None or tokenizer is None:
             raise UserError("this method measures activations: give a tokenizer and a task (NAME or NAME=PATH)")
         corpora = build_corpora(model, tokenizer, task, calibration)
+        check_mixture(pruning, list(corpora))
         statistics = {n: calibrating.calibrate(model, c, calibration, progress=progress) for n, c in corpora.items()}
     elif task is not None:
         notes.append("the task's text was not used: nothing here measures activations anew")
+    if not corpora:
+        changed = [
+            f.name for f in fields(Calibration) if getattr(calibration, f.name) != f.default and f.name != "seed"
+        ]
+        notes += [f"--{name.replace('_', '-')} has no effect: nothing here is measured anew" for name in changed]
+    elif calibration.second_moments:
+        notes.append("--second-moments has no effect: no stage of this run uses them")
     known = dict(statistics or {})
+    for part in known.values():
+        check_sizes(arch, part)
     masks_made = masks is None
     masks = make_masks(model, known, pruning, seed=calibration.seed) if masks is None else masks
     biases = make_biases(model, masks, known, pruning)
@@ -145,6 +165,16 @@ def prune(
         masks=masks,
         provenance=provenance(identity, pruning, calibration, corpora),
     )
+
+
+def check_sizes(arch: Arch, statistics: Statistics) -> None:
+    """Raise UserError unless the statistics have this model's axes."""
+    expected = {axis.key: axis.num_inputs for axis in arch.axes}
+    found = {key: moments.mean.numel() for key, moments in statistics.items()}
+    if expected != found:
+        key = sorted(dict(expected.items() ^ found.items()))[0]
+        got, own = found.get(key, "no"), expected.get(key, "no")
+        raise UserError(f"the statistics aren't this model's: {key} has {got} inputs in them, {own} in the model")
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[Pruning, Calibration]:

@@ -160,6 +160,7 @@ def _tsv(path: Path) -> Iterator[Row]:
 
 
 def _table(path: Path, *, delimiter: str) -> Iterator[Row]:
+    csv.field_size_limit(2**31 - 1)  # long texts are ordinary here
     reader = csv.reader(io.StringIO(_text_of(path), newline=""), delimiter=delimiter, strict=True)
     try:
         header = next(reader, [])

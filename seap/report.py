@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -74,10 +75,24 @@ def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
 
 
+def commit() -> str | None:
+    """Of the checkout that this code runs from; None where it isn't in one."""
+    run = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        done = subprocess.run(run, capture_output=True, text=True, cwd=Path(__file__).parent)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+def command_line() -> str:
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
 def choices(options: Pruning) -> dict[str, str]:
     """What each stage does in this run, whether chosen or the method's."""
     method = options.resolved()
-    return {name: getattr(method, name) for name in ("score", "allocate", "mask", "compensate")}
+    return {name: getattr(method, name) for name in ("score", "allocate", "mask", "compensate", "convention")}
 
 
 def provenance(
@@ -92,7 +107,7 @@ def provenance(
         "fingerprint": identity,
         "key": digest([identity, asdict(pruning), asdict(calibration), [c.data_hash for c in corpora.values()]]),
         "versions": versions(),
-        "command": " ".join(sys.argv),
+        "command": command_line(),
     }
 
 

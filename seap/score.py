@@ -20,17 +20,23 @@ import torch
 from torch import Tensor
 
 from seap.arch import KV_GROUPS, Arch, Axis
+from seap.errors import UserError
 from seap.stats import Moments, Statistics
 
 Scores = dict[str, Tensor]  # axis key → float64 (C,), one per input of the consumer
 
 
+def _summing(weight: Tensor) -> torch.dtype:
+    return torch.float32 if weight.device.type == "mps" else torch.float64  # MPS has no float64
+
+
 def _l1(weight: Tensor) -> Tensor:
-    return weight.abs().sum(0, dtype=torch.float64)
+    return weight.float().abs().sum(0, dtype=_summing(weight)).cpu().double()
 
 
 def _l2_squared(weight: Tensor) -> Tensor:
-    return weight.double().square().sum(0)
+    """Squares in float32, summed in float64, where the weight is."""
+    return weight.float().square().sum(0, dtype=_summing(weight)).cpu().double()
 
 
 def _wifv(axis: Axis, weight: Tensor, moments: Moments) -> Tensor:
@@ -78,9 +84,9 @@ def score_inputs(arch: Arch, statistics: Statistics | None, name: str, *, seed: 
             score = _l2_squared(weight).sqrt()
         else:
             assert statistics is not None, f"{name} needs statistics"
-            score = ACTIVATION_SCORES[name](axis, weight.cpu(), statistics[axis.key])
+            score = ACTIVATION_SCORES[name](axis, weight, statistics[axis.key])
         if not torch.isfinite(score).all():
-            raise ValueError(f"{arch.name_of(axis)}: score {name} is not finite; are the model's weights sound?")
+            raise UserError(f"{arch.name_of(axis)}: score {name} is not finite; are the model's weights sound?")
         scores[axis.key] = score.cpu()
     return scores
 

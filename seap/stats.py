@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seap.errors import UserError
 from seap.files import read_tensors, write_tensors
 
 
@@ -60,7 +61,7 @@ class Moments:
         self.m2 += other.m2 + weight * delta.square()
         if self.co is not None:
             if other.co is None:
-                raise ValueError("one of the statistics has second moments and the other hasn't")
+                raise UserError("one of the statistics has second moments and the other hasn't")
             self.co += other.co + weight * torch.outer(delta, delta)
         self.mean = self.mean + delta * (other.count / total)
         self.count = total
@@ -96,7 +97,7 @@ def merge(parts: Iterable[Statistics]) -> Statistics:
     merged: Statistics = {}
     for part in parts:
         if merged and part.keys() != merged.keys():
-            raise ValueError(f"statistics of different axes can't be merged: {sorted(part.keys() ^ merged.keys())[:4]}")
+            raise UserError(f"statistics of different axes can't be merged: {sorted(part.keys() ^ merged.keys())[:4]}")
         for key, moments in part.items():
             if key not in merged:
                 merged[key] = Moments.zeros(moments.mean.numel(), second=moments.co is not None)

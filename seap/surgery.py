@@ -66,7 +66,7 @@ def _like(old: Tensor, new: Tensor) -> nn.Parameter:
 def _add_bias_(arch: Arch, axis: Axis, bias: Tensor) -> None:
     consumer = arch.consumer(axis)
     modeling_seap.add_bias_(consumer, bias.numel())
-    consumer.bias.copy_((consumer.bias.double().cpu() + bias).to(consumer.bias))
+    consumer.bias.copy_((consumer.bias.cpu().double() + bias).to(consumer.bias))
 
 
 def _write_config_(arch: Arch, masks: Masks, biases: Biases) -> None:

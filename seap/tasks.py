@@ -48,6 +48,8 @@ class Item:
     question: str | None = None
     """Multiple choice: what every choice is appended to, after a space."""
     choices: tuple[str, ...] = ()
+    contexts: tuple[str, ...] = ()
+    """Multiple choice the other way round (WinoGrande): a context for each choice, all choices the same."""
     label: int | None = None
     """Index of the gold choice."""
 
@@ -293,6 +295,8 @@ def _missing(value: Any) -> bool:
 
 
 def _str(name: str, value: Any) -> str:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and name == "answer":
+        return str(value)
     if not isinstance(value, str):
         raise UserError(f"{name} is {value!r:.60}, a {type(value).__name__}; it must be a string")
     return value

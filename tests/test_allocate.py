@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import ALL, model
 
-from seap.allocate import allocate, layer_weights, least_kept, round_steps, standardised, water_fill
+from seap.allocate import (
+    allocate,
+    layer_weights,
+    least_kept,
+    reference_budgets,
+    round_steps,
+    standardised,
+    water_fill,
+)
 from seap.arch import CHANNELS, KV_GROUPS, Arch, Axis, describe
 from seap.config import Pruning
 from seap.errors import UserError
@@ -186,3 +194,79 @@ def test_one_axis_alone() -> None:
     assert sum(heads[a.key] for a in arch.axes if a.name == KV_GROUPS) < 16
     with pytest.raises(UserError, match="heads of olmo2 can't be cut: its q/k norm spans all heads"):
         allocate(arch_of("olmo2"), Pruning(axes=("kv_groups",)), scores)
+
+
+def block(layer: int, groups: int, group_params: int, channels: int, hidden: int) -> list[Axis]:
+    """One Llama layer's axes, without a model."""
+    common: dict[str, Any] = {"layer": layer, "unit_inputs": 1, "slices": ()}
+    return [
+        Axis(name=KV_GROUPS, units=groups, unit_params=group_params, **common),
+        Axis(name=CHANNELS, units=channels, unit_params=3 * hidden, **common),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("axes", "cut_heads", "expected"),
+    [
+        # Llama-2-7B: 32 heads of 4 · 128 · 4096 parameters, 11008 channels
+        ([a for i in range(32) for a in block(i, 32, 4 * 128 * 4096, 11008, 4096)], True, 0.433),
+        # Llama-3-8B: 8 KV groups of (2 · 4 + 2) · 128 · 4096, 14336 channels; GQA leaves the heads whole
+        ([a for i in range(32) for a in block(i, 8, 10 * 128 * 4096, 14336, 4096)], False, 0.353),
+    ],
+)
+def test_the_published_convention_removes_less_than_it_names(
+    axes: list[Axis], cut_heads: bool, expected: float
+) -> None:
+    cut = [axis for axis in axes if cut_heads or axis.name == CHANNELS]
+    budgets = reference_budgets(cut, 32, Pruning(sparsity=0.5))
+    removed = sum((axis.units - budgets[axis.key]) * axis.unit_params for axis in cut)
+    assert removed / sum(axis.params for axis in axes) == pytest.approx(expected, abs=5e-4)
+
+
+def test_the_published_convention_is_a_named_option() -> None:
+    arch = arch_of("llama")
+    scores = score_inputs(arch, None, "random")
+    options = Pruning(sparsity=0.5, sparsity_convention="seap-reference")
+    budgets = allocate(arch, options, scores)
+    assert all(budgets[axis.key] == axis.units for axis in arch.axes if axis.name == KV_GROUPS)
+    assert realised(arch, options) < 0.45 and Pruning(method="seap-reference").resolved().convention == "seap-reference"
+
+
+@given(
+    axes=st.sampled_from([("kv_groups",), ("channels",), None]),
+    method=st.sampled_from(["uniform", "logistic", "adaptive"]),
+    target=st.floats(0.001, 0.8),
+    step=st.sampled_from([1, 7, 8]),
+    protect=st.integers(0, 2),
+)
+@settings(max_examples=150, deadline=None)
+def test_any_choice_meets_the_target_or_says_why(
+    axes: Any, method: Any, target: float, step: int, protect: int
+) -> None:
+    arch = arch_of("llama")
+    own: dict[str, Any] = {"round_to": step, "protect_first": protect, "min_channels": 1}
+    options = Pruning(sparsity=target, axes=axes, allocate=method, **own)
+    try:
+        found = realised(arch, options)
+    except UserError as error:
+        assert "can't be met" in str(error)
+        return
+    cut = [axis for axis in arch.axes if axes is None or axis.name in axes]
+    unit = max(axis.unit_params * (1 if axis.name == KV_GROUPS else step) for axis in cut)
+    assert abs(found - target) * arch.prunable_params <= unit
+
+
+def test_heads_alone_are_cut_as_asked() -> None:
+    arch = arch_of("llama")
+    for target in (0.05, 0.11, 0.3):
+        found = realised(arch, Pruning(sparsity=target, axes=("kv_groups",)))
+        unit = next(axis.unit_params for axis in arch.axes if axis.name == KV_GROUPS)
+        assert abs(found - target) * arch.prunable_params <= unit / 2
+
+
+def test_extreme_curves_do_not_overflow() -> None:
+    found = realised(arch_of("llama"), Pruning(sparsity=0.2, logistic_k=5000, min_channels=1))
+    assert found == pytest.approx(0.2, abs=0.01)
+    for bad in (math.nan, math.inf):
+        with pytest.raises(UserError, match=r"--logistic-k .*: must be a finite number"):
+            Pruning(logistic_k=bad)

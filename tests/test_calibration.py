@@ -1,6 +1,7 @@
 """Calibration equals the activations themselves, whatever the batching and padding; bad activations are named."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from tiny import ROWS, model
 from toy import TEXTS, WORDS, tokenizer
 
 from seap.arch import describe
-from seap.calibration import calibrate, check_same_model, fingerprint
+from seap.calibration import calibrate, check_same_model, identity
 from seap.config import Calibration
 from seap.corpus import Corpus, batches, build_corpus
 from seap.errors import UserError
@@ -105,7 +106,7 @@ def test_corpora_are_seeded_limited_and_hashed() -> None:
 def test_packing_joins_texts_into_full_rows() -> None:
     packed, loose = corpus(replace(OPTIONS, pack=True)), corpus(replace(OPTIONS, seq_len=64))
     assert all(len(row) == 10 for row in packed.rows[:-1]) and 2 <= len(packed.rows[-1]) <= 10
-    joined = [token for row in loose.rows for token in row]
+    joined = [token for row in loose.rows for token in (*row, 2)]  # 2 ends a text
     assert [token for row in packed.rows for token in row] == joined[: packed.num_tokens]
     assert packed.num_tokens >= len(joined) - 1
 
@@ -128,7 +129,12 @@ def test_batches_hold_every_row_once_within_the_limit() -> None:
 
 def test_a_model_is_known_by_its_weights_not_its_dtype() -> None:
     dense, other = model("llama"), model("llama", seed=1)
-    own = {"fingerprint": fingerprint(dense), "model": "first"}
-    assert fingerprint(model("llama").to(torch.bfloat16)) == own["fingerprint"]
-    with pytest.raises(UserError, match=r"a\.safetensors was made with another model \(first\)"):
-        check_same_model(["a.safetensors"], [own], other)  # type: ignore[list-item]
+    own = identity(dense) | {"model": "first"}
+    for dtype in (torch.bfloat16, torch.float16):
+        check_same_model([Path("a")], [own], model("llama").to(dtype))
+    touched = model("llama")
+    with torch.no_grad():
+        touched.model.layers[1].self_attn.q_proj.weight.neg_()  # such as a merged adapter on q and v alone
+    for stranger in (other, touched):
+        with pytest.raises(UserError, match=r"a\.safetensors was made with another model \(first\)"):
+            check_same_model([Path("a.safetensors")], [own], stranger)

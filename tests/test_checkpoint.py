@@ -1,8 +1,12 @@
 """Folders: what is in them, that they reload, and that bad ones are refused with nothing left behind."""
 
+import contextlib
 import json
 import os
+import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -142,10 +146,10 @@ def test_merged_shards_are_the_whole(dense: str, tmp_path: Path) -> None:
     about = merge_files(shards, tmp_path / "merged.safetensors")
     whole = load_file(tmp_path / "stats-whole" / "toy.safetensors")
     merged = load_file(tmp_path / "merged.safetensors")
-    assert about["task"] == "toy" and about["parts"] == 2
+    assert about["task"] == "toy" and len(about["parts"]) == 2
     for name, expected in whole.items():
         torch.testing.assert_close(merged[name], expected, rtol=1e-5, atol=1e-5)
-    with pytest.raises(UserError, match="of the same text"):
+    with pytest.raises(UserError, match="hold the same text"):
         merge_files([shards[0], shards[0]], tmp_path / "twice.safetensors")
     with pytest.raises(UserError, match="at least two"):
         merge_files(shards[:1], tmp_path / "one.safetensors")
@@ -192,8 +196,14 @@ def test_full_output_folders_are_refused_and_kept(dense: str, task: str, tmp_pat
     refused("isn't empty; name another folder or add --overwrite", dense, out, tasks=[task])
     assert (out / "precious").read_text() == "mine"
     refused("is a file", dense, out / "precious", tasks=[task])
-    prune_to_folder(dense, out, tasks=[task], overwrite=True, **QUICK)
-    assert not (out / "precious").exists() and (out / "config.json").is_file()
+    refused("isn't a checkpoint of seap's", dense, out, tasks=[task], overwrite=True)
+    assert (out / "precious").read_text() == "mine"
+    refused("is the model itself", dense, Path(dense), tasks=[task], overwrite=True)
+    made = tmp_path / "made"
+    prune_to_folder(dense, made, tasks=[task], **QUICK)
+    (made / "stale").touch()
+    prune_to_folder(dense, made, tasks=[task], overwrite=True, **QUICK)
+    assert not (made / "stale").exists() and (made / "config.json").is_file()
 
 
 def test_a_failing_overwrite_keeps_what_was_there(
@@ -279,3 +289,128 @@ def test_a_pruned_checkpoint_without_seap_s_class_fails_loudly(dense: str, task:
     weights = load_file(tmp_path / "out" / "model.safetensors")
     with pytest.raises(RuntimeError, match="size mismatch"):
         stock.load_state_dict(weights, strict=False)
+
+
+def test_an_interrupted_replacement_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "precious").write_text("mine")
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), files.written_whole(target) as draft:
+        draft.mkdir()
+    assert listing(tmp_path) == {"out", "out/precious"}
+
+
+def test_a_linked_output_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "big").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "big")
+    with files.written_whole(tmp_path / "out") as draft:
+        draft.mkdir()
+        (draft / "a").touch()
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "big" / "a").is_file()
+
+
+def test_the_same_seed_gives_the_same_files(dense: str, task: str, tmp_path: Path) -> None:
+    for run in ("one", "two"):
+        prune_to_folder(dense, tmp_path / run, tasks=[task], **QUICK)
+        calibrate_to_files(
+            dense, [task], tmp_path / f"stats-{run}", Calibration(), loading={"device": "cpu"}, progress=False
+        )
+    one, two = ((tmp_path / run / "model.safetensors").read_bytes() for run in ("one", "two"))
+    assert one == two
+    one, two = ((tmp_path / f"stats-{run}" / "toy.safetensors").read_bytes() for run in ("one", "two"))
+    assert one == two
+
+
+def test_models_with_missing_weights_are_refused(dense: str, task: str, tmp_path: Path) -> None:
+    path = Path(dense) / "model.safetensors"
+    weights = load_file(path)
+    del weights["model.layers.1.mlp.down_proj.weight"]
+    save_file(weights, path, metadata={"format": "pt"})
+    refused("1 weights are missing or misshapen, such as model.layers.1", dense, tmp_path / "out", tasks=[task])
+
+
+def test_a_checkpoint_s_own_code_does_not_run_unasked(dense: str, task: str, tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    code = f"from pathlib import Path\nPath({str(marker)!r}).touch()\n"
+    for name in ("configuration_evil.py", "tokenization_evil.py"):
+        (Path(dense) / name).write_text(code)
+    for name, entry in (
+        ("config.json", {"AutoConfig": "configuration_evil.Evil", "AutoModelForCausalLM": "configuration_evil.Evil"}),
+        ("tokenizer_config.json", {"AutoTokenizer": ["tokenization_evil.Evil", None]}),
+    ):
+        path = Path(dense) / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": entry}))
+    with contextlib.suppress(UserError):
+        prune_to_folder(dense, tmp_path / "out", tasks=[task], **QUICK)
+    assert not marker.exists()
+
+
+def test_two_files_of_one_task_are_not_dropped_in_silence(dense: str, task: str, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        calibrate_to_files(
+            dense,
+            [task],
+            tmp_path / f"s{seed}",
+            Calibration(num_texts=9, seed=seed),
+            loading={"device": "cpu"},
+            progress=False,
+        )
+    both = [tmp_path / f"s{seed}" / "toy.safetensors" for seed in (0, 1)]
+    refused("two files are of task toy; add them up first: seap merge", dense, tmp_path / "out", stats_files=both)
+    with pytest.raises(UserError, match="add them up first"):
+        mask_to_file(dense, both, tmp_path / "mask.safetensors", Pruning(min_channels=4))
+
+
+def test_a_mask_brings_its_own_provenance(dense: str, task: str, tmp_path: Path) -> None:
+    loading = {"device": "cpu"}
+    calibrate_to_files(dense, [task], tmp_path / "stats", Calibration(), loading=loading, progress=False)
+    stats, mask = tmp_path / "stats" / "toy.safetensors", tmp_path / "mask.safetensors"
+    options = Pruning(min_channels=4, sparsity=0.3, score="wanda", allocate="uniform", compensate="none")
+    mask_to_file(dense, [stats], mask, options, loading=loading)
+    plain = {"progress": False, "loading": loading}
+    report = prune_to_folder(dense, tmp_path / "out", mask_file=mask, **plain)  # type: ignore[arg-type]
+    about = json.loads((tmp_path / "out" / "seap.json").read_text())
+    assert (
+        about["tasks"] == ["toy"] and about["target_sparsity"] == 0.3 and about["num_tokens"] == report.num_tokens > 0
+    )
+    assert [about["options"][name] for name in ("score", "allocate", "compensate")] == ["wanda", "uniform", "none"]
+    assert "pruned for toy" in (tmp_path / "out" / "README.md").read_text()
+    refused("--sparsity 0.7 has no effect with --mask-file", dense, tmp_path / "two", mask_file=mask, sparsity=0.7)
+    again = prune_to_folder(dense, tmp_path / "again", mask_file=tmp_path / "out" / "mask.safetensors", **plain)  # type: ignore[arg-type]
+    assert again.target_sparsity == 0.3 and again.realised_sparsity == report.realised_sparsity
+
+
+def test_pruned_models_can_be_pickled(dense: str, task: str, tmp_path: Path) -> None:
+    prune_to_folder(dense, tmp_path / "out", tasks=[task], **QUICK)
+    pruned, _ = seap.load(str(tmp_path / "out"), device="cpu")
+    (tmp_path / "pickled").write_bytes(pickle.dumps(pruned))
+    program = f"""
+import pickle, torch
+from pathlib import Path
+model = pickle.loads(Path({str(tmp_path / "pickled")!r}).read_bytes())
+print(type(model).__name__, model(torch.tensor([[3, 4, 5]])).logits.sum().item())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    name, total = done.stdout.split()
+    assert name == "SeapForCausalLM" and float(total) == pruned(torch.tensor([[3, 4, 5]])).logits.sum().item()
+
+
+def test_loading_a_pruned_model_warns_of_nothing(dense: str, task: str, tmp_path: Path) -> None:
+    prune_to_folder(dense, tmp_path / "out", tasks=[task], **QUICK)
+    program = f"""
+import seap
+from transformers import AutoModelForCausalLM
+AutoModelForCausalLM.from_pretrained({str(tmp_path / "out")!r})
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "global config value" not in done.stderr + done.stdout
+
+
+def test_devices_that_are_not_here_are_refused(dense: str, task: str, tmp_path: Path) -> None:
+    loading = {"loading": {"device": "cuda:99"}}
+    refused("--device cuda:99", dense, tmp_path / "out", tasks=[task], **loading)

@@ -1,50 +1,90 @@
-"""Loss and generated answers against plain arithmetic, whatever the batch size."""
+"""Tests of a task: the metric that its columns allow, refusals before a model is loaded, rows with all they need."""
 
-import math
+import json
+from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
-from tiny import ids, model
-from toy import tokenizer
+from tiny import model
+from toy import TEXTS, WORDS, tokenizer
 
-from seap.evaluate import answer_accuracy, generated_answers, loss, mean_of
-from seap.tasks import Item
-
-ROWS = [tuple(row) for row in ids(5, 12).tolist()] + [tuple(ids(1, 5, seed=4)[0].tolist())]
+from seap.config import Evaluation
+from seap.errors import UserError
+from seap.evaluate import evaluate, load_test, loss_rows
 
 
-@torch.no_grad()
-def test_loss_is_the_mean_over_predicted_tokens() -> None:
-    dense = model("llama")
-    total, count = 0.0, 0
-    for row in ROWS:
-        logits = dense(torch.tensor([row])).logits[0, :-1].double()
-        total += -float(logits.log_softmax(-1).gather(1, torch.tensor(row[1:])[:, None]).sum())
-        count += len(row) - 1
-    for batch_tokens in (1, 30, 1000):
-        found = loss(dense, ROWS, batch_tokens=batch_tokens)
-        assert found.value == pytest.approx(total / count, rel=1e-5)
-        assert found.n == 6 and found.stderr > 0
+def jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return f"toy={path}"
 
 
-def test_mean_and_its_standard_error() -> None:
-    # 1, 0, 1, 1: mean 0.75, deviation √(0.75 / 3) = 0.5, standard error 0.5 / √4
-    found = mean_of([1, 0, 1, 1])
-    assert (found.value, found.stderr, found.n) == (0.75, 0.25, 4)
-    assert math.isnan(mean_of([1]).stderr)
+def choices(number: int = 3) -> list[dict[str, Any]]:
+    return [
+        {"question": text, "choices": [f"{word} {i}" for i in range(number)], "answer": i % number}
+        for i, (text, word) in enumerate(zip(TEXTS, WORDS, strict=False))
+    ]
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_generated_answers_keep_their_order_whatever_the_batch(batch_size: int) -> None:
-    dense, words = model("llama"), tokenizer()
-    prompts = ["w3 w4 w5", "w9", "w10 w11 w12 w13 w14", "w7 w8"]
-    alone = []
-    for prompt in prompts:
-        tokens = torch.tensor([words(prompt)["input_ids"]])
-        made = dense.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=4, do_sample=False)
-        alone.append(words.decode(made[0, tokens.shape[1] :], skip_special_tokens=True).strip())
-    items = [Item(text=p, prompt=p, answer=" " + a) for p, a in zip(prompts, alone, strict=True)]
-    assert generated_answers(dense, words, items, max_new_tokens=4, batch_size=batch_size) == alone
-    assert answer_accuracy(dense, words, items, max_new_tokens=4, batch_size=batch_size).value == 1
-    wrong = [Item(text=i.text, prompt=i.prompt, answer=f"{i.answer} w3") for i in items]
-    assert answer_accuracy(dense, words, wrong, max_new_tokens=4).value == 0
+PROMPTS = [{"prompt": text, "answer": WORDS[i]} for i, text in enumerate(TEXTS)]
+PLAIN = [{"text": f"{text} {text} {text}"} for text in TEXTS]
+SMALL: dict[str, Any] = {"context": 4, "continuation": 3, "window": 10, "max_new_tokens": 3, "num_items": 7}
+
+
+@pytest.mark.parametrize(
+    ("rows", "metric", "n"),
+    [(choices(), "multiple choice", 7), (PROMPTS, "exact match", 7), (PLAIN, "continuation among four", 7)],
+)
+def test_the_metric_is_what_the_columns_are_for(rows: Any, metric: str, n: int, tmp_path: Path) -> None:
+    options = Evaluation(**SMALL)
+    test = load_test(jsonl(tmp_path / "a.jsonl", rows), options)
+    dense, other = model("llama"), model("llama", seed=1)
+    row = evaluate(dense, tokenizer(), test, options, reference=other)
+    assert row["acc_metric"] == metric and row["n"] == n and 0 <= row["acc"] <= 1
+    assert (row["acc_norm"] is not None) == (metric == "multiple choice")
+    assert row["loss"] > 0 and row["loss_stderr"] > 0 and row["loss_n"] == 7 and row["ppl"] > 1
+    assert row["kl"] > 0 and 0 <= row["agreement"] <= 1 and row["window"] == 10
+    assert evaluate(dense, tokenizer(), test, options, reference=other) == row
+    assert json.dumps(row)
+
+
+def test_loss_alone_and_another_draw(tmp_path: Path) -> None:
+    spec = jsonl(tmp_path / "a.jsonl", PLAIN)
+    test = load_test(spec, Evaluation(metric="loss", **SMALL))
+    row = evaluate(model("llama"), tokenizer(), test, Evaluation(metric="loss", **SMALL))
+    assert row["acc"] is None and row["acc_metric"] is None and row["loss_n"] == 7 and "kl" not in row
+    other = load_test(spec, Evaluation(metric="loss", test_seed=1, **SMALL))
+    assert other.data_hash != test.data_hash
+
+
+def test_windows_are_no_longer_than_the_model_reads(tmp_path: Path) -> None:
+    options = Evaluation(window=1000, num_items=50)
+    test = load_test(jsonl(tmp_path / "a.jsonl", [{"text": " ".join(TEXTS)}] * 1 + PLAIN), options)
+    rows = loss_rows(model("llama"), tokenizer(), test, options)
+    assert max(len(row.ids) for row in rows) <= 64
+
+
+def test_bad_tests_are_refused_before_any_model(tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    folder.mkdir()
+    jsonl(folder / "train.jsonl", PLAIN)
+    jsonl(folder / "test.jsonl", PLAIN[:1])
+    with pytest.raises(UserError, match="its test part has one item"):
+        load_test(f"toy={folder}", Evaluation())
+    ragged = jsonl(tmp_path / "ragged.jsonl", choices(3)[:20] + choices(4)[20:])
+    with pytest.raises(UserError, match=r"items have 3, 4 choices, .*--ragged-choices"):
+        load_test(ragged, Evaluation())
+    assert load_test(ragged, Evaluation(ragged_choices=True)).metric == "multiple-choice"
+    outside = jsonl(tmp_path / "outside.jsonl", [{"question": "w3", "choices": ["w4", "w5"], "answer": 2}] * 9)
+    with pytest.raises(UserError, match="2"):
+        load_test(outside, Evaluation())
+    plain = jsonl(tmp_path / "plain.jsonl", PLAIN)
+    for metric in ("multiple-choice", "exact-match"):
+        with pytest.raises(UserError, match=f"--metric {metric}: task toy lacks columns"):
+            load_test(plain, Evaluation(metric=metric))  # type: ignore[arg-type]
+    prompts = jsonl(tmp_path / "prompts.jsonl", PROMPTS)
+    with pytest.raises(UserError, match=r"in \d+ of \d+ gold answers --extract .* finds nothing"):
+        load_test(prompts, Evaluation(extract=r"answer: (\w+)"))
+    with pytest.raises(UserError, match="no regular expression"):
+        Evaluation(extract="(")
+    with pytest.raises(UserError, match="--stride 9: must be from 1 to --window 8"):
+        Evaluation(window=8, stride=9)

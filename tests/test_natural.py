@@ -7,8 +7,7 @@ import pytest
 
 import seap
 from seap.config import Calibration
-from seap.corpus import Corpus
-from seap.evaluate import loss
+from seap.metrics import Row, loss
 from seap.pruning import build_corpora
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
@@ -31,13 +30,14 @@ def test_pruned_for_a_kind_of_text_it_loses_least_on_that_kind() -> None:
             )
         assert report.realised_sparsity == pytest.approx(0.5, abs=1e-3)
         for kind, spec in specs.items():
-            losses[made_for, kind] = loss(model, _test_rows(model, tokenizer, spec).rows).value
+            losses[made_for, kind] = loss(model, _test_rows(model, tokenizer, spec)).value
     for kind, other in (("gsm8k", "code"), ("code", "gsm8k")):
         assert losses[kind, kind] < losses[other, kind] - 0.3
         assert losses[kind, kind] < losses["random", kind] - 0.5
 
 
-def _test_rows(model: Any, tokenizer: Any, spec: str) -> Corpus:
+def _test_rows(model: Any, tokenizer: Any, spec: str) -> list[Row]:
     name, path = spec.split("=")
     options = Calibration(**(CALIBRATION | {"max_tokens": 8 * 256, "seed": 1}))
-    return build_corpora(model, tokenizer, f"{name}={next(Path(path).glob('test.*'))}", options)[name]
+    corpora = build_corpora(model, tokenizer, f"{name}={next(Path(path).glob('test.*'))}", options)
+    return [Row(ids) for ids in corpora[name].rows]

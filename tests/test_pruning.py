@@ -29,7 +29,7 @@ def pruned(name: str = "llama", task: Any = None, **options: Any) -> tuple[Any, 
     return dense, seap.prune(dense, tokenizer(), task=task or TASK, **(QUICK | options))
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"seap-reference"}))
 @pytest.mark.parametrize("sparsity", [0.2, 0.5])
 def test_every_method_removes_what_was_asked(method: str, sparsity: float) -> None:
     dense, report = pruned(method=method, sparsity=sparsity)

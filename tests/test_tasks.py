@@ -174,7 +174,7 @@ def test_structs_in_parquet_are_choices(tmp_path: Path) -> None:
         ),
         ({"goal": "a", "sol1": "b", "sol2": "c", "label": 1}, ["wrong columns", "columns of piqa", "piqa=PATH"]),
         ({"text": 5}, ["text is 5, a int; it must be a string"]),
-        ({"prompt": "2+2=", "answer": 4}, ["answer is 4"]),
+        ({"prompt": "2+2=", "answer": [4]}, ["answer is [4]", "must be a string"]),
         ({"question": "?", "choices": ["a"], "answer": 0}, ["1 choices; at least 2"]),
         ({"question": "?", "choices": ["a", "b"], "answer": 2}, ["answer 2 is none", "index 0 to 1", "A to B"]),
         ({"question": "?", "choices": ["a", "b"], "answer": -2}, ["answer -2 is none"]),

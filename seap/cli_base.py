@@ -1,0 +1,55 @@
+"""What the command line's modules share: the application, its consoles, and the types of common options.
+
+Results go to standard output, everything else to standard error; `--json` prints one JSON object and nothing else.
+"""
+
+import json as json_format
+import sys
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.markup import escape
+
+import seap
+
+errors = Console(stderr=True, soft_wrap=True, highlight=False)
+results = Console(soft_wrap=True, highlight=False)
+
+app = App(
+    name="seap",
+    help="Prune a large language model for the tasks you have: structured, training-free, and it really reloads.",
+    version=seap.__version__,
+    default_parameter=Parameter(negative=""),
+    console=results,
+    error_console=errors,
+    help_format="markdown",
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,
+)
+
+Flat = Parameter(name="*")
+Model = Annotated[
+    str, Parameter(help="Model folder or Hub id (safetensors); `builtin` is the one that comes with seap.")
+]
+TaskOption = Annotated[
+    tuple[str, ...],
+    Parameter(name="--task", help="NAME or NAME=PATH; may be repeated. See `seap tasks` for the names."),
+]
+Json = Annotated[bool, Parameter(name="--json", help="Print one JSON object and nothing else.")]
+
+
+def note(text: str) -> None:
+    errors.print(f"[dim]note:[/dim] {escape(text)}")
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json_format.dumps(value, indent=2) + "\n")
+
+
+def merged_options(*parts: Any) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for part in parts:
+        options |= asdict(part)
+    return options

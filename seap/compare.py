@@ -1,0 +1,245 @@
+"""`seap compare`: makes and tests every network of a plan. Finished tests are files, so an interrupted run goes on."""
+
+import json
+import time
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from seap import checkpoint, pruning
+from seap.agreement import agreement, by_chance, mean
+from seap.arch import AXIS_NAMES, describe
+from seap.calibration import about_statistics, calibrate, fingerprint
+from seap.config import Calibration
+from seap.corpus import Corpus, build_corpus, longest_sequence
+from seap.evaluate import Test, evaluate, load_test
+from seap.files import digest, is_current, write_json
+from seap.mask import load_masks, save_masks
+from seap.plan import Comparison, Network
+from seap.report import command_line, commit, machine, versions
+from seap.stats import Statistics, load_statistics, merge, save_statistics
+from seap.tasks import load_items, parse_spec, spec_source
+
+PUBLISHED_FLAP = Calibration(num_texts=10**9, seq_len=128, pack=True, max_tokens=1024 * 128)
+Result = dict[str, Any]
+
+
+@dataclass
+class Bench:
+    """The loaded model and everything that is made once and used by many networks."""
+
+    plan: Comparison
+    model: Any
+    tokenizer: Any
+    out: Path
+    tests: dict[str, Test]
+    max_tokens: int
+    progress: bool
+    statistics: dict[tuple[int, str], dict[str, Statistics]] = field(default_factory=dict)
+
+    def measured(self, seed: int, text: str) -> dict[str, Statistics]:
+        """Statistics of a text by name → Statistics, as `pruning.make_masks` takes them."""
+        if (seed, text) not in self.statistics:
+            self.statistics[seed, text] = self._measure(seed, text)
+        return self.statistics[seed, text]
+
+    def _measure(self, seed: int, text: str) -> dict[str, Statistics]:
+        options = replace(self.plan.calibration, seed=seed, max_tokens=self.max_tokens)
+        shared = replace(options, max_tokens=max(self.max_tokens // len(self.plan.tasks), 2))
+        if text == "weights":
+            return {}
+        if text in ("general", "pooled"):
+            parts = {name: self._statistics(self._corpus(spec, shared), shared) for name, spec in self._specs().items()}
+            return parts if text == "general" else {"pooled": merge(parts.values())}
+        if text == "flap-1024x128":
+            published = replace(PUBLISHED_FLAP, seed=seed)
+            return {text: self._statistics(self._corpus(self._general(), published), published)}
+        if text == "general-text":
+            return {text: self._statistics(self._corpus(self._general(), options), options)}
+        name = text.removeprefix("no-answers:")
+        corpus = self._corpus(self._specs()[name], options, answers=name == text)
+        return {name: self._statistics(corpus, options)}
+
+    def _specs(self) -> dict[str, str]:
+        return dict(zip(self.plan.names, self.plan.tasks, strict=True))
+
+    def _general(self) -> str:
+        assert self.plan.general is not None
+        return self.plan.general
+
+    def _corpus(self, spec: str, options: Calibration, *, answers: bool = True) -> Corpus:
+        parsed = parse_spec(spec)
+        items = load_items(parsed, "train", seed=options.seed)
+        texts = [item.text if answers else item.prompt or item.question or "" for item in items]
+        return build_corpus(
+            parsed.name if answers else f"{parsed.name}-no-answers",
+            texts,
+            self.tokenizer,
+            options,
+            source=spec_source(parsed),
+            seq_len=longest_sequence(self.model, options),
+        )
+
+    def _statistics(self, corpus: Corpus, options: Calibration) -> Statistics:
+        """Of one corpus, kept on disk by content."""
+        about = about_statistics(self.model, corpus, options)
+        path = self.out / "stats" / f"{corpus.name}-{about['key']}.safetensors"
+        if not is_current(path, about["key"]):
+            save_statistics(path, calibrate(self.model, corpus, options, progress=self.progress), about)
+        return load_statistics(path)[0]
+
+    def key(self, network: Network, task: str) -> str:
+        """Everything that decides a row."""
+        plan = self.plan
+        options = [asdict(plan.calibration), asdict(plan.evaluation), asdict(plan.pruning), plan.tasks, plan.general]
+        made = asdict(network) | {"tested_on": task}
+        return digest([fingerprint(self.model), made, options, self.max_tokens, self.tests[task].data_hash])
+
+
+def compare(
+    name: str, plan: Comparison, out: Path, *, loading: Mapping[str, Any] | None = None, progress: bool = True
+) -> Result:
+    """Run a comparison, or finish one that was interrupted. Writes OUT/compare.json and returns what is in it."""
+    started = time.perf_counter()
+    tests = {parse_spec(spec).name: load_test(spec, plan.evaluation) for spec in plan.tasks}
+    answered = [t for t in plan.names if tests[t].metric != "continuation" and _has_answers(tests[t])]
+    model, tokenizer = checkpoint.load(name, **(loading or {}))
+    for sparsity in plan.sparsities:
+        pruning.check(model, replace(plan.pruning, sparsity=sparsity))
+    bench = Bench(plan, model, tokenizer, out, tests, 0, progress)
+    bench.max_tokens = equal_tokens(bench)
+    networks = plan.networks(answered)
+    rows = [_dense_row(bench, task) for task in plan.names]
+    bar = tqdm(networks, desc="compare", unit="network", disable=not progress)
+    for network in bar:
+        bar.set_postfix_str(f"{network.method} {network.sparsity} {network.text}")
+        rows += run_network(bench, network)
+    result = _result(name, bench, rows, time.perf_counter() - started)
+    write_json(out / "compare.json", result)
+    return result
+
+
+def _has_answers(test: Test) -> bool:
+    return all(item.prompt or item.question for item in test.items)
+
+
+def equal_tokens(bench: Bench) -> int:
+    """Calibration tokens of every network: as many as the smallest text in the comparison has under the options."""
+    options = bench.plan.calibration
+    specs = [*bench.plan.tasks, *([bench.plan.general] if bench.plan.general else [])]
+    seeds = range(bench.plan.seeds)
+    return min(bench._corpus(spec, replace(options, seed=seed)).num_tokens for spec in specs for seed in seeds)
+
+
+def run_network(bench: Bench, network: Network) -> list[Result]:
+    """Prune once and test on each task, taking from disk what an earlier run finished."""
+    paths = {task: bench.out / "rows" / f"{bench.key(network, task)}.json" for task in network.tested_on}
+    if not all(path.is_file() for path in paths.values()):
+        pruned, about = _prune(bench, network)
+        for task, path in paths.items():
+            if not path.is_file():
+                write_json(path, about | _tested(bench, network, pruned, task))
+    return [json.loads(path.read_text()) for path in paths.values()]
+
+
+def _prune(bench: Bench, network: Network) -> tuple[Any, Result]:
+    statistics = bench.measured(network.seed, network.text)
+    pruned = deepcopy(bench.model)
+    options = asdict(replace(bench.plan.pruning, method=network.method, sparsity=network.sparsity))
+    report = pruning.prune(pruned, statistics=statistics, progress=False, **options, seed=network.seed)
+    about = {
+        "method": network.method,
+        "made_for": network.text.removeprefix("no-answers:") if network.text != "weights" else None,
+        "control": network.control,
+        "target_sparsity": network.sparsity,
+        "realised_sparsity": report.realised_sparsity,
+        "total_sparsity": report.total_sparsity,
+        "params_after": report.params_after,
+        "seed": network.seed,
+        "calibration_tokens": report.num_tokens,
+        "layers": report.layers,
+    }
+    save_masks(_mask_file(bench, network), report.masks, about | {"fingerprint": fingerprint(bench.model)})
+    return pruned, about
+
+
+def _tested(bench: Bench, network: Network, pruned: Any, task: str) -> Result:
+    started = time.perf_counter()
+    found = evaluate(pruned, bench.tokenizer, bench.tests[task], bench.plan.evaluation, reference=bench.model)
+    if network.control is None and network.text in bench.tests and network.text != task:
+        found["control"] = "other-task"
+    return found | {"seconds": time.perf_counter() - started}
+
+
+def _dense_row(bench: Bench, task: str) -> Result:
+    dense = Network("dense", 0.0, 0, "weights", None, (task,))
+    path = bench.out / "rows" / f"{bench.key(dense, task)}.json"
+    if not path.is_file():
+        started = time.perf_counter()
+        found = evaluate(bench.model, bench.tokenizer, bench.tests[task], bench.plan.evaluation)
+        about = {"method": "dense", "made_for": None, "control": None, "target_sparsity": 0.0, "realised_sparsity": 0.0}
+        params = sum(p.numel() for p in bench.model.parameters())
+        same = {"kl": 0.0, "agreement": 1.0, "layers": None, "calibration_tokens": None, "total_sparsity": 0.0}
+        took = {"seed": 0, "params_after": params, "seconds": time.perf_counter() - started}
+        write_json(path, about | found | same | took)
+    return json.loads(path.read_text())
+
+
+def _result(name: str, bench: Bench, rows: list[Result], seconds: float) -> Result:
+    plan = bench.plan
+    return {
+        "kind": "compare",
+        "model": name,
+        "family": bench.model.config.model_type,
+        "params": sum(p.numel() for p in bench.model.parameters()),
+        "prunable_params": describe(bench.model).prunable_params,
+        "tasks": plan.names,
+        "methods": list(plan.methods),
+        "sparsities": list(plan.sparsities),
+        "seeds": list(range(plan.seeds)),
+        "calibration_tokens": bench.max_tokens,
+        "rows": rows,
+        "overlap": overlap(bench),
+        "options": asdict(plan),
+        "data_hash": digest({task: test.data_hash for task, test in bench.tests.items()}),
+        "versions": versions(),
+        "machine": machine(),
+        "commit": commit(),
+        "command": command_line(),
+        "seconds": seconds,
+    }
+
+
+def overlap(bench: Bench) -> list[Result]:
+    """Jaccard index of the first method's task masks of seed 0 between every two tasks, mean over layers."""
+    plan, found = bench.plan, []
+    for sparsity in plan.sparsities:
+        own = [Network(plan.methods[0], sparsity, 0, task, None, ()) for task in plan.names]
+        masks = {n.text: load_masks(_mask_file(bench, n))[0] for n in own if _mask_file(bench, n).is_file()}
+        for axis in AXIS_NAMES:
+            axes = [a for a in describe(bench.model).axes if a.name == axis]
+            if axes and len(masks) > 1:
+                first = next(iter(masks.values()))
+                found.append(
+                    {
+                        "method": plan.methods[0],
+                        "sparsity": sparsity,
+                        "seed": 0,
+                        "axis": axis,
+                        "tasks": list(masks),
+                        "jaccard": [
+                            [mean(agreement(axes, one, other)) for other in masks.values()] for one in masks.values()
+                        ],
+                        "expected": mean(by_chance(axes, first, first)),
+                    }
+                )
+    return found
+
+
+def _mask_file(bench: Bench, network: Network) -> Path:
+    name = f"{network.method}-{network.sparsity}-{network.text.replace(':', '-')}-seed{network.seed}.safetensors"
+    return bench.out / "masks" / name
