@@ -40,29 +40,35 @@ class Bench:
     max_tokens: int
     progress: bool
     statistics: dict[tuple[int, str], dict[str, Statistics]] = field(default_factory=dict)
+    hashes: dict[tuple[int, str], list[str]] = field(default_factory=dict)  # of the calibration text behind each
 
     def measured(self, seed: int, text: str) -> dict[str, Statistics]:
         """Statistics of a text by name → Statistics, as `pruning.make_masks` takes them."""
         if (seed, text) not in self.statistics:
+            self.hashes[seed, text] = []
             self.statistics[seed, text] = self._measure(seed, text)
         return self.statistics[seed, text]
 
     def _measure(self, seed: int, text: str) -> dict[str, Statistics]:
         options = replace(self.plan.calibration, seed=seed, max_tokens=self.max_tokens)
         shared = replace(options, max_tokens=max(self.max_tokens // len(self.plan.tasks), 2))
+        noted = self.hashes[seed, text]
         if text == "weights":
             return {}
         if text in ("general", "pooled"):
-            parts = {name: self._statistics(self._corpus(spec, shared), shared) for name, spec in self._specs().items()}
+            parts = {
+                name: self._statistics(self._corpus(spec, shared), shared, noted)
+                for name, spec in self._specs().items()
+            }
             return parts if text == "general" else {"pooled": merge(parts.values())}
         if text == "flap-1024x128":
             published = replace(PUBLISHED_FLAP, seed=seed)
-            return {text: self._statistics(self._corpus(self._general(), published), published)}
+            return {text: self._statistics(self._corpus(self._general(), published), published, noted)}
         if text == "general-text":
-            return {text: self._statistics(self._corpus(self._general(), options), options)}
+            return {text: self._statistics(self._corpus(self._general(), options), options, noted)}
         name = text.removeprefix("no-answers:")
         corpus = self._corpus(self._specs()[name], options, answers=name == text)
-        return {name: self._statistics(corpus, options)}
+        return {name: self._statistics(corpus, options, noted)}
 
     def _specs(self) -> dict[str, str]:
         return dict(zip(self.plan.names, self.plan.tasks, strict=True))
@@ -84,8 +90,9 @@ class Bench:
             seq_len=longest_sequence(self.model, options),
         )
 
-    def _statistics(self, corpus: Corpus, options: Calibration) -> Statistics:
-        """Of one corpus, kept on disk by content."""
+    def _statistics(self, corpus: Corpus, options: Calibration, noted: list[str]) -> Statistics:
+        """Of one corpus, kept on disk by content; its hash is noted."""
+        noted.append(corpus.data_hash)
         about = about_statistics(self.model, corpus, options)
         path = self.out / "stats" / f"{corpus.name}-{about['key']}.safetensors"
         if not is_current(path, about["key"]):
@@ -161,6 +168,7 @@ def _prune(bench: Bench, network: Network) -> tuple[Any, Result]:
         "params_after": report.params_after,
         "seed": network.seed,
         "calibration_tokens": report.num_tokens,
+        "data_hash": ",".join(bench.hashes[network.seed, network.text]) or None,
         "layers": report.layers,
     }
     save_masks(_mask_file(bench, network), report.masks, about | {"fingerprint": fingerprint(bench.model)})
@@ -183,7 +191,11 @@ def _dense_row(bench: Bench, task: str) -> Result:
         found = evaluate(bench.model, bench.tokenizer, bench.tests[task], bench.plan.evaluation)
         about = {"method": "dense", "made_for": None, "control": None, "target_sparsity": 0.0, "realised_sparsity": 0.0}
         params = sum(p.numel() for p in bench.model.parameters())
-        same = {"kl": 0.0, "agreement": 1.0, "layers": None, "calibration_tokens": None, "total_sparsity": 0.0}
+        arch = describe(bench.model)
+        whole: list[dict[str, int]] = [{} for _ in arch.layers]
+        for axis in arch.axes:
+            whole[axis.layer][axis.name] = axis.units
+        same = {"kl": 0.0, "agreement": 1.0, "layers": whole, "calibration_tokens": None, "total_sparsity": 0.0}
         took = {"seed": 0, "params_after": params, "seconds": time.perf_counter() - started}
         write_json(path, about | found | same | took)
     return json.loads(path.read_text())

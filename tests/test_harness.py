@@ -294,7 +294,10 @@ def agree(model: Any, tokenizer: Any, name: str, where: Path, limit: int) -> Non
             )
 
 
-@pytest.mark.parametrize("name", ["arc_challenge", "arc_easy", "boolq", "hellaswag", "openbookqa", "piqa", "winogrande"])
+CHOICES = ["arc_challenge", "arc_easy", "boolq", "hellaswag", "openbookqa", "piqa", "winogrande"]
+
+
+@pytest.mark.parametrize("name", CHOICES)
 def test_our_multiple_choice_agrees_on_a_tiny_model(name: str, data: Path) -> None:
     agree(model(max_position_embeddings=512), tokenizer(), name, data, 12)
 

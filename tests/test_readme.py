@@ -41,7 +41,8 @@ def test_the_table_of_methods_is_that_of_the_code() -> None:
 
 
 def test_there_are_commands() -> None:
-    assert {command.split()[1] for command in COMMANDS} >= {"prune", "inspect", "calibrate", "mask", "merge", "eval", "compare", "report"}
+    named = "prune inspect calibrate mask merge eval compare analyze report".split()
+    assert {command.split()[1] for command in COMMANDS} >= set(named)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,0 +1,84 @@
+"""The rows of the `compare` files, each set against the dense model on the same task.
+
+Added loss is a row's loss minus the dense model's on the same task (nats per token).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from seap.page.numbers import Cells, Row, average, cells, mean
+from seap.page.sources import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """All rows of the `compare` files, each with `added_loss` and `acc_change` against dense (None without dense)."""
+
+    rows: list[Row]
+    overlap: list[Row]
+    methods: list[str]
+    tasks: list[str]
+    seeds: list[int]
+    sparsities: list[float]
+
+    def select(self, method: str, sparsity: float | None = None, control: str | None = None) -> list[Row]:
+        """The rows of one method, of one sparsity if it is given."""
+        near = [r for r in self.rows if sparsity is None or math.isclose(r["target_sparsity"], sparsity, abs_tol=1e-6)]
+        return [r for r in near if r["method"] == method and r["control"] == control]
+
+    @property
+    def ours(self) -> str | None:
+        """`seap`, or the first of its variants."""
+        family = [m for m in self.methods if is_ours(m)]
+        return "seap" if "seap" in family else next(iter(family), None)
+
+
+def join(sources: Sequence[Source]) -> Comparison | None:
+    """All rows of these `compare` files, set against their dense rows; None where there is no row."""
+    raw = [row for s in sources for row in s.data["rows"]]
+    if not raw:
+        return None
+    dense = [row for row in raw if row["method"] == "dense"]
+    losses, accuracies = _dense_values(dense, "loss"), _dense_values(dense, "acc")
+    rows = []
+    for row in raw:
+        filled = {"control": None, "made_for": None, "acc": None} | row
+        key = (row["task"], row["seed"])
+        base, acc = (found.get(key, found.get((row["task"], None))) for found in (losses, accuracies))
+        filled["added_loss"] = None if base is None else row["loss"] - base
+        filled["acc_change"] = None if acc is None or filled["acc"] is None else filled["acc"] - acc
+        rows.append(filled)
+    main = [r for r in rows if r["method"] != "dense"]
+    return Comparison(
+        rows=rows,
+        overlap=[o for s in sources for o in s.data.get("overlap") or []],
+        methods=list(dict.fromkeys(r["method"] for r in main)),
+        tasks=list(dict.fromkeys(r["task"] for r in rows)),
+        seeds=sorted({r["seed"] for r in main}),
+        sparsities=sorted({r["target_sparsity"] for r in main}),
+    )
+
+
+def _dense_values(dense: Sequence[Row], key: str) -> dict[tuple[str, int | None], float]:
+    """By task and seed, and by task alone for seeds that have no dense row of their own."""
+    known = [r for r in dense if r.get(key) is not None]
+    by_task = {(r["task"], None): average(o[key] for o in known if o["task"] == r["task"]) for r in known}
+    return by_task | {(r["task"], r["seed"]): r[key] for r in known}
+
+
+def is_ours(method: str) -> bool:
+    return method == "seap" or method.startswith(("seap-", "seap+", "seap_"))
+
+
+def best_baseline(data: Comparison, sparsity: float) -> str | None:
+    """The method of others with the lowest mean added loss (of loss, where no dense row is there)."""
+    means = {m: mean(main_loss(data, m, sparsity)) for m in data.methods if not is_ours(m)}
+    known = {m: found.value for m, found in means.items() if found and not math.isnan(found.value)}
+    return min(known, key=known.__getitem__) if known else None
+
+
+def main_loss(data: Comparison, method: str, sparsity: float) -> Cells:
+    """Added loss by task and seed, or loss where no dense row is there."""
+    rows = data.select(method, sparsity)
+    return cells(rows, "added_loss") or cells(rows, "loss")
