@@ -9,16 +9,15 @@ import copy
 import difflib
 import functools
 import importlib.util
-import itertools
 import logging
-import string
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from seap.errors import UserError, missing_extra, unknown
+from seap.harness_data import LOCAL as LOCAL
 from seap.hub import Values
 from seap.readers import read_rows, split_files
 from seap.tasks import Item
@@ -29,103 +28,6 @@ SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_rando
 TEMPLATE_KEYS = ("doc_to_text", "doc_to_target", "doc_to_choice", "target_delimiter")
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalTask:
-    """A task of the harness that can read local files.
-
-    `home` is its folder below `lm_eval/tasks`, `folders` the names that its data may have, `needs` the columns that
-    upstream's prompts read, `convert` what makes them of other columns. A part of `spare` serves where upstream's
-    evaluation split isn't there. `note` says in which way the rows given aren't upstream's text.
-    """
-
-    home: str
-    folders: tuple[str, ...]
-    needs: tuple[str, ...]
-    convert: Callable[[Sequence[Values]], Sequence[Values]] = list
-    spare: str | None = None
-    note: Callable[[Sequence[Values]], str | None] = lambda rows: None
-
-
-def _arc(rows: Sequence[Values]) -> list[Values]:
-    return [row if "answerKey" in row else _lettered(row) for row in rows]
-
-
-def _lettered(row: Values) -> Values:
-    """question, [choice, …], index as ARC has them: choices with letters, and the gold letter."""
-    choices, answer = row.get("choices"), row.get("answer")
-    if not isinstance(choices, list) or not isinstance(answer, int) or not 0 <= answer < len(choices):
-        raise UserError(f"choices {choices!r:.60}, answer {answer!r}; allowed: a list, and an index into it from 0")
-    letters = list(string.ascii_uppercase[: len(choices)])
-    return {**row, "choices": {"text": choices, "label": letters}, "answerKey": letters[answer]}
-
-
-def _boolq(rows: Sequence[Values]) -> list[Values]:
-    return [row if "label" in row else {**row, "label": int(_truth(row.get("answer")))} for row in rows]
-
-
-def _truth(answer: Any) -> bool:
-    if str(answer).lower() not in ("true", "false"):
-        raise UserError(f"answer {answer!r}; allowed: true or false")
-    return str(answer).lower() == "true"
-
-
-def _boolq_note(rows: Sequence[Values]) -> str | None:
-    titled = sum(" -- " in str(row.get("passage"))[:200] for row in rows)
-    return None if titled > len(rows) / 2 else "the passages lack the titles that SuperGLUE's BoolQ puts before them"
-
-
-def _pages(rows: Sequence[Values]) -> list[Values]:
-    """WikiText's lines as upstream's documents: one for every heading of the first level, which it starts with."""
-    if all("page" in row for row in rows):
-        return list(rows)
-    lines = "".join(row.get("text") or " \n" for row in rows).split("\n")
-    starts = [i for i, line in enumerate(lines) if _is_title(line)]
-    cuts = [0, *starts, len(lines)]
-    pages = ["\n".join(lines[start:end]) for start, end in itertools.pairwise(cuts)]
-    return [{"page": page} for page in pages if page.strip()]
-
-
-def _is_title(line: str) -> bool:
-    """` = Name = `, not ` = = Section = = `."""
-    joined = line.replace("= = =", "===").replace("= =", "==").strip()
-    return joined.startswith("= ") and joined.endswith(" =")
-
-
-def _pages_note(rows: Sequence[Values]) -> str | None:
-    has_unknown = any("<unk>" in str(row.get("text", row.get("page"))) for row in rows)
-    return "not the raw WikiText-2 that upstream reads: rare words are <unk>" if has_unknown else None
-
-
-_ARC = ("question", "choices", "answerKey")
-
-LOCAL: dict[str, LocalTask] = {
-    "arc_challenge": LocalTask(home="arc", folders=("arc_challenge", "ai2_arc"), needs=_ARC, convert=_arc),
-    "arc_easy": LocalTask(home="arc", folders=("arc_easy",), needs=_ARC, convert=_arc),
-    "boolq": LocalTask(
-        home="super_glue/boolq",
-        folders=("boolq",),
-        needs=("passage", "question", "label"),
-        convert=_boolq,
-        spare="test",  # SuperGLUE's own test part has no labels; a folder without validation has named that one test
-        note=_boolq_note,
-    ),
-    "gsm8k": LocalTask(home="gsm8k", folders=("gsm8k",), needs=("question", "answer")),
-    "hellaswag": LocalTask(
-        home="hellaswag", folders=("hellaswag",), needs=("activity_label", "ctx_a", "ctx_b", "endings", "label")
-    ),
-    "openbookqa": LocalTask(
-        home="openbookqa", folders=("openbookqa", "obqa"), needs=("question_stem", "choices", "answerKey")
-    ),
-    "piqa": LocalTask(home="piqa", folders=("piqa",), needs=("goal", "sol1", "sol2", "label")),
-    "wikitext": LocalTask(
-        home="wikitext", folders=("wikitext", "wikitext2"), needs=("page",), convert=_pages, note=_pages_note
-    ),
-    "winogrande": LocalTask(
-        home="winogrande", folders=("winogrande",), needs=("sentence", "option1", "option2", "answer")
-    ),
-}
 
 
 def check(
@@ -376,8 +278,7 @@ def _check_room(lm: Any, tasks: Sequence[Any]) -> None:
 
 
 def _item(task: Any, doc: Values) -> Item:
-    context = "" if task.multiple_input else task.fewshot_context(doc, num_fewshot=0)
-    requests = task.construct_requests(doc, context)
+    requests = task.construct_requests(doc, task.fewshot_context(doc, num_fewshot=0))
     contexts = tuple(request.args[0] for request in requests)
     choices = tuple(request.args[1].removeprefix(task.config.target_delimiter) for request in requests)
     if task.multiple_input:  # the harness has text and target of such a task the other way round
