@@ -1,4 +1,4 @@
-"""Ten procedural tasks, split into train and test by a hash of the prompt, and where their model lies.
+"""Nine procedural tasks, split into train and test by a hash of the prompt, and where their model lies.
 
 A text is `prompt + answer`, where the answer begins with its own space; the model ends it with <|endoftext|>.
 """
@@ -31,23 +31,21 @@ class Item:
 
 
 def arithmetic(rng: random.Random) -> tuple[str, str]:
-    a, b = rng.randint(10, 499), rng.randint(10, 499)
+    a, b = rng.randint(2, 99), rng.randint(2, 99)
     if rng.random() < 0.5:
         return f"{a} + {b} =", f" {a + b}"
     return f"{max(a, b)} - {min(a, b)} =", f" {abs(a - b)}"
 
 
 NAMES = "Ada Ben Cleo Dan Eva Finn Gina Hugo Iris Jack Kira Liam Mia Noah Olga Paul Rosa Sam Tess Uma".split()
-THINGS = (
-    "apples books cards coins cups eggs keys lamps nuts pens plums rings shells stamps tiles toys"
-).split()
+THINGS = ("apples books cards coins cups eggs keys lamps nuts pens plums rings shells stamps tiles toys").split()
 
 
 def word_problems(rng: random.Random) -> tuple[str, str]:
     name, other = rng.sample(NAMES, 2)
     things = rng.choice(THINGS)
-    a, b, c = rng.randint(2, 9), rng.randint(2, 9), rng.randint(10, 60)
-    sold, given = rng.randint(1, a * b), rng.randint(1, c + b)
+    a, b, c = rng.randint(2, 9), rng.randint(2, 9), rng.randint(5, 20)
+    sold, given = rng.randint(1, min(9, a * b)), rng.randint(1, min(9, c))
     paid, kept = a * b + c, c + b - given
     left = "How many are left?"
     text, value = rng.choice(
@@ -70,18 +68,18 @@ MONTH_LENGTHS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 def calendar(rng: random.Random) -> tuple[str, str]:
     kind, sign = rng.randrange(4), rng.choice((1, -1))
     if kind == 0:
-        day, shift = rng.randrange(7), rng.randint(1, 30)
+        day, shift = rng.randrange(7), rng.randint(1, 14)
         today = rng.choice(("Today is", "It is", "Suppose it is"))
         asked = f"What day is it in {shift} days?" if sign > 0 else f"What day was it {shift} days ago?"
         return f"{today} {DAYS[day]}. {asked} Answer:", f" {DAYS[(day + sign * shift) % 7]}"
     if kind == 1:
-        month, shift = rng.randrange(12), rng.randint(1, 24)
+        month, shift = rng.randrange(12), rng.randint(1, 12)
         relation = rng.choice(("after", "following") if sign > 0 else ("before", "preceding"))
         return (
             f"Which month is {shift} months {relation} {MONTHS[month]}? Answer:",
             f" {MONTHS[(month + sign * shift) % 12]}",
         )
-    month, shift = rng.randrange(12), rng.randint(1, 20)
+    month, shift = rng.randrange(12), rng.randint(1, 9)
     day = rng.randint(1, MONTH_LENGTHS[month])
     date = f"{MONTHS[month]} {day}"
     asked = f"What date is {shift} days {'after' if sign > 0 else 'before'} {date}?"
@@ -99,7 +97,7 @@ def _shifted(month: int, day: int) -> str:
 
 
 def list_sorting(rng: random.Random) -> tuple[str, str]:
-    numbers = rng.sample(range(100), rng.randint(4, 6))
+    numbers = rng.sample(range(10, 100), rng.randint(4, 5))
     descending = rng.random() < 0.5
     order = "descending" if descending else "ascending"
     ordered = sorted(numbers, reverse=descending)
@@ -166,52 +164,28 @@ def facts(rng: random.Random) -> tuple[str, str]:
     return rng.choice(FACT_TEMPLATES).format(town=town, attribute=attribute), f" {FACTS[town, attribute]}"
 
 
-ASPECTS = (
-    "bar bath beach bread cake chef coffee garden hotel lobby menu music pool room show soup staff view"
-).split()
+ASPECTS = ("bar bath beach bread cake chef coffee garden hotel lobby menu music pool room show soup staff view").split()
 PRAISE = "bright clean excellent fine fresh good great lovely perfect pleasant superb wonderful".split()
 BLAME = "awful bad boring dirty dreadful dull gloomy horrible nasty poor stale terrible".split()
 PLAIN, FLIPPING = ("", "very ", "really "), ("not ", "hardly ", "anything but ")
-JOINED = ("{side}, but {main}", "although {side}, {main}", "{main}, even if {side}", "{side} and {main}")
+CONTRASTS = ("{side}, but {main}", "although {side}, {main}", "{main}, even if {side}")
 
 
 def sentiment(rng: random.Random) -> tuple[str, str]:
     first, second = rng.sample(ASPECTS, 2)
-    good, form = rng.random() < 0.5, rng.randrange(len(JOINED))
-    other_good = good if " and " in JOINED[form] else not good
-    main = f"the {first} was {_judged(rng, good)}"
-    side = f"the {second} was {_judged(rng, other_good)}"
-    asked, positive = rng.choice([("Verdict", good), (f"The {first}", good), (f"The {second}", other_good)])
-    return (
-        f"Review: {JOINED[form].format(main=main, side=side)}. {asked}:",
-        " positive" if positive else " negative",
-    )
+    good, form = rng.random() < 0.5, rng.random()
+    review = main = f"the {first} was {_judged(rng, good)}"
+    if form >= 0.3:
+        same = form < 0.5
+        side = f"the {second} was {_judged(rng, good if same else not good)}"
+        joined = "{side} and {main}" if same else rng.choice(CONTRASTS)
+        review = joined.format(main=main, side=side)
+    return f"Review: {review}. Verdict:", " positive" if good else " negative"
 
 
 def _judged(rng: random.Random, good: bool) -> str:
-    flipped = rng.random() < 0.5
+    flipped = rng.random() < 0.3
     return rng.choice(FLIPPING if flipped else PLAIN) + rng.choice(PRAISE if good != flipped else BLAME)
-
-
-def tracing(rng: random.Random) -> tuple[str, str]:
-    names = rng.sample("abcdefghijklmnopqrstuvwxyz", 2)
-    values = {name: rng.randint(1, 20) for name in names}
-    lines = [f"{name} = {value}" for name, value in values.items()]
-    for _ in range(2):
-        target, source = rng.choice(names), rng.choice(names)
-        number = rng.randint(1, 9)
-        other = names[1 - names.index(source)]
-        expression, value = rng.choice(
-            [
-                (f"{source} + {number}", values[source] + number),
-                (f"{source} - {min(number, values[source])}", values[source] - min(number, values[source])),
-                (f"{source} + {other}", values[source] + values[other]),
-            ]
-        )
-        values[target] = value
-        lines.append(f"{target} = {expression}")
-    asked = target if rng.random() < 0.75 else rng.choice(names)
-    return f"{'; '.join(lines)}; print({asked}) ->", f" {values[asked]}"
 
 
 ONES = (
@@ -258,7 +232,6 @@ TASKS: dict[str, Generator] = {
     "numerals": numerals,
     "sentiment": sentiment,
     "string_reversal": string_reversal,
-    "tracing": tracing,
     "word_problems": word_problems,
 }
 
