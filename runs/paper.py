@@ -23,9 +23,9 @@ from tqdm import tqdm
 from seap import checkpoint, harness, metrics, pruning
 from seap.config import Calibration, Evaluation
 from seap.corpus import build_corpus
+from seap.environment import command_line, commit, machine, versions
 from seap.evaluate import load_test, loss_rows
 from seap.files import write_json
-from seap.report import command_line, commit, machine, versions
 from seap.stats import Statistics
 from seap.tasks import load_items, parse_spec
 

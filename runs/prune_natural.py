@@ -19,9 +19,9 @@ from seap import checkpoint, pruning
 from seap.calibration import calibrate
 from seap.config import Calibration, Pruning
 from seap.corpus import build_corpus
+from seap.environment import command_line, commit, machine, versions
 from seap.files import digest, write_json
 from seap.metrics import Row, loss
-from seap.report import command_line, commit, machine, versions
 from seap.tasks import load_items, parse_spec
 
 METHODS = ("seap-paper", "seap", "flap", "wanda-sp", "magnitude", "random")

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from seap.builtin import TASKS, draw, items, model_path
-from seap.report import command_line, commit, machine, versions
+from seap.environment import command_line, commit, machine, versions
 
 # Letters: B rows of a batch, T tokens of a row, V vocabulary.
 

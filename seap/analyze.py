@@ -19,9 +19,10 @@ from seap.arch import Arch, Axis, describe
 from seap.calibration import fingerprint
 from seap.config import Calibration, Pruning
 from seap.corpus import Batch, Corpus, batches
+from seap.environment import command_line, commit, machine, versions
 from seap.errors import UserError, missing_extra, unknown
 from seap.pruning import Tasks, build_corpora, check
-from seap.report import choices, command_line, commit, machine, versions
+from seap.report import choices
 from seap.stats import Moments
 
 MAX_BINS = 64  # of the activation map, per layer

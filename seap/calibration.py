@@ -16,9 +16,9 @@ from tqdm import tqdm
 from seap.arch import Arch, describe
 from seap.config import Calibration
 from seap.corpus import Batch, Corpus, batches, num_batches
+from seap.environment import versions
 from seap.errors import UserError
 from seap.files import digest
-from seap.report import versions
 from seap.stats import Moments, Statistics
 
 

@@ -10,12 +10,13 @@ from seap.arch import describe
 from seap.calibration import about_statistics, check_same_model, identity
 from seap.calibration import calibrate as measure
 from seap.config import Calibration, Evaluation, Pruning
+from seap.environment import versions
 from seap.errors import UserError
 from seap.evaluate import evaluate, load_test
 from seap.files import check_output, digest, is_current, read_about, write_json
 from seap.mask import Masks, compose, load_masks, realised_sparsity, save_masks
 from seap.pruning import build_corpora, check, check_mixture, make_masks, needs_text, prune, split_options
-from seap.report import Report, choices, versions
+from seap.report import Report, choices
 from seap.stats import Statistics, load_statistics, merge, save_statistics
 from seap.tasks import load_items, parse_spec
 

@@ -16,11 +16,11 @@ from seap.arch import AXIS_NAMES, describe
 from seap.calibration import about_statistics, calibrate, fingerprint
 from seap.config import Calibration
 from seap.corpus import Corpus, build_corpus, longest_sequence
+from seap.environment import command_line, commit, machine, versions
 from seap.evaluate import Test, evaluate, load_test
 from seap.files import digest, is_current, write_json
 from seap.mask import load_masks, save_masks
 from seap.plan import Comparison, Network
-from seap.report import command_line, commit, machine, versions
 from seap.stats import Statistics, load_statistics, merge, save_statistics
 from seap.tasks import load_items, parse_spec, spec_source
 

@@ -16,9 +16,9 @@ from tqdm import tqdm
 from seap import checkpoint, pruning
 from seap.builtin import TASKS
 from seap.config import Calibration, Evaluation, Pruning
+from seap.environment import versions
 from seap.files import write_json
 from seap.metrics import exact_match
-from seap.report import versions
 from seap.stats import Statistics
 from seap.tasks import Item, load_items
 

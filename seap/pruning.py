@@ -14,8 +14,8 @@ from seap.compensate import Biases, mean_bias
 from seap.config import Calibration, Method, Pruning
 from seap.corpus import Corpus, build_corpus, longest_sequence
 from seap.errors import UserError
-from seap.mask import Masks, check_fits, choose_units, realised_sparsity
-from seap.report import Report, Size, provenance, widths
+from seap.mask import Masks, check_fits, choose_units
+from seap.report import Before, Report, Run, build_report
 from seap.score import Scores, mix, score_inputs
 from seap.stats import Statistics, merge
 from seap.surgery import check_in_memory, cut_
@@ -116,55 +116,37 @@ def prune(
     Afterwards `model.save_pretrained` and `push_to_hub` work as for any model.
     """
     started = time.perf_counter()
-    pruning, calibration = split_options(options)
-    arch = describe(model)
-    notes = check(model, pruning, masks)
-    corpora: dict[str, Corpus] = {}
-    if statistics is None and needs_text(pruning, masks):
+    run = Run(*split_options(options), statistics=dict(statistics or {}))
+    run.notes += check(model, run.pruning, masks)
+    measure_(run, model, tokenizer, task, masks, progress=progress)
+    made = make_masks(model, run.statistics, run.pruning, seed=run.calibration.seed) if masks is None else masks
+    biases = make_biases(model, made, run.statistics, run.pruning)
+    before = Before.of(model, made)
+    cut_(model, made, biases)
+    asked = masks is None or "sparsity" in options
+    target = run.pruning.sparsity if asked else before.realised_sparsity
+    return build_report(model, before, made, run, target=target, seconds=time.perf_counter() - started)
+
+
+def measure_(run: Run, model: Any, tokenizer: Any, task: Tasks | None, masks: Masks | None, *, progress: bool) -> None:
+    """Calibrate where the run needs statistics and has none; note what has no effect."""
+    settings = run.calibration
+    if not run.statistics and needs_text(run.pruning, masks):
         if task is None or tokenizer is None:
             raise UserError("this method measures activations: give a tokenizer and a task (NAME or NAME=PATH)")
-        corpora = build_corpora(model, tokenizer, task, calibration)
-        check_mixture(pruning, list(corpora))
-        statistics = {n: calibrating.calibrate(model, c, calibration, progress=progress) for n, c in corpora.items()}
-    elif task is not None:
-        notes.append("the task's text was not used: nothing here measures activations anew")
-    if not corpora:
-        changed = [
-            f.name for f in fields(Calibration) if getattr(calibration, f.name) != f.default and f.name != "seed"
-        ]
-        notes += [f"--{name.replace('_', '-')} has no effect: nothing here is measured anew" for name in changed]
-    elif calibration.second_moments:
-        notes.append("--second-moments has no effect: no stage of this run uses them")
-    known = dict(statistics or {})
-    for part in known.values():
-        check_sizes(arch, part)
-    masks_made = masks is None
-    masks = make_masks(model, known, pruning, seed=calibration.seed) if masks is None else masks
-    biases = make_biases(model, masks, known, pruning)
-    before, identity, realised = Size.of(model), calibrating.fingerprint(model), realised_sparsity(arch, masks)
-    layers = widths(model, masks)
-    cut_(model, masks, biases)
-    after = Size.of(model)
-    notes += [
-        f"{c.name}: {c.skipped} texts shorter than two tokens were left out" for c in corpora.values() if c.skipped
-    ]
-    return Report(
-        model=getattr(model.config, "_name_or_path", "") or "unnamed",
-        method=pruning.method,
-        tasks=tuple(known),
-        target_sparsity=pruning.sparsity if masks_made or "sparsity" in options else realised,
-        realised_sparsity=realised,
-        total_sparsity=1 - after.params / before.params,
-        non_embedding_sparsity=1 - (after.params - after.embeddings) / (before.params - before.embeddings),
-        params_before=before.params,
-        params_after=after.params,
-        layers=layers,
-        num_tokens=sum(next(iter(part.values())).count for part in known.values()),
-        seconds=time.perf_counter() - started,
-        notes=tuple(notes),
-        masks=masks,
-        provenance=provenance(identity, pruning, calibration, corpora),
-    )
+        run.corpora = build_corpora(model, tokenizer, task, settings)
+        check_mixture(run.pruning, list(run.corpora))
+        for name, corpus in run.corpora.items():
+            run.statistics[name] = calibrating.calibrate(model, corpus, settings, progress=progress)
+        if settings.second_moments:
+            run.notes.append("--second-moments has no effect: no stage of this run uses them")
+        return
+    for part in run.statistics.values():
+        check_sizes(describe(model), part)
+    if task is not None:
+        run.notes.append("the task's text was not used: nothing here measures activations anew")
+    changed = [f.name for f in fields(Calibration) if getattr(settings, f.name) != f.default and f.name != "seed"]
+    run.notes += [f"--{name.replace('_', '-')} has no effect: nothing here is measured anew" for name in changed]
 
 
 def check_sizes(arch: Arch, statistics: Statistics) -> None:

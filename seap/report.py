@@ -1,22 +1,16 @@
 """What a pruning did, in numbers, and what made it."""
 
-import os
-import platform
-import subprocess
-import sys
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-import torch
-
 from seap.arch import describe, embedding_params
+from seap.calibration import fingerprint
 from seap.config import Calibration, Pruning
 from seap.corpus import Corpus
+from seap.environment import command_line, versions
 from seap.files import digest
-from seap.mask import Masks, budgets_of
+from seap.mask import Masks, budgets_of, realised_sparsity
+from seap.stats import Statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +39,17 @@ class Report:
         return values | values.pop("provenance")
 
 
+@dataclass
+class Run:
+    """What a run was asked for, and what it measured on the way."""
+
+    pruning: Pruning
+    calibration: Calibration
+    corpora: dict[str, Corpus] = field(default_factory=dict)
+    statistics: dict[str, Statistics] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
 @dataclass(frozen=True)
 class Size:
     """Parameters of a model, tied ones once: all, and those of the embeddings."""
@@ -57,36 +62,42 @@ class Size:
         return cls(sum(p.numel() for p in model.parameters()), embedding_params(model))
 
 
-def versions() -> dict[str, str]:
-    """Of everything that decides a number."""
-    names = ("seap", "transformers", "safetensors", "numpy")
-    return {"python": platform.python_version(), "torch": torch.__version__} | {name: version(name) for name in names}
+@dataclass(frozen=True)
+class Before:
+    """A model's numbers before it is cut by masks."""
+
+    size: Size
+    fingerprint: str
+    realised_sparsity: float
+    layers: list[dict[str, int]]
+
+    @classmethod
+    def of(cls, model: Any, masks: Masks) -> "Before":
+        return cls(Size.of(model), fingerprint(model), realised_sparsity(describe(model), masks), widths(model, masks))
 
 
-def machine() -> dict[str, Any]:
-    """The hardware that a number was measured on."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in _lines(info) if line.startswith("model name")]
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": names[0] if names else platform.processor(), "cores": os.cpu_count(), "gpu": gpu}
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.is_file() else []
-
-
-def commit() -> str | None:
-    """Of the checkout that this code runs from; None where it isn't in one."""
-    run = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    try:
-        done = subprocess.run(run, capture_output=True, text=True, cwd=Path(__file__).parent)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
-
-
-def command_line() -> str:
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+def build_report(model: Any, before: Before, masks: Masks, run: Run, *, target: float, seconds: float) -> Report:
+    """The report on a model that has been cut."""
+    size, after = before.size, Size.of(model)
+    skipped = {name: corpus.skipped for name, corpus in run.corpora.items() if corpus.skipped}
+    left_out = [f"{name}: {number} texts shorter than two tokens were left out" for name, number in skipped.items()]
+    return Report(
+        model=getattr(model.config, "_name_or_path", "") or "unnamed",
+        method=run.pruning.method,
+        tasks=tuple(run.statistics),
+        target_sparsity=target,
+        realised_sparsity=before.realised_sparsity,
+        total_sparsity=1 - after.params / size.params,
+        non_embedding_sparsity=1 - (after.params - after.embeddings) / (size.params - size.embeddings),
+        params_before=size.params,
+        params_after=after.params,
+        layers=before.layers,
+        num_tokens=sum(next(iter(part.values())).count for part in run.statistics.values()),
+        seconds=seconds,
+        notes=(*run.notes, *left_out),
+        masks=masks,
+        provenance=provenance(before.fingerprint, run),
+    )
 
 
 def choices(options: Pruning) -> dict[str, str]:
@@ -95,17 +106,16 @@ def choices(options: Pruning) -> dict[str, str]:
     return {name: getattr(method, name) for name in ("score", "allocate", "mask", "compensate", "convention")}
 
 
-def provenance(
-    identity: str, pruning: Pruning, calibration: Calibration, corpora: Mapping[str, Corpus]
-) -> dict[str, Any]:
+def provenance(identity: str, run: Run) -> dict[str, Any]:
     """What made the result: options as they were resolved, text, versions, command."""
-    text = {c.name: {"source": c.source, "tokens": c.num_tokens, "hash": c.data_hash} for c in corpora.values()}
+    corpora = run.corpora.values()
+    hashes = [corpus.data_hash for corpus in corpora]
     return {
-        "options": asdict(pruning) | choices(pruning),
-        "calibration": asdict(calibration),
-        "corpora": text,
+        "options": asdict(run.pruning) | choices(run.pruning),
+        "calibration": asdict(run.calibration),
+        "corpora": {c.name: {"source": c.source, "tokens": c.num_tokens, "hash": c.data_hash} for c in corpora},
         "fingerprint": identity,
-        "key": digest([identity, asdict(pruning), asdict(calibration), [c.data_hash for c in corpora.values()]]),
+        "key": digest([identity, asdict(run.pruning), asdict(run.calibration), hashes]),
         "versions": versions(),
         "command": command_line(),
     }
