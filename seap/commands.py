@@ -43,7 +43,7 @@ def prune_to_folder(
     options = options_of_mask(options, about_mask) if mask_file else options
     pruning, calibration = split_options(options)
     needed = not stored and needs_text(pruning, given)
-    check_tasks(tasks, calibration, needed=needed)
+    check_tasks(tasks, needed=needed)
     check_mixture(pruning, [parse_spec(spec).name for spec in tasks] if needed else list(stored))
     model, tokenizer = checkpoint.load(name, **(loading or {}))
     files = [*stats_files, *([mask_file] if mask_file else [])]
@@ -113,7 +113,7 @@ def read_statistics(paths: Sequence[Path]) -> dict[str, tuple[Statistics, dict[s
     return stored
 
 
-def check_tasks(tasks: Sequence[str], options: Calibration, *, needed: bool) -> None:
+def check_tasks(tasks: Sequence[str], *, needed: bool) -> None:
     """Read the tasks' texts once before the model is loaded, so that bad input is refused at once."""
     if needed and not tasks:
         raise UserError(
@@ -121,7 +121,7 @@ def check_tasks(tasks: Sequence[str], options: Calibration, *, needed: bool) -> 
             "--stats FILE"
         )
     for spec in tasks:
-        load_items(parse_spec(spec), "train", seed=options.seed)
+        load_items(parse_spec(spec), "train")
 
 
 def calibrate_to_files(
@@ -134,7 +134,7 @@ def calibrate_to_files(
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """`seap calibrate`: one `OUT/TASK.safetensors` per task; a file with the same key is left as it is."""
-    check_tasks(tasks, options, needed=True)
+    check_tasks(tasks, needed=True)
     model, tokenizer = checkpoint.load(name, **(loading or {}))
     corpora = build_corpora(model, tokenizer, list(tasks), options)
     entries = []
@@ -258,7 +258,7 @@ def analyze_tasks(
     """`seap analyze`: hidden states, activations, overlap and stability of masks, in one result file."""
     from seap.analyze import analyze
 
-    check_tasks(tasks, calibration, needed=True)
+    check_tasks(tasks, needed=True)
     model, tokenizer = checkpoint.load(name, **(loading or {}))
     result = analyze(model, tokenizer, list(tasks), calibration=calibration, progress=progress, **options)
     write_json(out, result)

@@ -79,7 +79,7 @@ class Bench:
 
     def _corpus(self, spec: str, options: Calibration, *, answers: bool = True) -> Corpus:
         parsed = parse_spec(spec)
-        items = load_items(parsed, "train", seed=options.seed)
+        items = load_items(parsed, "train")
         texts = [item.text if answers else item.prompt or item.question or "" for item in items]
         return build_corpus(
             parsed.name if answers else f"{parsed.name}-no-answers",

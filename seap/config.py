@@ -118,7 +118,7 @@ class Calibration:
     second_moments: bool = False
     """Also collect the matrices of second moments (C² float64 numbers per axis)."""
     seed: int = 0
-    """Draws the texts, splits single files and seeds the random score."""
+    """Draws the texts and seeds the random score. Single files are split the same way whatever it is."""
 
     def __post_init__(self) -> None:
         _at_least("num_texts", self.num_texts, 1)

@@ -43,14 +43,14 @@ def natural_metric(items: Sequence[Item]) -> str:
     return "exact-match" if all(item.prompt is not None and item.answer for item in items) else "continuation"
 
 
-def load_test(spec: str, options: Evaluation, *, seed: int = 0) -> Test:
-    """Read a task's test part and draw `num_items` of it. `seed` is the one that splits single files.
+def load_test(spec: str, options: Evaluation) -> Test:
+    """Read a task's test part and draw `num_items` of it.
 
     Raises UserError, before any model is needed, for fewer than two items, a metric that the columns can't support,
     or choices of unequal number (known benchmarks such as ARC, which have a few, are accepted).
     """
     parsed = parse_spec(spec)
-    items = load_items(parsed, "test", seed=seed)
+    items = load_items(parsed, "test")
     if len(items) < 2:
         raise UserError(f"task {parsed.name}: its test part has one item; a mean and its error need two at least")
     natural = natural_metric(items)

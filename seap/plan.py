@@ -11,6 +11,8 @@ from seap.config import METHODS, Calibration, Evaluation, Pruning
 from seap.errors import UserError, unknown
 from seap.tasks import parse_spec
 
+RESERVED = frozenset({"general", "pooled", "weights", "general-text", "flap-1024x128"})  # texts that are no task's
+
 
 def numbers(option: str, text: str) -> tuple[float, ...]:
     """`0.2,0.5` → (0.2, 0.5)"""
@@ -57,6 +59,9 @@ class Comparison:
         names = self.names
         if len(set(names)) < len(names):
             raise UserError(f"two tasks have one name: {', '.join(names)}")
+        taken = sorted(set(names) & RESERVED)
+        if taken:
+            raise UserError(f"a task can't be named {taken[0]} here, which stands for other text; name it otherwise")
         if self.controls and self.general is None:
             raise UserError("--controls needs general text: add --general NAME=PATH (or --general wikitext2)")
 

@@ -32,7 +32,7 @@ def build_corpora(model: Any, tokenizer: Any, tasks: Tasks, options: Calibration
         names = [spec.name for spec in specs]
         if len(set(names)) < len(names):
             raise UserError(f"two tasks have one name: {', '.join(names)}; name them apart, as NAME=PATH")
-        texts = {s.name: [item.text for item in load_items(s, "train", seed=options.seed)] for s in specs}
+        texts = {s.name: [item.text for item in load_items(s, "train")] for s in specs}
         sources = {spec.name: spec_source(spec) for spec in specs}
     else:
         if any(isinstance(given, str) for given in tasks.values()):

@@ -141,3 +141,24 @@ def test_what_is_wrong_is_said_before_the_model_loads(specs: tuple[str, str], tm
     with pytest.raises(UserError, match="expected numbers with commas"):
         numbers("--sparsity", "0.2;0.5")
     assert not (tmp_path / "out").exists()
+
+
+def test_no_seed_lets_calibration_see_the_test(tmp_path: Path) -> None:
+    """A single file is split once: another seed draws other training texts, never test ones."""
+    from tiny import model
+    from toy import tokenizer
+
+    from seap.evaluate import load_test
+    from seap.pruning import build_corpora
+
+    spec = f"plain={texts_file(tmp_path / 'plain.txt', [f'{text} {text} {text}' for text in TEXTS])}"
+    words = tokenizer()
+    asked = {tuple(words(item.text)["input_ids"]) for item in load_test(spec, Evaluation(num_items=1000)).items}
+    for seed in range(4):
+        corpus = build_corpora(model("llama"), words, spec, Calibration(seed=seed, num_texts=1000, seq_len=60))["plain"]
+        assert len(corpus.rows) + len(asked) == len(TEXTS) and not asked & set(corpus.rows)
+
+
+def test_names_that_stand_for_other_text_are_refused(specs: tuple[str, str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="can't be named pooled"):
+        plan((f"pooled={tmp_path / 'asked.jsonl'}", specs[0]), tmp_path)
