@@ -41,7 +41,7 @@ def prune_to_folder(
     stored = read_statistics(stats_files)
     given, about_mask = load_masks(mask_file) if mask_file else (None, {})
     options = options_of_mask(options, about_mask) if mask_file else options
-    pruning, calibration = split_options(options)
+    pruning, _ = split_options(options)
     needed = not stored and needs_text(pruning, given)
     check_tasks(tasks, needed=needed)
     check_mixture(pruning, [parse_spec(spec).name for spec in tasks] if needed else list(stored))
