@@ -182,9 +182,13 @@ def demo(
 
     Example: `seap demo`
     """
-    from seap.demo import run
+    from seap.demo import run, show
 
-    run(out, num_items=num_items, json=json, console=results)
+    result = run(out, num_items=num_items, progress=not json)
+    if json:
+        print_json(result)
+    else:
+        show(result, results)
 
 
 def expanded(argument: str) -> str:

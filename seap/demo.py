@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,8 +16,8 @@ from tqdm import tqdm
 from seap import checkpoint, pruning
 from seap.builtin import TASKS
 from seap.config import Calibration, Evaluation, Pruning
-from seap.environment import versions
-from seap.files import write_json
+from seap.environment import command_line, commit, machine, versions
+from seap.files import digest, write_json
 from seap.metrics import exact_match
 from seap.stats import Statistics
 from seap.tasks import Item, load_items
@@ -25,38 +25,39 @@ from seap.tasks import Item, load_items
 METHODS = ("seap", "seap-gen", "flap", "wanda-sp", "random")
 SPARSITIES = (0.2, 0.5)
 TESTING = Evaluation(max_new_tokens=24)
-CALIBRATION = Calibration(num_texts=200, max_tokens=4000)
+CALIBRATION = Calibration(num_texts=400, max_tokens=2000)
 SAVED_TASK, SAVED_METHOD, SAVED_SPARSITY = "arithmetic", "seap", 0.5
 
 Rows = list[dict[str, Any]]
 
 
-def run(out: Path, *, num_items: int, json: bool, console: Console) -> None:
-    """Calibrate once, prune and evaluate every method, save and reload one checkpoint, print a table."""
+def run(out: Path, *, num_items: int, progress: bool) -> dict[str, Any]:
+    """Calibrate once, prune and evaluate every method, save and reload one checkpoint; writes OUT/demo.json."""
     started = time.perf_counter()
     checkpoint.quiet_transformers()
     model, tokenizer = checkpoint.load(checkpoint.BUILTIN, dtype="float32", device="cpu")
     names = list(TASKS)
     items = {name: load_items(name, "test")[:num_items] for name in names}
-    statistics = pruning.calibrate(model, tokenizer, names, progress=not json, **asdict(CALIBRATION))
-    rows = compare(model, tokenizer, items, statistics, progress=not json)
+    statistics = pruning.calibrate(model, tokenizer, names, progress=progress, **asdict(CALIBRATION))
+    share = replace(CALIBRATION, max_tokens=(CALIBRATION.max_tokens or 0) // len(names))
+    mixture = pruning.calibrate(model, tokenizer, names, progress=progress, **asdict(share))
+    rows = compare(model, tokenizer, items, statistics, mixture, progress=progress)
     saved = save_and_reload(out / "checkpoint", items[SAVED_TASK])
     result = {
         "rows": rows,
         "checkpoint": saved,
         "calibration_tokens_per_task": {name: next(iter(s.values())).count for name, s in statistics.items()},
         "num_items": num_items,
+        "seed": CALIBRATION.seed,
+        "data_hash": digest({name: [item.text for item in tests] for name, tests in items.items()}),
+        "commit": commit(),
+        "command": command_line(),
         "versions": versions(),
+        "machine": machine(),
         "seconds": time.perf_counter() - started,
     }
     write_json(out / "demo.json", result)
-    if json:
-        import sys
-        from json import dumps
-
-        sys.stdout.write(dumps(result, indent=2) + "\n")
-    else:
-        show(result, names, console)
+    return result
 
 
 def compare(
@@ -64,10 +65,15 @@ def compare(
     tokenizer: Any,
     items: Mapping[str, Sequence[Item]],
     statistics: Mapping[str, Statistics],
+    mixture: Mapping[str, Statistics],
     *,
     progress: bool,
 ) -> Rows:
-    """One row per method, sparsity and task. Every method but seap-gen sees the text of the task it is tested on."""
+    """One row per method, sparsity and task.
+
+    Every method sees the text of the task that it is tested on; seap-gen sees a share of every task's, as many tokens
+    together, and is one model for all of them.
+    """
     plan = [(method, sparsity) for sparsity in SPARSITIES for method in METHODS]
     rows = [_row("dense", 0.0, 0.0, task, model, tokenizer, tests) for task, tests in items.items()]
     bar = tqdm(total=len(plan) * len(items), desc="prune and test", unit="model", disable=not progress, leave=False)
@@ -76,7 +82,7 @@ def compare(
         for task, tests in items.items():
             pruned = general
             if pruned is None:
-                known = dict(statistics) if method == "seap-gen" else {task: statistics[task]}
+                known = mixture if method == "seap-gen" else {task: statistics[task]}
                 pruned = _pruned(model, known, method, sparsity)
             if method == "seap-gen":
                 general = pruned
@@ -151,17 +157,20 @@ def tokens_per_second(
     return {name: rows * length / median(taken[1:]) for name, taken in times.items()}
 
 
-def show(result: Mapping[str, Any], tasks: Sequence[str], console: Console) -> None:
+def show(result: Mapping[str, Any], console: Console) -> None:
     """The tables, what they mean, and what to type next."""
+    tasks = list(result["calibration_tokens_per_task"])
     for sparsity in SPARSITIES:
         console.print(_table(result["rows"], tasks, sparsity))
     saved = result["checkpoint"]
     size, speed = saved["bytes"], saved["tokens_per_s"]
+    tokens = list(result["calibration_tokens_per_task"].values())
+    noise = 100 / (result["num_items"] * len(tasks)) ** 0.5
     console.print(
-        f"'removed' is the share of attention and MLP parameters that are really gone. Every method saw the same text: "
-        f"{min(result['calibration_tokens_per_task'].values()):,} tokens of the task it is tested on (seap-gen: of all "
-        f"tasks, one model for all of them). {result['num_items']} test items a task, so differences under about "
-        f"{100 / result['num_items'] ** 0.5 / len(tasks) ** 0.5:.0f} points in the mean are noise."
+        "'removed' is the share of attention and MLP parameters that are really gone. Every method saw the same text: "
+        f"{min(tokens):,} to {max(tokens):,} tokens of the task it is tested on (seap-gen: as many of all tasks "
+        f"together, one model for all of them). {result['num_items']} test items a task: under about {noise:.0f} points "
+        "in the mean is noise."
     )
     console.print(
         f"Saved and reloaded {saved['path']} (half removed for {saved['task']}): {100 * saved['acc']:.0f}% correct, "
