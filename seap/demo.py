@@ -169,7 +169,7 @@ def show(result: Mapping[str, Any], console: Console) -> None:
     console.print(
         "'removed' is the share of attention and MLP parameters that are really gone. Every method saw the same text: "
         f"{min(tokens):,} to {max(tokens):,} tokens of the task it is tested on (seap-gen: as many of all tasks "
-        f"together, one model for all of them). {result['num_items']} test items a task: under about {noise:.0f} points "
+        f"together, one model for all of them). {result['num_items']} test items a task: under {noise:.0f} points "
         "in the mean is noise."
     )
     console.print(
