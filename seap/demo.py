@@ -164,11 +164,11 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         console.print(_table(result["rows"], tasks, sparsity))
     saved = result["checkpoint"]
     size, speed = saved["bytes"], saved["tokens_per_s"]
-    tokens = list(result["calibration_tokens_per_task"].values())
+    tokens = result["calibration_tokens_per_task"].values()
     noise = 100 / (result["num_items"] * len(tasks)) ** 0.5
     console.print(
         "'removed' is the share of attention and MLP parameters that are really gone. Every method saw the same text: "
-        f"{min(tokens):,} to {max(tokens):,} tokens of the task it is tested on (seap-gen: as many of all tasks "
+        f"{min(tokens):,} tokens of the task it is tested on (seap-gen: as many of all tasks "
         f"together, one model for all of them). {result['num_items']} test items a task: under {noise:.0f} points "
         "in the mean is noise."
     )
