@@ -108,15 +108,17 @@ def show_rows(rows: list[dict[str, Any]], console: Console) -> None:
     """The rows of `seap eval`."""
     own = [row for row in rows if "loss" in row]
     if own:
-        table = Table("task", "loss", "perplexity", "accuracy", "measured by", "KL", "same token", header_style="bold")
+        table = Table("task", "loss", "ppl", "accuracy, %", "KL", "same token, %", header_style="bold")
         for row in own:
             accuracy, kl, same = row.get("acc"), row.get("kl"), row.get("agreement")
             cells = [with_error(row["loss"], row["loss_stderr"], 3), f"{row['ppl']:.2f}"]
-            cells.append("" if accuracy is None else with_error(100 * accuracy, 100 * row["acc_stderr"], 1) + "%")
-            cells.append("" if accuracy is None else f"{row['acc_metric']}, n = {row['n']}")
-            cells += ["" if kl is None else f"{kl:.3f}", "" if same is None else f"{100 * same:.1f}%"]
+            cells.append("" if accuracy is None else with_error(100 * accuracy, 100 * row["acc_stderr"], 1))
+            cells += ["" if kl is None else f"{kl:.3f}", "" if same is None else f"{100 * same:.1f}"]
             table.add_row(row["task"], *cells)
         console.print(table)
+        for row in own:
+            if row.get("acc") is not None:
+                console.print(f"accuracy of {escape(row['task'])}: {row['acc_metric']}, n = {row['n']}")
     theirs = [row for row in rows if "metric" in row]
     if theirs:
         table = Table("harness task", "metric", "value", "n", "note", header_style="bold")
