@@ -13,7 +13,7 @@ from seap.config import Calibration, Evaluation, Pruning
 from seap.environment import versions
 from seap.errors import UserError
 from seap.evaluate import evaluate, load_test
-from seap.files import check_output, digest, is_current, read_about, write_json
+from seap.files import check_output, digest, is_current, write_json
 from seap.mask import Masks, compose, load_masks, realised_sparsity, save_masks
 from seap.pruning import build_corpora, check, check_mixture, make_masks, needs_text, prune, split_options
 from seap.report import Report, choices
@@ -46,8 +46,9 @@ def prune_to_folder(
     check_tasks(tasks, needed=needed)
     check_mixture(pruning, [parse_spec(spec).name for spec in tasks] if needed else list(stored))
     model, tokenizer = checkpoint.load(name, **(loading or {}))
-    files = [*stats_files, *([mask_file] if mask_file else [])]
-    check_same_model(files, [read_about(path)[1] for path in files], model)
+    check_same_model(stats_files, [about for _, about in stored.values()], model)
+    if mask_file:
+        check_same_model([mask_file], [about_mask], model)
     checkpoint.check_space(out, int(checkpoint.weight_bytes(model) * (1 - pruning.sparsity)))
     made_with, before = identity(model), checkpoint.previous(name, model)
     report = prune(
