@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from seap.arch import AXIS_NAMES, KV_GROUPS, Arch, Axis, choose_axes
-from seap.config import Pruning
+from seap.config import MEASURED, Pruning
+from seap.damage import Curves
 from seap.errors import UserError
+from seap.knapsack import choose_options
 from seap.score import Scores, unit_scores
 
 Budgets = dict[str, int]  # axis key → units kept
@@ -33,9 +35,12 @@ def layer_weights(num_layers: int, options: Pruning, allocate: str) -> list[floa
     for layer in range(num_layers):
         position = layer / max(num_layers - 1, 1)
         curve = logistic(options.logistic_k * (position - options.logistic_x0))
-        kept_whole = layer < options.protect_first or layer >= num_layers - options.protect_last
-        weights.append(0.0 if kept_whole else curve if allocate == "logistic" else 1.0)
+        weights.append(0.0 if is_protected(layer, num_layers, options) else curve if allocate == "logistic" else 1.0)
     return weights
+
+
+def is_protected(layer: int, num_layers: int, options: Pruning) -> bool:
+    return layer < options.protect_first or layer >= num_layers - options.protect_last
 
 
 def least_kept(axis: Axis, options: Pruning) -> int:
@@ -183,6 +188,32 @@ def _curve(axes: Sequence[Axis], weights: Sequence[float], options: Pruning, tar
     return _spread(axes, weights, options, target)
 
 
+def _by_damage(axes: Sequence[Axis], options: Pruning, target: float, curves: Curves) -> Budgets:
+    """The widths of least damage in all (a knapsack over measured curves), rounded to meet the target to the unit."""
+    widths = [grid(axis, options) for axis in axes]
+    damage = [curves[axis.key].at(kept) for axis, kept in zip(axes, widths, strict=True)]
+    table = [
+        [((axis.units - width) * axis.unit_params, cost) for width, cost in zip(kept, costs, strict=True)]
+        for axis, kept, costs in zip(axes, widths, damage, strict=True)
+    ]
+    most = sum(max(removed for removed, _ in part) for part in table)
+    chosen = choose_options(table, min(target, most))
+    kept = [width[place] for width, place in zip(widths, chosen, strict=True)]
+    shares = [1 - width / axis.units for axis, width in zip(axes, kept, strict=True)]
+    return _spread(axes, shares, options, target)
+
+
+def grid(axis: Axis, options: Pruning) -> list[int]:
+    """Widths that an axis may be given: every number of KV groups, steps of a 64th of the channels."""
+    least = least_kept(axis, options)
+    step = 1 if axis.name == KV_GROUPS else max(axis.units // 64 // options.round_to, 1) * options.round_to
+    return [
+        axis.units,
+        *[width for width in range(axis.units // step * step, least, -step) if width < axis.units],
+        least,
+    ]
+
+
 ALLOCATIONS: dict[str, Callable[[Sequence[Axis], Sequence[float], Pruning, float, Scores], Budgets]] = {
     "uniform": _curve,
     "logistic": _curve,
@@ -190,13 +221,17 @@ ALLOCATIONS: dict[str, Callable[[Sequence[Axis], Sequence[float], Pruning, float
 }
 
 
-def allocate(arch: Arch, options: Pruning, scores: Scores) -> Budgets:
+def allocate(arch: Arch, options: Pruning, scores: Scores, curves: Curves | None = None) -> Budgets:
     """Units that each axis keeps, for the options' sparsity of all prunable parameters.
+
+    curves: measured damage of every axis that may be cut, for `damage` (and `search`, which starts from there).
 
     Raises UserError, naming what stands in the way, when the target can't be met within one unit.
     """
     axes = choose_axes(arch, options.axes)
     name = options.resolved().allocate
+    if curves is None and name in MEASURED:
+        name = "uniform"  # asked before anything is measured, to see whether the target can be met at all
     by_layer = layer_weights(len(arch.layers), options, name)
     weights = [by_layer[axis.layer] for axis in axes]
     target = options.sparsity * arch.prunable_params
@@ -207,7 +242,12 @@ def allocate(arch: Arch, options: Pruning, scores: Scores) -> Budgets:
         cut = [axis for axis in axes if not (whole and axis.name == KV_GROUPS)]
         return {axis.key: axis.units for axis in arch.axes} | reference_budgets(cut, len(arch.layers), options)
     check_reachable(arch, axes, weights, options, target)
-    budgets = {axis.key: axis.units for axis in arch.axes} | ALLOCATIONS[name](axes, weights, options, target, scores)
+    budgets = {axis.key: axis.units for axis in arch.axes}
+    if curves is not None and name in MEASURED:
+        free = [axis for axis, weight in zip(axes, weights, strict=True) if weight > 0]
+        budgets |= _by_damage(free, options, target, curves)
+    else:
+        budgets |= ALLOCATIONS[name](axes, weights, options, target, scores)
     check_met(arch, axes, budgets, options, target)
     return budgets
 

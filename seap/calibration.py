@@ -13,58 +13,72 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from seap.arch import Arch, describe
+from seap.arch import Arch, Axis, describe
 from seap.config import Calibration
 from seap.corpus import Batch, Corpus, batches, num_batches
 from seap.environment import versions
 from seap.errors import UserError
 from seap.files import digest
+from seap.layerwise import Walk, evaluation, model_inputs
 from seap.stats import Moments, Statistics
 
 
 def calibrate(model: Any, corpus: Corpus, options: Calibration, *, progress: bool = True) -> Statistics:
     """Moments of the inputs of every o_proj and down_proj over the corpus's tokens, padding left out.
 
-    float64 and exact up to its rounding, whatever the batching and the model's dtype. The output layer isn't computed.
-    Raises UserError naming the first layer whose activations aren't finite.
+    float64 and exact up to its rounding, whatever the batching and the model's dtype (co-moments of more than 1024
+    inputs: products in float32, sums in float64). The output layer isn't computed. With second moments, layer after
+    layer, and the moments of the held-out rows apart too. Raises UserError naming the first layer whose activations
+    aren't finite.
     """
     arch = describe(model)
-    device = next(model.parameters()).device
-    second = options.second_moments
-    moments = {
-        axis.key: Moments.zeros(axis.num_inputs, second=second, device=_moments_device(arch.consumer(axis).weight))
-        for axis in arch.axes
-    }
+    with evaluation(model):
+        measure = _by_layer if options.second_moments else _in_one_pass
+        moments = measure(arch, corpus, options, progress=progress)
+    return Statistics({key: value.cpu() for key, value in moments.items()}, corpus.rows)
+
+
+def _in_one_pass(arch: Arch, corpus: Corpus, options: Calibration, *, progress: bool) -> dict[str, Moments]:
+    moments = {axis.key: _zeros(arch, axis, second=False) for axis in arch.axes}
     total = num_batches(corpus.rows, batch_tokens=options.batch_tokens)
     stream = batches(corpus.rows, batch_tokens=options.batch_tokens)
     bar = tqdm(stream, total=total, desc=f"calibrate {corpus.name}", unit="batch", disable=not progress, leave=False)
-    with _evaluation(model), torch.no_grad():
-        for batch in bar:
-            with _recording(arch, moments, batch):
-                model.base_model(
-                    input_ids=batch.ids.to(device), attention_mask=batch.mask.long().to(device), use_cache=False
-                )
-            _check_finite(arch, moments)
-    return {key: value.cpu() for key, value in moments.items()}
+    for batch in bar:
+        with _recording(arch, arch.axes, moments, batch):
+            arch.model.base_model(**model_inputs(arch, batch))
+        _check_finite(arch.axes, moments)
+    return moments
 
 
-def _moments_device(weight: Tensor) -> torch.device:
-    return weight.device if weight.device.type in ("cuda", "cpu") else torch.device("cpu")  # MPS has no float64
+def _by_layer(arch: Arch, corpus: Corpus, options: Calibration, *, progress: bool) -> dict[str, Moments]:
+    """One layer over all batches before the next one, so that only its own co-moments are being added to."""
+    moments: dict[str, Moments] = {}
+    walk = Walk.start(arch, corpus.rows, batch_tokens=options.batch_tokens)
+    layers = range(len(arch.layers))
+    for layer in tqdm(layers, desc=f"calibrate {corpus.name}", unit="layer", disable=not progress, leave=False):
+        axes = [axis for axis in arch.axes if axis.layer == layer]
+        parts = [{axis.key: _zeros(arch, axis, second=True) for axis in axes} for _ in range(2)]
+        for index, batch in enumerate(walk.batches):
+            with _recording(arch, axes, parts[walk.held[index]], batch):
+                walk.hidden[index] = walk.run(layer, index)
+        for axis in axes:
+            fit, held = parts[0][axis.key], parts[1][axis.key]
+            fit.add_(held)
+            fit.held = held if held.count else None
+            moments[axis.key] = fit
+        _check_finite(axes, moments)
+    return moments
+
+
+def _zeros(arch: Arch, axis: Axis, *, second: bool) -> Moments:
+    device = arch.consumer(axis).weight.device
+    place = device if device.type in ("cuda", "cpu") else torch.device("cpu")  # MPS has no float64
+    return Moments.zeros(axis.num_inputs, second=second, device=place)
 
 
 @contextlib.contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
-@contextlib.contextmanager
-def _recording(arch: Arch, moments: Statistics, batch: Batch) -> Iterator[None]:
-    """Hooks on the consumers that take in one batch's real tokens."""
+def _recording(arch: Arch, axes: Sequence[Axis], moments: Mapping[str, Moments], batch: Batch) -> Iterator[None]:
+    """Hooks on the axes' consumers that take in one batch's real tokens."""
     real = None if batch.mask.all() else batch.mask.flatten()
 
     def recorder(into: Moments) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -75,7 +89,7 @@ def _recording(arch: Arch, moments: Statistics, batch: Batch) -> Iterator[None]:
 
         return record
 
-    handles = [arch.consumer(axis).register_forward_pre_hook(recorder(moments[axis.key])) for axis in arch.axes]
+    handles = [arch.consumer(axis).register_forward_pre_hook(recorder(moments[axis.key])) for axis in axes]
     try:
         yield
     finally:
@@ -83,11 +97,11 @@ def _recording(arch: Arch, moments: Statistics, batch: Batch) -> Iterator[None]:
             handle.remove()
 
 
-def _check_finite(arch: Arch, moments: Statistics) -> None:
-    sums = torch.stack([moments[axis.key].m2.sum().cpu() for axis in arch.axes])
+def _check_finite(axes: Sequence[Axis], moments: Mapping[str, Moments]) -> None:
+    sums = torch.stack([moments[axis.key].m2.sum().cpu() for axis in axes])
     bad = (~torch.isfinite(sums)).nonzero().flatten().tolist()
     if bad:
-        axis = arch.axes[bad[0]]
+        axis = axes[bad[0]]
         raise UserError(
             f"NaN or infinite activations at the input of layer {axis.layer} {axis.consumer}; "
             "try --dtype bfloat16 or float32, and check the model's weights"

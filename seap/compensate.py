@@ -1,30 +1,92 @@
 """Compensation: what the kept weights can do about the removed units, in closed form.
 
-bias (FLAP, An et al., 2024, eq. 8): the removed inputs of a consumer are replaced by their mean over the calibration
-tokens, b = W[:, removed] · E[h_removed], added to the bias that the consumer may have.
-Shapes: C inputs of the consumer, O outputs.
+- `bias` (FLAP, An et al., 2024, eq. 8): the removed inputs of a consumer are replaced by their mean over the
+  calibration tokens, b = W_d · E[h_d], added to the bias that the consumer may have.
+- `ridge`: the removed inputs are predicted from the kept ones by least squares on centred second moments,
+  W' = W_k + W_d · C_dk (C_kk + λI)⁻¹ and b = W · E[h] − W' · E[h_k] (the closed form of SliceGPT's and OBC's
+  reconstructions; Frantar and Alistarh, 2022, eq. 3 for all removed inputs at once). λ is chosen on held-out rows.
+
+Shapes: C inputs of the consumer, k of them kept, O outputs. W_k and W_d are its columns of kept and removed inputs.
 """
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from seap.arch import Arch, Axis
+from seap.damped import solve_damped
 from seap.mask import Masks
-from seap.stats import Statistics
+from seap.stats import Moments
 
-Biases = dict[str, Tensor]  # axis key → float64 (O,), to be added to the consumer's bias
-
-
-def removed_inputs(axis: Axis, mask: Tensor) -> Tensor:
-    """Bool (C,): the consumer's inputs that go with the removed units."""
-    return (~mask).repeat_interleave(axis.unit_inputs)
+DAMPING = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # λ over the mean of the covariance's diagonal
+UNTESTED_DAMPING = 1e-2  # where no row is held out to choose it on
 
 
-def mean_bias(arch: Arch, masks: Masks, statistics: Statistics) -> Biases:
-    """The bias of every axis that loses units; axes left whole get none."""
-    biases: Biases = {}
+@dataclass(frozen=True)
+class Repair:
+    """What a consumer becomes: its bias grows by `bias` (O,); `weight` (O, k) takes the place of the kept columns."""
+
+    bias: Tensor
+    weight: Tensor | None = None
+    about: str = "bias"
+
+
+Repairs = dict[str, Repair]  # axis key → float64
+Source = Mapping[str, Moments]  # axis key → moments, read one axis at a time
+
+
+def kept_inputs(axis: Axis, mask: Tensor) -> Tensor:
+    """Bool (C,): the consumer's inputs that stay with the kept units."""
+    return mask.repeat_interleave(axis.unit_inputs)
+
+
+def mean_bias(weight: Tensor, moments: Moments, keep: Tensor) -> Repair:
+    """FLAP's bias. weight (O, C) float64, keep bool (C,)."""
+    return Repair(weight[:, ~keep] @ moments.mean[~keep])
+
+
+def ridge(weight: Tensor, moments: Moments, keep: Tensor, damping: float) -> Repair:
+    """Least squares on the kept inputs with this damping. weight (O, C) float64, keep bool (C,)."""
+    covariance = moments.covariance
+    cross = weight[:, ~keep] @ covariance[~keep][:, keep]
+    fitted = weight[:, keep] + solve_damped(covariance[keep][:, keep], cross, damping)
+    return Repair(weight @ moments.mean - fitted @ moments.mean[keep], fitted, f"ridge {damping:g}")
+
+
+def output_error(weight: Tensor, moments: Moments, keep: Tensor, repair: Repair) -> float:
+    """E‖W h − W' h_k − b‖² over the rows of the moments: what is left of the error after a repair."""
+    off = weight.clone()
+    off[:, keep] -= weight[:, keep] if repair.weight is None else repair.weight
+    shift = off @ moments.mean - repair.bias
+    return float(((off @ moments.covariance) * off).sum() + shift.square().sum())
+
+
+def ridge_or_bias(weight: Tensor, moments: Moments, keep: Tensor) -> Repair:
+    """Ridge with the damping that is best on held-out rows, refitted on all; bias where that is better on them."""
+    if moments.held is None or moments.held.count < 2:
+        return ridge(weight, moments, keep, UNTESTED_DAMPING)
+    fit, held = moments.without_held(), moments.held
+    plain = output_error(weight, held, keep, mean_bias(weight, fit, keep))
+    errors = {d: output_error(weight, held, keep, ridge(weight, fit, keep, d)) for d in DAMPING}
+    best = min(errors, key=lambda damping: errors[damping])
+    return ridge(weight, moments, keep, best) if errors[best] <= plain else mean_bias(weight, moments, keep)
+
+
+COMPENSATIONS: dict[str, Callable[[Tensor, Moments, Tensor], Repair]] = {"bias": mean_bias, "ridge": ridge_or_bias}
+
+
+def weight_of(arch: Arch, axis: Axis) -> Tensor:
+    """The consumer's weight (O, C) as float64 on the CPU."""
+    weight: Tensor = arch.weight(axis.layer, axis.consumer).detach().cpu().double()
+    return weight
+
+
+def repair_axes(arch: Arch, masks: Masks, source: Source, name: str) -> Repairs:
+    """The repair of every axis that loses units; axes left whole get none."""
+    repairs: Repairs = {}
     for axis in arch.axes:
-        gone = removed_inputs(axis, masks[axis.key])
-        if gone.any():
-            weight = arch.weight(axis.layer, axis.consumer).detach().cpu()
-            biases[axis.key] = weight[:, gone].double() @ statistics[axis.key].mean[gone]
-    return biases
+        keep = kept_inputs(axis, masks[axis.key])
+        if name != "none" and not keep.all():
+            repairs[axis.key] = COMPENSATIONS[name](weight_of(arch, axis), source[axis.key], keep)
+    return repairs

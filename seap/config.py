@@ -10,10 +10,10 @@ from typing import Any, Literal, get_args
 
 from seap.errors import UserError, unknown
 
-Score = Literal["wifv", "wifv-flap", "wanda", "wanda-sp", "magnitude", "random"]
-Allocate = Literal["uniform", "logistic", "adaptive"]
+Score = Literal["wifv", "wifv-flap", "wanda", "wanda-sp", "obs", "magnitude", "random"]
+Allocate = Literal["uniform", "logistic", "adaptive", "damage", "search"]
 MaskOf = Literal["task", "general", "general-raw", "pooled"]
-Compensate = Literal["none", "bias"]
+Compensate = Literal["none", "bias", "ridge"]
 Convention = Literal["true", "seap-reference"]
 Metric = Literal["auto", "multiple-choice", "exact-match", "continuation", "loss"]
 AxisName = Literal["kv_groups", "channels"]
@@ -26,7 +26,8 @@ CHOICES: dict[str, Any] = {
     "compensate": Compensate,
     "sparsity_convention": Convention,
 }
-NEEDS_ACTIVATIONS = ("wifv", "wifv-flap", "wanda", "wanda-sp")
+NEEDS_ACTIVATIONS = ("wifv", "wifv-flap", "wanda", "wanda-sp", "obs")
+MEASURED = ("damage", "search")  # allocations that run the model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +39,18 @@ class Method:
     mask: MaskOf
     compensate: Compensate
     convention: Convention = "true"
+    sequential: bool = False
     about: str
 
 
 METHODS: dict[str, Method] = {
     "seap": Method(
-        score="wifv",
-        allocate="logistic",
+        score="obs",
+        allocate="damage",
         mask="task",
-        compensate="bias",
-        about="what we recommend: seap-paper plus bias",
+        compensate="ridge",
+        sequential=True,
+        about="what we recommend: the units that leave the least error after reconstruction, widths by measured damage",
     ),
     "seap-paper": Method(
         score="wifv", allocate="logistic", mask="task", compensate="none", about="task mask, as in the SEAP paper"
@@ -144,6 +147,8 @@ class Pruning:
     """One task's mask, a general one of several tasks (scores normalised, or raw as published), or of pooled text."""
     compensate: Compensate | None = None
     """What makes up for the removed units."""
+    sequential: bool | None = None
+    """Refit what is left, layer after layer, on the pruned model's own activations (not with --compensate none)."""
     sparsity_convention: Convention | None = None
     """true: a fraction of all prunable parameters. seap-reference: SEAP's code, where less is really removed."""
     weights: dict[str, float] | None = None
@@ -162,6 +167,10 @@ class Pruning:
     """KV groups that every layer keeps."""
     min_channels: int = 32
     """MLP channels that every layer keeps."""
+    probe_tokens: int = 4096
+    """Held-out calibration tokens that damage is measured on (--allocate damage or search)."""
+    search_evaluations: int = 100
+    """Trials of --allocate search, each a forward pass over the probe tokens."""
     round_to: int = 1
     """Keep a multiple of so many MLP channels in every layer: 64 or 128 for GPUs, 256 for GGUF K-quants."""
 
@@ -179,7 +188,8 @@ class Pruning:
             _one_of("axis", axis, AxisName)
         for name, least in (("protect_first", 0), ("protect_last", 0), ("min_kv_groups", 1), ("min_channels", 1)):
             _at_least(name, getattr(self, name), least)
-        _at_least("round_to", self.round_to, 1)
+        for name, least in (("round_to", 1), ("probe_tokens", 2), ("search_evaluations", 1)):
+            _at_least(name, getattr(self, name), least)
         for name in ("logistic_k", "logistic_x0"):
             if not math.isfinite(getattr(self, name)):
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be a finite number")
@@ -190,11 +200,12 @@ class Pruning:
     def resolved(self) -> Method:
         """The method with this run's own choices in place of the preset's."""
         preset = METHODS[self.method]
-        own = {name: getattr(self, name) for name in CHOICES}
+        own = {name: getattr(self, name) for name in (*CHOICES, "sequential")}
         chosen = {name: value for name, value in own.items() if value is not None}
         if "sparsity_convention" in chosen:
             chosen["convention"] = chosen.pop("sparsity_convention")
-        return replace(preset, **chosen)
+        method = replace(preset, **chosen)
+        return replace(method, sequential=method.sequential and method.compensate != "none")
 
     @property
     def needs_scores_of_activations(self) -> bool:
@@ -203,7 +214,12 @@ class Pruning:
     @property
     def needs_text(self) -> bool:
         """Whether these choices look at activations at all."""
-        return self.needs_scores_of_activations or self.resolved().compensate != "none"
+        method = self.resolved()
+        return self.needs_scores_of_activations or method.compensate != "none" or method.allocate in MEASURED
+
+    @property
+    def needs_second_moments(self) -> bool:
+        return self.resolved().score == "obs" or self.resolved().compensate == "ridge"
 
     def unused(self) -> list[str]:
         """Options set away from their default that have no effect on this run."""
@@ -213,6 +229,12 @@ class Pruning:
             notes += [f"--{name.replace('_', '-')}" for name in ("logistic_k", "logistic_x0") if name in changed]
         if method.mask not in ("general", "general-raw") and "weights" in changed:
             notes.append("--weights")
+        if method.allocate not in MEASURED and "probe_tokens" in changed:
+            notes.append("--probe-tokens")
+        if method.allocate != "search" and "search_evaluations" in changed:
+            notes.append("--search-evaluations")
+        if self.sequential and method.compensate == "none":
+            notes.append("--sequential without compensation")
         return notes
 
 

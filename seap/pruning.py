@@ -2,21 +2,25 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from seap import calibration as calibrating
-from seap.allocate import allocate
-from seap.arch import Arch, describe
-from seap.compensate import Biases, mean_bias
-from seap.config import Calibration, Method, Pruning
+from seap.allocate import allocate, is_protected, least_kept
+from seap.arch import Arch, Axis, choose_axes, describe
+from seap.compensate import UNTESTED_DAMPING, Repair, Repairs, kept_inputs, mean_bias, repair_axes, ridge, weight_of
+from seap.config import MEASURED, Calibration, Method, Pruning
 from seap.corpus import Corpus, build_corpus, longest_sequence
+from seap.damage import Judge, RepairTo, measure_curves, probe_rows
 from seap.errors import UserError
 from seap.mask import Masks, check_fits, choose_units
 from seap.report import Before, Report, Run, build_report
 from seap.score import Scores, mix, score_inputs
+from seap.search import search
+from seap.sequential import refit_layers
 from seap.stats import Statistics, merge
 from seap.surgery import check_in_memory, cut_
 from seap.tasks import load_items, parse_spec, spec_source
@@ -84,17 +88,82 @@ def combine_scores(
     return score_inputs(arch, pooled, method.score, seed=seed)
 
 
-def make_masks(model: Any, statistics: Mapping[str, Statistics], options: Pruning, *, seed: int = 0) -> Masks:
+def make_masks(
+    model: Any, statistics: Mapping[str, Statistics], options: Pruning, *, seed: int = 0, progress: bool = False
+) -> Masks:
     """Scores → budgets → masks. statistics: task → axis key → Moments (may be empty for scores of weights alone)."""
-    arch = describe(model)
-    scores = combine_scores(arch, options.resolved(), statistics, options, seed)
-    return choose_units(arch.axes, scores, allocate(arch, options, scores))
+    arch, method = describe(model), options.resolved()
+    statistics = with_second_moments(model, statistics, options, progress=progress)
+    scores = combine_scores(arch, method, statistics, options, seed)
+    if method.allocate not in MEASURED or not options.sparsity:
+        return choose_units(arch.axes, scores, allocate(arch, options, scores))
+    pooled = merge(statistics.values())
+    axes = choose_axes(arch, options.axes)
+    least = {axis.key: least_kept(axis, options) for axis in axes}
+    rows = probe_rows(pooled.rows, options.probe_tokens, seed)
+    repair_to = _repairing(arch, method, scores, pooled)
+    judge = Judge.on(arch, rows, batch_tokens=Calibration.batch_tokens)
+    free = [axis for axis in axes if not is_protected(axis.layer, len(arch.layers), options)]
+    curves = measure_curves(judge, free, least, options.round_to, repair_to, progress=progress)
+    budgets = allocate(arch, options, scores, curves)
+    if method.allocate == "search":
+        trials = options.search_evaluations
+        found = search(
+            judge, free, budgets, least, options.round_to, repair_to, evaluations=trials, seed=seed, progress=progress
+        )
+        budgets |= found
+    return choose_units(arch.axes, scores, budgets)
 
 
-def make_biases(model: Any, masks: Masks, statistics: Mapping[str, Statistics], options: Pruning) -> Biases:
-    if options.resolved().compensate == "none":
+def _repairing(arch: Arch, method: Method, scores: Scores, pooled: Statistics) -> RepairTo:
+    """How an axis cut to a width is compensated while damage is measured; each answer is computed once."""
+    known: dict[tuple[str, int], tuple[Tensor, Repair | None]] = {}
+
+    def repair_to(axis: Axis, width: int) -> tuple[Tensor, Repair | None]:
+        if (axis.key, width) not in known:
+            keep = kept_inputs(axis, choose_units([axis], scores, {axis.key: width})[axis.key])
+            weight, repair = weight_of(arch, axis), None
+            if method.compensate == "ridge":
+                repair = ridge(weight, pooled[axis.key], keep, UNTESTED_DAMPING)
+            elif method.compensate == "bias":
+                repair = mean_bias(weight, pooled[axis.key], keep)
+            known[axis.key, width] = keep, repair
+        return known[axis.key, width]
+
+    return repair_to
+
+
+def make_repairs(
+    model: Any, masks: Masks, statistics: Mapping[str, Statistics], options: Pruning, *, progress: bool = False
+) -> Repairs:
+    """What the kept weights do about the removed units, layer after layer where the method is sequential."""
+    arch, method = describe(model), options.resolved()
+    if method.compensate == "none" or all(mask.all() for mask in masks.values()):
         return {}
-    return mean_bias(describe(model), masks, merge(statistics.values()))
+    pooled = merge(statistics.values())
+    repairs = repair_axes(arch, masks, pooled, method.compensate)
+    if not method.sequential:
+        return repairs
+    return refit_layers(arch, masks, repairs, pooled.rows, batch_tokens=Calibration.batch_tokens, progress=progress)
+
+
+def with_second_moments(
+    model: Any, statistics: Mapping[str, Statistics], options: Pruning, *, progress: bool = False
+) -> dict[str, Statistics]:
+    """Statistics fit for these choices: second moments are measured on the same rows where they are missing.
+
+    Raises UserError for statistics without rows, as seap before 0.2 wrote them.
+    """
+    method = options.resolved()
+    rows_needed = method.allocate in MEASURED or method.sequential or options.needs_second_moments
+    ready = dict(statistics)
+    for task, part in statistics.items():
+        if rows_needed and not part.rows:
+            raise UserError(f"the statistics of {task} hold no token rows; make them again with seap calibrate")
+        if options.needs_second_moments and not part.has_second_moments:
+            corpus = Corpus(task, part.rows, "statistics")
+            ready[task] = calibrating.calibrate(model, corpus, Calibration(second_moments=True), progress=progress)
+    return ready
 
 
 def prune(
@@ -119,26 +188,39 @@ def prune(
     run = Run(*split_options(options), statistics=dict(statistics or {}))
     run.notes += check(model, run.pruning, masks)
     measure_(run, model, tokenizer, task, masks, progress=progress)
-    made = make_masks(model, run.statistics, run.pruning, seed=run.calibration.seed) if masks is None else masks
-    biases = make_biases(model, made, run.statistics, run.pruning)
+    if run.statistics and (masks is None or run.pruning.resolved().compensate != "none"):
+        run.statistics = with_second_moments(model, run.statistics, run.pruning, progress=progress)
+    seed = run.calibration.seed
+    made = make_masks(model, run.statistics, run.pruning, seed=seed, progress=progress) if masks is None else masks
+    repairs = make_repairs(model, made, run.statistics, run.pruning, progress=progress)
+    run.notes += notes_on(repairs, run.pruning)
     before = Before.of(model, made)
-    cut_(model, made, biases)
+    cut_(model, made, repairs)
     asked = masks is None or "sparsity" in options
     target = run.pruning.sparsity if asked else before.realised_sparsity
     return build_report(model, before, made, run, target=target, seconds=time.perf_counter() - started)
 
 
+def notes_on(repairs: Repairs, options: Pruning) -> list[str]:
+    """Where reconstruction fell back on the bias."""
+    fell_back = [key for key, repair in repairs.items() if repair.about == "bias"]
+    if options.resolved().compensate != "ridge" or not fell_back:
+        return []
+    return [f"reconstruction was no better than the bias on held-out text for {', '.join(fell_back)}"]
+
+
 def measure_(run: Run, model: Any, tokenizer: Any, task: Tasks | None, masks: Masks | None, *, progress: bool) -> None:
     """Calibrate where the run needs statistics and has none; note what has no effect."""
     settings = run.calibration
+    wanted = replace(settings, second_moments=settings.second_moments or run.pruning.needs_second_moments)
     if not run.statistics and needs_text(run.pruning, masks):
         if task is None or tokenizer is None:
             raise UserError("this method measures activations: give a tokenizer and a task (NAME or NAME=PATH)")
         run.corpora = build_corpora(model, tokenizer, task, settings)
         check_mixture(run.pruning, list(run.corpora))
         for name, corpus in run.corpora.items():
-            run.statistics[name] = calibrating.calibrate(model, corpus, settings, progress=progress)
-        if settings.second_moments:
+            run.statistics[name] = calibrating.calibrate(model, corpus, wanted, progress=progress)
+        if settings.second_moments and not run.pruning.needs_second_moments:
             run.notes.append("--second-moments has no effect: no stage of this run uses them")
         return
     for part in run.statistics.values():

@@ -6,6 +6,7 @@ Per input i of the linear W (O, C) that reads an axis, with h its input over the
 - `wifv-flap` the same, squared for attention before heads are summed: what FLAP's published code does
 - `wanda`     ‖h_i‖₂² · ‖W[:,i]‖₁         SEAP's s_W (eq. 13)
 - `wanda-sp`  ‖h_i‖₂ · ‖W[:,i]‖₁          the Wanda-sp baseline of FLAP's code (up to a constant, 1/O)
+- `obs`       the output error that is left after reconstruction when the unit goes, in order of removal (`obs.py`)
 - `magnitude` ‖W[:,i]‖₂                   weights alone
 - `random`    uniform in [0, 1), by seed and axis
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from seap.arch import KV_GROUPS, Arch, Axis
 from seap.errors import UserError
+from seap.obs import removal
 from seap.stats import Moments, Statistics
 
 Scores = dict[str, Tensor]  # axis key → float64 (C,), one per input of the consumer
@@ -56,11 +58,17 @@ def _wanda_sp(axis: Axis, weight: Tensor, moments: Moments) -> Tensor:
     return moments.norm * _l1(weight)
 
 
+def _obs(axis: Axis, weight: Tensor, moments: Moments) -> Tensor:
+    scores = removal(weight.cpu().double(), moments, axis.unit_inputs).scores()
+    return scores.repeat_interleave(axis.unit_inputs) / axis.unit_inputs
+
+
 ACTIVATION_SCORES: dict[str, Callable[[Axis, Tensor, Moments], Tensor]] = {
     "wifv": _wifv,
     "wifv-flap": _wifv_flap,
     "wanda": _wanda,
     "wanda-sp": _wanda_sp,
+    "obs": _obs,
 }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from seap import modeling_seap
 from seap.arch import Arch, Axis, Slice, describe, layer_width_values, width_keys
-from seap.compensate import Biases
+from seap.compensate import Repair, Repairs
 from seap.errors import UserError
 from seap.mask import Masks, budgets_of, check_fits
 
@@ -29,22 +29,25 @@ def check_in_memory(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def cut_(model: Any, masks: Masks, biases: Biases | None = None) -> Arch:
-    """Remove what the masks don't keep and add the biases. Returns the model seen anew.
+def cut_(model: Any, masks: Masks, repairs: Repairs | None = None) -> Arch:
+    """Remove what the masks don't keep and repair the consumers. Returns the model seen anew.
 
-    Nothing changes, to the bit, where a mask keeps all. Raises UserError when the masks aren't this model's.
+    Nothing changes, to the bit, where a mask keeps all and there is no repair. Raises UserError when the masks aren't
+    this model's.
     """
     arch = describe(model)
     check_in_memory(model)
     check_fits(arch, masks)
     for axis in arch.axes:
-        bias = (biases or {}).get(axis.key)
-        if bias is not None:
-            _add_bias_(arch, axis, bias)
+        repair = (repairs or {}).get(axis.key)
+        if repair is not None:
+            _add_bias_(arch, axis, repair)
         if not masks[axis.key].all():
             for part in axis.slices:
                 _slice_linear_(arch.linear(axis.layer, part.module), part, masks[axis.key])
-    _write_config_(arch, masks, biases or {})
+        if repair is not None and repair.weight is not None:
+            arch.weight(axis.layer, axis.consumer).copy_(repair.weight)
+    _write_config_(arch, masks, repairs or {})
     _copy_attributes_(arch)
     modeling_seap.adopt_(model)
     if model.base_model is not model:
@@ -63,13 +66,13 @@ def _like(old: Tensor, new: Tensor) -> nn.Parameter:
     return nn.Parameter(new.contiguous(), requires_grad=old.requires_grad)
 
 
-def _add_bias_(arch: Arch, axis: Axis, bias: Tensor) -> None:
+def _add_bias_(arch: Arch, axis: Axis, repair: Repair) -> None:
     consumer = arch.consumer(axis)
-    modeling_seap.add_bias_(consumer, bias.numel())
-    consumer.bias.copy_((consumer.bias.cpu().double() + bias).to(consumer.bias))
+    modeling_seap.add_bias_(consumer, repair.bias.numel())
+    consumer.bias.copy_((consumer.bias.cpu().double() + repair.bias.cpu()).to(consumer.bias))
 
 
-def _write_config_(arch: Arch, masks: Masks, biases: Biases) -> None:
+def _write_config_(arch: Arch, masks: Masks, repairs: Repairs) -> None:
     """Per-layer widths for transformers, and under `seap` what modeling_seap.py needs to build the layers."""
     config, family = arch.model.config, arch.family
     budgets = budgets_of(masks)
@@ -78,7 +81,7 @@ def _write_config_(arch: Arch, masks: Masks, biases: Biases) -> None:
         path: list(i) for path, i in (getattr(config, "seap", None) or {}).get("added_bias", {}).items()
     }
     for axis in arch.axes:
-        if axis.key in biases and axis.layer not in added.setdefault(axis.consumer, []):
+        if axis.key in repairs and axis.layer not in added.setdefault(axis.consumer, []):
             added[axis.consumer].append(axis.layer)
     head_size = arch.head_size if arch.can_cut_heads else None
     if head_size is not None:

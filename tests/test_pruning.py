@@ -11,7 +11,7 @@ from toy import TEXTS, tokenizer
 import seap
 from seap.arch import describe
 from seap.calibration import calibrate
-from seap.compensate import mean_bias, removed_inputs
+from seap.compensate import kept_inputs, repair_axes
 from seap.config import METHODS, Calibration, Pruning
 from seap.corpus import build_corpus
 from seap.errors import UserError
@@ -87,20 +87,21 @@ def test_bias_carries_the_mean_of_what_was_removed(name: str) -> None:
     arch = describe(dense)
     statistics = calibrate(dense, data, Calibration(), progress=False)
     masks = make_masks(dense, {"toy": statistics}, Pruning(sparsity=0.3, min_channels=4))
-    biases = mean_bias(arch, masks, statistics)
+    repairs = repair_axes(arch, masks, statistics, "bias")
     for axis in arch.axes:
-        gone = removed_inputs(axis, masks[axis.key])
+        gone = ~kept_inputs(axis, masks[axis.key])
         weight, mean = arch.weight(axis.layer, axis.consumer).double(), statistics[axis.key].mean
         if not gone.any():
-            assert axis.key not in biases
+            assert axis.key not in repairs
             continue
-        torch.testing.assert_close(weight[:, ~gone] @ mean[~gone] + biases[axis.key], weight @ mean)
+        torch.testing.assert_close(weight[:, ~gone] @ mean[~gone] + repairs[axis.key].bias, weight @ mean)
         old = arch.consumer(axis).bias
         before = old.clone() if old is not None else torch.zeros_like(weight[:, 0].float())
         compensated = model(name)
-        seap.prune(compensated, statistics={"toy": statistics}, masks=masks, compensate="bias", **QUICK)
+        bias = {"compensate": "bias", "sequential": False}
+        seap.prune(compensated, statistics={"toy": statistics}, masks=masks, **bias, **QUICK)
         found = describe(compensated).consumer(axis).bias
-        torch.testing.assert_close(found, before + biases[axis.key].float(), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(found, before + repairs[axis.key].bias.float(), atol=1e-6, rtol=1e-5)
 
 
 def mlp_inputs(dense: Any, rows: Any) -> torch.Tensor:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seap.errors import UserError
-from seap.stats import Moments, load_statistics, merge, save_statistics
+from seap.stats import Moments, Statistics, load_statistics, merge, save_statistics
 
 SIZE = 5
 
@@ -43,7 +43,7 @@ def test_any_split_gives_the_moments_of_all_rows(cuts: list[int], seed: int, dty
         streamed.update_(data[start:end])
         part = Moments.zeros(SIZE, second=True)
         part.update_(data[start:end])
-        parts.append({"layers.0.channels": part})
+        parts.append(Statistics({"layers.0.channels": part}))
     merged = merge(parts)["layers.0.channels"]
     covariance = torch.cov(data.double().t()) * 39
     for found in (streamed, merged):
@@ -68,14 +68,14 @@ def test_merging_leaves_the_parts_as_they_are() -> None:
     """Trap: FLAP's running mean aliases the tensor that it updates."""
     first, second = Moments.of(rows(7, 0)), Moments.of(rows(5, 1))
     before = first.mean.clone(), first.m2.clone(), second.mean.clone()
-    merge([{"a": first}, {"a": second}])
+    merge([(Statistics({"a": first})), (Statistics({"a": second}))])
     assert torch.equal(first.mean, before[0]) and torch.equal(first.m2, before[1])
     assert torch.equal(second.mean, before[2])
 
 
 def test_merging_different_axes_or_kinds_is_refused() -> None:
     with pytest.raises(ValueError, match="different axes"):
-        merge([{"a": Moments.zeros(2)}, {"b": Moments.zeros(2)}])
+        merge([Statistics({"a": Moments.zeros(2)}), Statistics({"b": Moments.zeros(2)})])
     one, other = Moments.of(rows(3, 0), second=True), Moments.of(rows(3, 0))
     with pytest.raises(ValueError, match="second moments"):
         one.add_(other)
@@ -83,18 +83,18 @@ def test_merging_different_axes_or_kinds_is_refused() -> None:
 
 @pytest.mark.parametrize("second", [False, True])
 def test_files_give_back_what_was_written(tmp_path: Path, second: bool) -> None:
-    written = {"layers.0.channels": Moments.of(rows(9, 0), second=second)}
+    written = Statistics({"layers.0.channels": Moments.of(rows(9, 0), second=second)}, ((1, 2, 3), (4, 5)))
     save_statistics(tmp_path / "a.safetensors", written, {"task": "t"})
     read, about = load_statistics(tmp_path / "a.safetensors")
     found, expected = read["layers.0.channels"], written["layers.0.channels"]
-    assert about == {"task": "t"} and found.count == 9
+    assert about == {"task": "t"} and found.count == 9 and read.rows == ((1, 2, 3), (4, 5))
     assert torch.equal(found.mean, expected.mean) and torch.equal(found.m2, expected.m2)
     assert (found.co is None) == (not second) and (not second or torch.equal(found.co, expected.co))
 
 
 def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    save_statistics(path, {"layers.0.channels": Moments.of(rows(9, 0))}, {"task": "t"})
+    save_statistics(path, Statistics({"layers.0.channels": Moments.of(rows(9, 0))}), {"task": "t"})
     content = path.read_bytes()
     path.write_bytes(content[:-20])
     with pytest.raises(UserError, match=r"a\.safetensors is truncated"):

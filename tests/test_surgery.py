@@ -12,6 +12,7 @@ from tiny import ALL, ROWS, ids, model
 from transformers import AutoModelForCausalLM
 
 from seap import arch as architectures
+from seap.compensate import Repair, Repairs, weight_of
 from seap.errors import UserError
 from seap.surgery import cut_
 
@@ -27,23 +28,31 @@ def some_masks(arch: architectures.Arch, seed: int = 0) -> dict[str, torch.Tenso
     return masks
 
 
-def some_biases(arch: architectures.Arch, masks: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    size = arch.model.config.hidden_size
-    return {a.key: torch.linspace(-1, 1, size, dtype=torch.float64) for a in arch.axes if not masks[a.key].all()}
+def some_repairs(arch: architectures.Arch, masks: dict[str, torch.Tensor]) -> Repairs:
+    """A bias everywhere, new weights for the channels."""
+    bias = torch.linspace(-1, 1, arch.model.config.hidden_size, dtype=torch.float64)
+    repairs = {axis.key: Repair(bias) for axis in arch.axes if not masks[axis.key].all()}
+    for axis in arch.axes:
+        if axis.name == "channels" and axis.key in repairs:
+            repairs[axis.key] = Repair(bias, weight_of(arch, axis)[:, masks[axis.key]] * 1.5 - 0.01)
+    return repairs
 
 
 @torch.no_grad()
-def zeroed(dense: Any, masks: dict[str, torch.Tensor], biases: dict[str, torch.Tensor]) -> Any:
-    """The dense model with the removed units' columns of each consumer set to zero, and the biases added."""
+def zeroed(dense: Any, masks: dict[str, torch.Tensor], repairs: Repairs) -> Any:
+    """The dense model with the removed units' columns of each consumer set to zero, and the repairs made."""
     masked = copy.deepcopy(dense)
     arch = architectures.describe(masked)
     for axis in arch.axes:
         gone = (~masks[axis.key]).repeat_interleave(axis.unit_inputs)
         arch.weight(axis.layer, axis.consumer)[:, gone] = 0
-        if axis.key in biases:
+        if axis.key in repairs:
+            repair = repairs[axis.key]
+            if repair.weight is not None:
+                arch.weight(axis.layer, axis.consumer)[:, ~gone] = repair.weight.float()
             consumer = arch.consumer(axis)
             old = consumer.bias if consumer.bias is not None else torch.zeros(1)
-            consumer.bias = torch.nn.Parameter(old + biases[axis.key].float())
+            consumer.bias = torch.nn.Parameter(old + repair.bias.float())
     return masked
 
 
@@ -53,9 +62,9 @@ def cut(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     dense = model(request.param)
     arch = architectures.describe(dense)
     masks = some_masks(arch)
-    biases = some_biases(arch, masks)
-    reference = zeroed(dense, masks, biases)
-    cut_(dense, masks, biases)
+    repairs = some_repairs(arch, masks)
+    reference = zeroed(dense, masks, repairs)
+    cut_(dense, masks, repairs)
     return reference, dense
 
 
@@ -139,7 +148,7 @@ def test_without_seap_the_checkpoint_loads_as_remote_code(tmp_path: Path) -> Non
     dense = model("llama")
     arch = architectures.describe(dense)
     masks = some_masks(arch)
-    cut_(dense, masks, some_biases(arch, masks))
+    cut_(dense, masks, some_repairs(arch, masks))
     dense.save_pretrained(tmp_path / "pruned")
     model("llama").save_pretrained(tmp_path / "dense")
     torch.save(dense(ids()).logits, tmp_path / "logits")
