@@ -274,7 +274,7 @@ def sampled(author: Author, prompts: Sequence[Prompt], *, seed: int) -> list[str
                 f"the GPU's memory doesn't hold {options.batch_size} texts at a time; lower --batch-size"
             ) from error
     new = made[:, width:].tolist()
-    return [cleaned(author, [*prompt.start, *ids]) for prompt, ids in zip(prompts, new, strict=True)]
+    return [cleaned(author, [*prompt.start, *ids][: author.longest]) for prompt, ids in zip(prompts, new, strict=True)]
 
 
 def cleaned(author: Author, ids: Sequence[int]) -> str:
