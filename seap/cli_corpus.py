@@ -23,7 +23,9 @@ def write(
         str | None,
         Parameter(help="Examples: a file as of --task (all of it), or NAME or NAME=PATH (its training part)."),
     ] = None,
-    about: Annotated[str | None, Parameter(help="What the texts are, in words, in place of examples.")] = None,
+    about: Annotated[
+        str | None, Parameter(help="What the texts are, in words, for a model that takes instructions.")
+    ] = None,
     out: Annotated[
         Path, Parameter(help="The JSONL file, which --task NAME=FILE reads; OUT.meta.json tells its origin.")
     ],

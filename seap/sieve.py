@@ -88,12 +88,12 @@ def band(losses: Sequence[float], *, tails: float = TAILS, widen: float = 0.0) -
 
 
 def limits_of(examples: Sequence[Candidate], *, min_tokens: int, widen: float) -> Limits:
-    """Limits that the examples themselves would (but for their tails) keep."""
+    """Limits that the examples themselves would (but for their tails, which may be odd) keep."""
     lowest, highest = band([example.loss for example in examples], widen=widen)
     return Limits(
         min_tokens=min_tokens,
-        repeated=max([ABSOLUTE.repeated, *(repeated_share(example.ids) for example in examples)]),
-        compression=max([ABSOLUTE.compression, *(compression(example.text) for example in examples)]),
+        repeated=max(ABSOLUTE.repeated, band([repeated_share(example.ids) for example in examples])[1]),
+        compression=max(ABSOLUTE.compression, band([compression(example.text) for example in examples])[1]),
         lowest=lowest,
         highest=highest,
     )
