@@ -10,7 +10,8 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.markup import escape
 
-from seap import cli_evidence as cli_evidence  # its commands join the application
+from seap import cli_corpus as cli_corpus  # its commands join the application
+from seap import cli_evidence as cli_evidence
 from seap.cli_base import Flat, Json, Model, TaskOption, app, errors, merged_options, note, print_json, results
 from seap.config import Calibration, Loading, Pruning
 from seap.errors import UserError

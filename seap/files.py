@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from seap.errors import UserError
 
 FORMAT = "1"
+BESIDE = ".meta.json"
 
 
 def digest(value: Any) -> str:
@@ -65,6 +66,18 @@ def written_whole(target: Path) -> Iterator[Path]:
 def write_json(path: Path, value: Any) -> None:
     with written_whole(path) as draft:
         draft.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def about_of(path: Path) -> Path:
+    """Where the metadata of a file that has no room for it stands: beside it."""
+    return path.with_name(f"{path.name}{BESIDE}")
+
+
+def write_lines(path: Path, rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> None:
+    """Write one JSON object a line, and beside it the metadata. On an error both stay as they were."""
+    with written_whole(path) as draft, written_whole(about_of(path)) as draft_about:
+        draft.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        draft_about.write_text(json.dumps(about, indent=2) + "\n")
 
 
 def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -121,6 +134,21 @@ def check_output(path: Path, *, overwrite: bool = False, source: str | None = No
         raise UserError(f"--out {path} is the folder that you are in; name another")
     parent = next(p for p in path.resolve().parents if p.exists())
     if not os.access(parent, os.W_OK):
+        raise UserError(f"--out {path}: {parent} is not writable")
+
+
+def check_output_file(path: Path, *, suffix: str, overwrite: bool = False) -> None:
+    """Refuse, before any long work, an output file that can't be written, would lose another or be misread later."""
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder; name a file, such as {path / ('texts' + suffix)}")
+    if path.suffix.lower() != suffix:
+        raise UserError(
+            f"--out {path}: what is written is {suffix}, and read again by that; name it {path.stem}{suffix}"
+        )
+    if path.exists() and not overwrite:
+        raise UserError(f"--out {path} is there already; name another file or add --overwrite")
+    parent = next(p for p in path.resolve().parents if p.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
         raise UserError(f"--out {path}: {parent} is not writable")
 
 

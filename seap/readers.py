@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from seap.errors import UserError
+from seap.files import BESIDE
 
 SPLIT_WORDS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
@@ -41,7 +42,9 @@ def split_files(folder: Path) -> dict[str, list[Path]]:
     `train-00000-of-00002.parquet`, `plain_text_train_0000.parquet`. Where a file is named by the word alone,
     the others are left out.
     """
-    there = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    there = sorted(
+        path for path in folder.iterdir() if not path.name.startswith(".") and not path.name.endswith(BESIDE)
+    )
     files = [path for path in there if path.is_file() and path.suffix.lower() in READERS]
     found = {split: _files_of(split, files) for split in SPLIT_WORDS}
     if not any(found.values()):

@@ -21,7 +21,7 @@ from typing import Any
 
 from seap import builtin, hub
 from seap.errors import UserError, unknown
-from seap.readers import Row, read_rows, split_files
+from seap.readers import READERS, Row, read_rows, split_files
 
 SPLITS = ("train", "test")
 KNOWN = (*builtin.TASKS, *hub.TASKS)
@@ -118,6 +118,17 @@ def load_items(spec: TaskSpec | str, split: str, *, seed: int = 0, test_fraction
         if items:
             return items
     return _some([], spec.path)
+
+
+def load_examples(given: str) -> tuple[list[Item], str]:
+    """All items of a file, or those of the training part of a folder, NAME or NAME=PATH; and where they are from."""
+    path = Path(given).expanduser()
+    if path.is_file():
+        return _some(_items(read_rows([path]), ""), path), str(path.absolute())
+    if path.suffix.lower() in READERS and "=" not in given:
+        raise UserError(f"no such file: {given}")
+    spec = TaskSpec(name="examples", path=path) if path.is_dir() else parse_spec(given)
+    return load_items(spec, "train"), spec_source(spec)
 
 
 def _parts_for(split: str, spec: TaskSpec, parts: Sequence[str]) -> list[str]:

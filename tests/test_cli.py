@@ -11,7 +11,7 @@ from toy import folder, texts_file
 
 from seap.cli import main
 
-COMMANDS = "prune calibrate mask merge eval compare analyze report inspect tasks demo".split()
+COMMANDS = [*"prune calibrate mask merge eval compare analyze report inspect tasks demo".split(), "corpus write"]
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_mistakes_get_one_line_and_an_exit_code(arguments: list[str], code: int,
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example_and_defaults(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([command, "--help"]) == 0
+    assert main([*command.split(), "--help"]) == 0
     text = capsys.readouterr().out
     assert f"seap {command}" in text and "Example" in text
 

@@ -42,14 +42,14 @@ def test_the_table_of_methods_is_that_of_the_code() -> None:
 
 
 def test_there_are_commands() -> None:
-    named = "prune inspect calibrate mask merge eval compare analyze report".split()
+    named = "prune inspect calibrate mask merge corpus eval compare analyze report".split()
     assert {command.split()[1] for command in COMMANDS} >= set(named)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_parses(command: str) -> None:
     chosen, _, _ = app.parse_args(shlex.split(command)[1:], exit_on_error=False, print_error=False)
-    assert chosen.__name__.removesuffix("uate") == command.split()[1]
+    assert chosen.__name__.removesuffix("uate") in command.split()[1:3]
 
 
 def test_the_commands_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,6 +67,8 @@ def test_the_commands_run_one_after_the_other(tmp_path: Path, monkeypatch: pytes
         words = [re.sub(r"\bgsm8k$", "gsm8k=gsm8k.jsonl", word) if "llama" not in word else word for word in words]
         if "small" in words and Path("small").exists() and words[0] == "prune":
             words.append("--overwrite")
+        if words[0] == "corpus":  # what a random model writes is nothing like the texts
+            words += ["--slack", "1e9", "--max-new-tokens", "16"]
         if words[0] == "merge":
             Path("stats/tickets.safetensors").unlink()
         assert main(words) == 0, command
