@@ -203,8 +203,8 @@ def _prune(bench: Bench, network: Network) -> tuple[Any, Result]:
         "total_sparsity": report.total_sparsity,
         "params_after": report.params_after,
         "seed": network.seed,
-        "calibration_tokens": report.num_tokens,
-        "data_hash": ",".join(hashes) or None,
+        "calibration_tokens": report.num_tokens or None,
+        "data_hash": digest(hashes) if len(hashes) > 1 else next(iter(hashes), None),
         "layers": report.layers,
     }
     save_masks(_mask_file(bench, network), report.masks, about | {"fingerprint": bench.fingerprint})
