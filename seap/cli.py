@@ -174,9 +174,7 @@ def tasks(*, json: Json = False) -> None:
 @app.command
 def demo(
     *,
-    out: Annotated[Path, Parameter(help="For the demo's checkpoint, results and page.")] = Path(
-        "demo-out"
-    ),
+    out: Annotated[Path, Parameter(help="For the demo's checkpoint, results and page.")] = Path("demo-out"),
     num_items: Annotated[int, Parameter(help="Test items per task.")] = 100,
     json: Json = False,
 ) -> None:

@@ -126,9 +126,7 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         f"(×{speed['pruned'] / speed['dense']:.2f}), {result['seconds']:.0f} s in all."
     )
     if result["report"]:
-        console.print(
-            f"All of it, with pictures: {escape(result['report'])} (for a browser; it needs no network)"
-        )
+        console.print(f"All of it, with pictures: {escape(result['report'])} (for a browser; it needs no network)")
     else:
         console.print(escape(f"No page of it: {result['no_report']}"))
     console.print(

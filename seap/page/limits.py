@@ -63,7 +63,7 @@ def _fairness_limits(data: Comparison, main: Sequence[Row]) -> list[str]:
     if off:
         found.append(f"Realised sparsity is more than one point off its target in: {', '.join(off)}.")
     tokens = {m: {r.get("calibration_tokens") for r in data.select(m)} - {None} for m in data.methods}
-    counts = {count for found_by in tokens.values() for count in found_by}
+    counts = [count for of_method in tokens.values() for count in of_method if count is not None]
     if counts and max(counts) > 1.01 * min(counts):
         found.append("The methods did not all see the same number of calibration tokens.")
     full = len(data.tasks) * len(data.seeds)
