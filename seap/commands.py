@@ -260,9 +260,9 @@ def analyze_tasks(
     **options: Any,
 ) -> dict[str, Any]:
     """`seap analyze`: hidden states, activations, overlap and stability of masks, in one result file."""
-    from seap.analyze import analyze
+    from seap.analyze import analyze, check_specs
 
-    check_tasks(tasks, needed=True)
+    check_specs(tasks)
     model, tokenizer = checkpoint.load(name, **(loading or {}))
     result = analyze(model, tokenizer, list(tasks), calibration=calibration, progress=progress, **options)
     write_json(out, result)

@@ -24,7 +24,7 @@ from seap.likeness import Reference
 from seap.mask import load_masks, save_masks
 from seap.plan import Comparison, Network
 from seap.stats import Statistics, load_statistics, merge, save_statistics
-from seap.tasks import load_items, parse_spec, spec_source
+from seap.tasks import Item, load_items, parse_spec, spec_source
 
 PUBLISHED_FLAP = Calibration(num_texts=10**9, seq_len=128, pack=True, max_tokens=1024 * 128)
 Result = dict[str, Any]
@@ -39,12 +39,12 @@ class Bench:
     tokenizer: Any
     out: Path
     tests: dict[str, Exam]
+    items: dict[str, list[Item]]  # to calibrate on, by spec
     progress: bool
     reference: Reference = field(init=False)
     fingerprint: str = field(init=False)
     max_tokens: int = field(init=False)  # of calibration text behind every network
     code: Any = field(init=False)  # that makes the numbers
-    texts: dict[tuple[str, bool], list[str]] = field(default_factory=dict)  # of each spec, with and without answers
     latest: tuple[Any, dict[str, Statistics], list[str]] = (None, {}, [])  # what `measured` found last
 
     def __post_init__(self) -> None:
@@ -93,12 +93,9 @@ class Bench:
 
     def _corpus(self, spec: str, options: Calibration, *, answers: bool = True) -> Corpus:
         parsed = parse_spec(spec)
-        if (spec, answers) not in self.texts:
-            items = load_items(parsed, "train")
-            self.texts[spec, answers] = [i.text if answers else i.prompt or i.question or "" for i in items]
         return build_corpus(
             parsed.name if answers else f"{parsed.name}-no-answers",
-            self.texts[spec, answers],
+            [item.text if answers else item.prompt or item.question or "" for item in self.items[spec]],
             self.tokenizer,
             options,
             source=spec_source(parsed),
@@ -133,12 +130,13 @@ def compare(
     """Run a comparison, or finish one that was interrupted. Writes OUT/compare.json and returns what is in it."""
     started = time.perf_counter()
     tests = {parse_spec(spec).name: load_test(spec, plan.evaluation) for spec in plan.tasks}
+    items = {spec: load_items(spec, "train") for spec in _texts(plan)}
     answered = [t for t in plan.names if tests[t].metric != "continuation" and _has_answers(tests[t])]
     model, tokenizer = checkpoint.load(name, **(loading or {}))
     for sparsity in plan.sparsities:
         pruning.check(model, replace(plan.pruning, sparsity=sparsity))
     exams = {task: prepare(test, model, tokenizer, plan.evaluation) for task, test in tests.items()}
-    bench = Bench(plan, model, tokenizer, out, exams, progress)
+    bench = Bench(plan, model, tokenizer, out, exams, items, progress)
     rows = run(bench, plan.networks(answered))
     result = _result(name, bench, rows, time.perf_counter() - started)
     write_json(out / "compare.json", result)
@@ -173,9 +171,13 @@ def _has_answers(test: Test) -> bool:
 def equal_tokens(bench: Bench) -> int:
     """Calibration tokens of every network: as many as the smallest text in the comparison has under the options."""
     options = bench.plan.calibration
-    specs = [*bench.plan.tasks, *([bench.plan.general] if bench.plan.general else [])]
     seeds = range(bench.plan.seeds)
-    return min(bench._corpus(spec, replace(options, seed=seed)).num_tokens for spec in specs for seed in seeds)
+    return min(bench._corpus(spec, replace(options, seed=seed)).num_tokens for spec in bench.items for seed in seeds)
+
+
+def _texts(plan: Comparison) -> list[str]:
+    """The specs of everything that is calibrated on."""
+    return [*plan.tasks, *([plan.general] if plan.general else [])]
 
 
 def run_network(bench: Bench, network: Network) -> list[Result]:
