@@ -1,18 +1,25 @@
-"""The paper's tables on a machine with the weights: accuracy, layer sparsity, perplexity and speed, beside its figures.
+"""The paper's Tables 1 to 4 on a machine with the weights: accuracy, layer sparsity, perplexity, speed.
 
     bash runs/paper_llama2_7b.sh                  # everything, from the Hub
-    python runs/paper.py MODEL --data DIR --limit 20 --tasks piqa,boolq --general wikitext2=DIR/wikitext2   # a dry run
+
+A dry run, on a small model and local files (one to two minutes on two CPU cores):
+
+    python runs/paper.py MODEL --data DIR --general wikitext2=DIR/wikitext2 --tasks piqa,arc_easy --limit 8 \\
+        --tokens 2048 --window 128 --new-tokens 8 --repeats 1 --dtype float32 --size 7b --out out/paper.json
 
 Baselines are calibrated on general text, as published; SEAP on each task's training items, SEAP-gen on all of them and
-the general text (weights 2 and 3). Sparsity is of all prunable parameters; `seap-reference` rows follow the published
-convention, which removes less, since that is what the published SEAP figures were measured at.
+the general text (weights 2 and 3). Perplexity and speed are those of masks made of the general text. Sparsity is of all
+prunable parameters; `seap-reference` rows follow the published convention, which removes less, since that is what the
+published SEAP figures were measured at. Of the paper's figures the mean accuracies and the speed-ups are written down
+here; a dash stands where there is none.
 """
 
 import argparse
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -21,10 +28,11 @@ import torch
 from tqdm import tqdm
 
 from seap import checkpoint, harness, metrics, pruning
+from seap.calibration import calibrate
 from seap.config import Calibration, Evaluation
 from seap.corpus import build_corpus
 from seap.environment import command_line, commit, machine, versions
-from seap.evaluate import load_test, loss_rows
+from seap.evaluate import load_test, prepare
 from seap.files import write_json
 from seap.stats import Statistics
 from seap.tasks import load_items, parse_spec
@@ -32,6 +40,8 @@ from seap.tasks import load_items, parse_spec
 TASKS = ("winogrande", "openbookqa", "hellaswag", "piqa", "arc_challenge", "arc_easy", "boolq")
 FOLDERS = {"openbookqa": "obqa", "arc_challenge": "ai2_arc"}  # where a local copy is named otherwise
 SPARSITIES = (0.2, 0.5)
+TIMED = ("wanda-sp", "flap", "seap", "seap-gen")
+LAYER_SPARSITY = {"seap-uniform": "uniform", "seap-adaptive": "adaptive", "seap": "logistic"}
 CALIBRATION = Calibration(num_texts=200, seq_len=512)
 PUBLISHED_FLAP = Calibration(num_texts=10**9, seq_len=128, pack=True, max_tokens=1024 * 128)
 # Table 1, mean of the seven tasks (arXiv 2503.07605)
@@ -61,6 +71,7 @@ PUBLISHED: dict[str, dict[tuple[str, float], float]] = {
 }
 PUBLISHED_SPEED = {"7b": {0.2: 1.17, 0.5: 1.48}, "13b": {}}
 Rows = list[dict[str, Any]]
+Groups = dict[tuple[str, float], Rows]  # by method and sparsity
 
 
 @dataclass
@@ -73,46 +84,61 @@ class Setting:
     data: Path | None
     limit: int | None
     statistics: dict[str, Statistics]
-    wikitext: list[metrics.Row]
+    wikitext: Sequence[metrics.Row]
+    new_tokens: int  # generated when speed is measured
+    repeats: int
 
 
 def spec(task: str, data: Path | None) -> str:
     return f"{task}={data / FOLDERS.get(task, task)}" if data else task
 
 
-def prepare(arguments: argparse.Namespace) -> Setting:
-    tasks = tuple(arguments.tasks.split(","))
+def set_up(arguments: argparse.Namespace) -> Setting:
+    tasks, tokens = tuple(arguments.tasks.split(",")), arguments.tokens
     harness.check(tasks, arguments.data)
-    for task in tasks:
-        load_items(parse_spec(spec(task, arguments.data)), "train")
-    evaluation = Evaluation(window=2048, metric="loss", num_items=arguments.limit or 10**6)
-    test = load_test(arguments.general, evaluation)
-    model, tokenizer = checkpoint.load(arguments.model, dtype=arguments.dtype)
     specs = {task: spec(task, arguments.data) for task in tasks}
-    statistics = pruning.calibrate(model, tokenizer, list(specs.values()), **vars(CALIBRATION))
+    for one in specs.values():
+        load_items(parse_spec(one), "train")
+    evaluation = Evaluation(window=arguments.window, metric="loss", num_items=arguments.limit or 10**6)
+    test = load_test(arguments.general, evaluation)
+    model, tokenizer = checkpoint.load(arguments.model, dtype=arguments.dtype, device=arguments.device)
+    own = replace(CALIBRATION, max_tokens=tokens)
+    general = replace(PUBLISHED_FLAP, max_tokens=tokens or PUBLISHED_FLAP.max_tokens)
+    statistics = pruning.calibrate(model, tokenizer, list(specs.values()), **asdict(own))
     texts = [item.text for item in load_items(parse_spec(arguments.general), "train")]
-    corpus = build_corpus("general", texts, tokenizer, PUBLISHED_FLAP, source=arguments.general)
-    statistics["general"] = pruning.calibrating.calibrate(model, corpus, PUBLISHED_FLAP)
-    wikitext = loss_rows(model, tokenizer, test, evaluation)
-    return Setting(model, tokenizer, tasks, arguments.data, arguments.limit, statistics, wikitext)
+    corpus = build_corpus("general", texts, tokenizer, general, source=arguments.general)
+    statistics["general"] = calibrate(model, corpus, general)
+    wikitext = prepare(test, model, tokenizer, evaluation).windows
+    limits = {name: getattr(arguments, name) for name in ("limit", "new_tokens", "repeats")}
+    return Setting(
+        model=model,
+        tokenizer=tokenizer,
+        tasks=tasks,
+        data=arguments.data,
+        statistics=statistics,
+        wikitext=wikitext,
+        **limits,
+    )
 
 
 def networks(setting: Setting) -> Iterator[tuple[str, float, tuple[str, ...], dict[str, Any]]]:
-    """(name, sparsity, tasks that it is for, options) of every pruned model."""
+    """(name, sparsity, tasks that its accuracy is measured on, options) of every pruned model."""
+    weights = dict.fromkeys(setting.tasks, 2.0) | {"general": 3.0}
     for sparsity in SPARSITIES:
         for name in ("wanda-sp", "flap"):
             yield name, sparsity, setting.tasks, {"method": name, "of": ("general",)}
-        weights = dict.fromkeys(setting.tasks, 2.0) | {"general": 3.0}
-        everything = (*setting.tasks, "general")
-        yield "seap-gen", sparsity, setting.tasks, {"method": "seap-gen", "of": everything, "weights": weights}
-        for task in setting.tasks:
-            yield "seap-reference", sparsity, (task,), {"method": "seap-reference", "of": (task,)}
-            for label, allocate in (("seap", "logistic"), ("seap-uniform", "uniform"), ("seap-adaptive", "adaptive")):
-                yield label, sparsity, (task,), {"method": "seap-paper", "of": (task,), "allocate": allocate}
-            yield "seap-now", sparsity, (task,), {"method": "seap", "of": (task,)}
+        yield "seap-gen", sparsity, setting.tasks, {"method": "seap-gen", "of": tuple(weights), "weights": weights}
+        for text in (*setting.tasks, "general"):
+            tasks = () if text == "general" else (text,)
+            yield "seap-reference", sparsity, tasks, {"method": "seap-reference", "of": (text,)}
+            for label, allocate in LAYER_SPARSITY.items():
+                yield label, sparsity, tasks, {"method": "seap-paper", "of": (text,), "allocate": allocate}
+            yield "seap-now", sparsity, tasks, {"method": "seap", "of": (text,)}
 
 
 def accuracies(setting: Setting, model: Any, tasks: tuple[str, ...]) -> Rows:
+    if not tasks:
+        return []
     rows = harness.evaluate(model, setting.tokenizer, tasks, data=setting.data, limit=setting.limit)
     return [row for row in rows if row["metric"] in ("acc", "acc_norm")]
 
@@ -127,9 +153,10 @@ def measure(setting: Setting) -> Rows:
         report = pruning.prune(pruned, statistics=statistics, sparsity=sparsity, progress=False, **choices)
         about = {"method": name, "sparsity": sparsity, "realised_sparsity": report.realised_sparsity}
         rows += [row | about for row in accuracies(setting, pruned, tasks)]
-        if tasks == setting.tasks:
+        if "general" in options["of"]:
             rows.append(perplexity(setting, pruned) | about)
-            rows.append(speed(setting, pruned) | about)
+            if name in TIMED:
+                rows.append(speed(setting, pruned) | about)
     return rows
 
 
@@ -139,14 +166,17 @@ def perplexity(setting: Setting, model: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def speed(setting: Setting, pruned: Any, *, prompt: int = 128, new: int = 128, repeats: int = 5) -> dict[str, Any]:
+def speed(setting: Setting, pruned: Any, *, prompt: int = 128) -> dict[str, Any]:
     """Generated tokens per second of the pruned over the dense model, interleaved, after a warm-up; batch 1."""
-    ids = torch.randint(10, 1000, (1, prompt), device=next(pruned.parameters()).device)
+    new, vocabulary = setting.new_tokens, pruned.config.vocab_size
+    prompt = min(prompt, (getattr(pruned.config, "max_position_embeddings", None) or prompt + new) - new)
+    ids = torch.randint(10, vocabulary, (1, prompt), device=next(pruned.parameters()).device)
+    whole, length = torch.ones_like(ids), {"max_new_tokens": new, "min_new_tokens": new}
     times: dict[str, list[float]] = {"dense": [], "pruned": []}
-    for _ in range(repeats + 1):
+    for _ in range(setting.repeats + 1):
         for name, model in (("dense", setting.model), ("pruned", pruned)):
             started = time.perf_counter()
-            model.generate(ids, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0)
+            model.generate(ids, attention_mask=whole, do_sample=False, pad_token_id=0, **length)
             if ids.is_cuda:
                 torch.cuda.synchronize()
             times[name].append(time.perf_counter() - started)
@@ -155,27 +185,54 @@ def speed(setting: Setting, pruned: Any, *, prompt: int = 128, new: int = 128, r
 
 
 def show(rows: Rows, size: str) -> None:
-    """Our means beside the published ones."""
-    published = PUBLISHED.get(size, {})
-    print(
-        f"{'method':16}{'sparsity':>9}{'realised':>9}{'acc':>8}{'acc_norm':>9}{'paper':>8}{'loss':>8}{'speed':>7}{'paper':>7}"
-    )
-    for method, sparsity in dict.fromkeys((row["method"], row["sparsity"]) for row in rows):
-        own = [row for row in rows if (row["method"], row["sparsity"]) == (method, sparsity)]
-        of = {m: [row["value"] for row in own if row["metric"] == m] for m in ("acc", "acc_norm", "loss", "ratio")}
-        realised = mean(row.get("realised_sparsity", 0.0) for row in own)
-        paper, fast = published.get((method, sparsity)), PUBLISHED_SPEED.get(size, {}).get(sparsity)
-        cells = [f"{100 * mean(of[m]):.2f}" if of[m] else "" for m in ("acc", "acc_norm")]
-        cells.append(f"{paper:.2f}" if paper else "")
-        cells.append(f"{of['loss'][0]:.3f}" if of["loss"] else "")
-        cells.append(f"×{of['ratio'][0]:.2f}" if of["ratio"] else "")
-        cells.append(f"×{fast:.2f}" if fast and of["ratio"] else "")
-        widths = (8, 9, 8, 8, 7, 7)
-        line = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-        print(f"{method:16}{sparsity:9.2f}{realised:9.3f}{line}")
+    """The four tables, our means beside the published ones."""
+    groups: Groups = {}
+    for row in rows:
+        groups.setdefault((row["method"], row["sparsity"]), []).append(row)
+    published, fast = PUBLISHED.get(size, {}), PUBLISHED_SPEED.get(size, {})
+    by_paper = {k: published.get(("seap" if k[0] == "seap-reference" else k[0], k[1])) for k in groups}
+    scored = {k: [*accuracy(g), cell(by_paper[k], "{:.2f}")] for k, g in groups.items()}
+    variants = {k: line for k, line in scored.items() if k[0] in LAYER_SPARSITY}
+    main = {k: line for k, line in scored.items() if k[0] == "seap" or k not in variants}
+    table("Table 1. Accuracy, %, mean over tasks", ("acc", "acc_norm", "paper"), groups, main)
+    title = "Table 2. SEAP's layer sparsity: logistic (seap, LB), uniform (UL), adaptive (AL); accuracy, %"
+    table(title, ("acc", "acc_norm", "paper"), groups, variants)
+    perplexities = {k: [cell(perplexity_of(g), "{:.2f}"), "-"] for k, g in groups.items()}
+    table("Table 3. Perplexity on the general text", ("ppl", "paper"), groups, perplexities)
+    speeds = {
+        k: [f"{r['dense']:.1f}", f"{r['pruned']:.1f}", f"×{r['value']:.2f}", cell(by_speed(fast, k), "×{:.2f}")]
+        for k, group in groups.items()
+        for r in group
+        if r["metric"] == "ratio"
+    }
+    table("Table 4. Generated tokens per second, batch 1", ("dense", "pruned", "ratio", "paper"), groups, speeds)
 
 
-def main() -> None:
+def by_speed(published: dict[float, float], key: tuple[str, float]) -> float | None:
+    return published.get(key[1]) if key[0] == "seap" else None
+
+
+def table(title: str, columns: Sequence[str], groups: Groups, lines: dict[tuple[str, float], list[str]]) -> None:
+    print(f"\n{title}\n{'method':16}{'sparsity':>9}{'realised':>9}{''.join(f'{c:>10}' for c in columns)}")
+    for key, cells in lines.items():
+        realised = mean(row.get("realised_sparsity", 0.0) for row in groups[key])
+        print(f"{key[0]:16}{key[1]:9.2f}{realised:9.3f}{''.join(f'{c:>10}' for c in cells)}")
+
+
+def accuracy(group: Rows) -> list[str]:
+    of = {m: [100 * row["value"] for row in group if row["metric"] == m] for m in ("acc", "acc_norm")}
+    return [cell(mean(values) if values else None, "{:.2f}") for values in of.values()]
+
+
+def perplexity_of(group: Rows) -> float | None:
+    return next((math.exp(min(row["value"], 700)) for row in group if row["metric"] == "loss"), None)
+
+
+def cell(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("--size", choices=["7b", "13b", "other"], default="other")
@@ -183,12 +240,17 @@ def main() -> None:
     parser.add_argument("--general", default="wikitext2")
     parser.add_argument("--data", type=Path, help="local Parquet copies of the tasks, instead of the Hub")
     parser.add_argument("--limit", type=int, help="items per task, for a dry run")
+    parser.add_argument("--tokens", type=int, help="calibration tokens per text, for a dry run")
+    parser.add_argument("--window", type=int, default=2048, help="tokens per window of the perplexity")
+    parser.add_argument("--new-tokens", type=int, default=128, help="generated when speed is measured")
+    parser.add_argument("--repeats", type=int, default=5, help="of every measurement of speed, after a warm-up")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("results/paper.json"))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     checkpoint.quiet_transformers()
     started = time.perf_counter()
-    rows = measure(prepare(arguments))
+    rows = measure(set_up(arguments))
     about = {"versions": versions(), "machine": machine(), "commit": commit(), "command": command_line()}
     write_json(arguments.out, {"rows": rows, "seconds": time.perf_counter() - started} | about)
     show(rows, arguments.size)

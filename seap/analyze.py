@@ -24,6 +24,7 @@ from seap.errors import UserError, missing_extra, unknown
 from seap.pruning import Tasks, build_corpora, check
 from seap.report import choices
 from seap.stats import Moments
+from seap.tasks import load_items
 
 MAX_BINS = 64  # of the activation map, per layer
 MEASURE = "root mean square, relative to the layer's mean"
@@ -103,11 +104,7 @@ def check_request(model: Any, tasks: Tasks, prunings: Sequence[Pruning], num_sta
         import sklearn  # noqa: F401
     except ImportError as error:
         raise missing_extra("scikit-learn", "eval", "seap analyze") from error
-    names = [tasks] if isinstance(tasks, str) else list(tasks)
-    if len(names) < 2:
-        raise UserError(
-            f"tasks are compared with each other: got {len(names)}, name two or more: --tasks A=PATH,B=PATH"
-        )
+    check_number(1 if isinstance(tasks, str) else len(tasks))
     if not prunings:
         raise UserError("no sparsity to make masks at; name one or more, such as 0.2 and 0.5")
     if not prunings[0].needs_scores_of_activations:
@@ -119,6 +116,19 @@ def check_request(model: Any, tasks: Tasks, prunings: Sequence[Pruning], num_sta
     if embedding not in EMBEDDINGS:
         raise unknown("embedding", embedding, EMBEDDINGS)
     return list(dict.fromkeys(note for pruning in prunings for note in check(model, pruning)))
+
+
+def check_number(num_tasks: int) -> None:
+    if num_tasks < 2:
+        raise UserError(f"tasks are compared with each other: got {num_tasks}, name two or more: --tasks A=PATH,B=PATH")
+
+
+def check_specs(specs: Sequence[str]) -> None:
+    """Refuse, before a model is loaded, fewer than two tasks, and a task that can't be read or has one item."""
+    check_number(len(specs))
+    for spec in specs:
+        if len(load_items(spec, "train")) < 2:
+            raise UserError(f"task {spec}: its training part has one item; split halves need at least 2")
 
 
 def check_texts(corpora: Mapping[str, Corpus]) -> None:

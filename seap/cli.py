@@ -175,11 +175,11 @@ def tasks(*, json: Json = False) -> None:
 @app.command
 def demo(
     *,
-    out: Annotated[Path, Parameter(help="Where the demo's checkpoint and table are written.")] = Path("demo-out"),
+    out: Annotated[Path, Parameter(help="For the demo's checkpoint, results and page.")] = Path("demo-out"),
     num_items: Annotated[int, Parameter(help="Test items per task.")] = 100,
     json: Json = False,
 ) -> None:
-    """Prune the built-in model for its own tasks by five methods and compare them: two or three minutes, offline.
+    """Prune the built-in model for its own tasks by five methods and compare them: about a minute, offline.
 
     Example: `seap demo`
     """

@@ -4,6 +4,7 @@ Shapes: B rows, T tokens.
 """
 
 import hashlib
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -59,15 +60,16 @@ def build_corpus(
     order = list(texts)
     random.Random(options.seed).shuffle(order)
     rows: list[list[int]] = []
-    skipped = 0
+    skipped = num_tokens = 0
     for text in order:
-        if len(rows) == options.num_texts:
+        if len(rows) == options.num_texts or num_tokens >= (options.max_tokens or math.inf):
             break
         ids = tokenizer(text, truncation=False, verbose=False)["input_ids"]
-        if len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) < 2:
+        if len(ids) < 8 and len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) < 2:
             skipped += 1
             continue
         rows.append(ids if options.pack else ids[:seq_len])
+        num_tokens += len(rows[-1])
     if not rows:
         raise UserError(f"task {name}: none of {len(order)} texts has two tokens or more ({source})")
     if options.pack:

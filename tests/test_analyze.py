@@ -3,17 +3,19 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tiny import ROWS, model
-from toy import TEXTS, tokenizer
+from toy import TEXTS, texts_file, tokenizer
 
 from seap import agreement, analyze
 from seap.agreement import MaskTable, Measured, expected_jaccard, halves, jaccard, ladder, masks_of_spans, measure
 from seap.arch import CHANNELS, KV_GROUPS, Axis, describe
 from seap.calibration import calibrate
+from seap.commands import analyze_tasks
 from seap.config import Calibration, Pruning
 from seap.corpus import Corpus, build_corpus
 from seap.errors import UserError
@@ -332,3 +334,18 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(UserError, match=r"scikit-learn.*seap\[eval\]"):
         analyzed()
+
+
+def test_what_is_wrong_is_said_before_the_model_loads(tmp_path: Path) -> None:
+    plain = texts_file(tmp_path / "plain.txt")
+    (tmp_path / "one").mkdir()
+    texts_file(tmp_path / "one" / "train.txt", ["w3 w4"])
+    texts_file(tmp_path / "one" / "test.txt", ["w3 w4", "w5 w6"])
+    cases = [
+        ([f"plain={plain}"], "got 1, name two or more"),
+        ([f"plain={plain}", f"one={tmp_path / 'one'}"], "its training part has one item"),
+        ([f"plain={plain}", "nope"], "unknown task 'nope'"),
+    ]
+    for tasks, message in cases:
+        with pytest.raises(UserError, match=message):
+            analyze_tasks("no/model", tasks, tmp_path / "out.json", Calibration())

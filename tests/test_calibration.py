@@ -138,3 +138,14 @@ def test_a_model_is_known_by_its_weights_not_its_dtype() -> None:
     for stranger in (other, touched):
         with pytest.raises(UserError, match=r"a\.safetensors was made with another model \(first\)"):
             check_same_model([Path("a.safetensors")], [own], stranger)
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_a_token_limit_cuts_the_same_text_short(pack: bool) -> None:
+    """However soon reading stops: the corpus is the beginning of the one without a limit."""
+    options = Calibration(pack=pack, seq_len=7)
+    whole = [token for row in build_corpus("a", TEXTS, tokenizer(), options, source="-").rows for token in row]
+    for limit in range(2, len(whole) + 9, 3):
+        corpus = build_corpus("a", TEXTS, tokenizer(), replace(options, max_tokens=limit), source="-")
+        assert [token for row in corpus.rows for token in row] == whole[: corpus.num_tokens]
+        assert min(limit, len(whole)) - 1 <= corpus.num_tokens <= limit

@@ -133,6 +133,7 @@ def test_what_is_wrong_is_said_before_the_model_loads(specs: tuple[str, str], tm
         ({"controls": True}, "--controls needs general text"),
         ({"seeds": 0}, "at least one"),
         ({"tasks": ("nope",)}, "unknown task 'nope'"),
+        ({"controls": True, "general": f"general={tmp_path / 'none.txt'}"}, "doesn't exist"),
         ({"evaluation": Evaluation(metric="multiple-choice")}, "lacks columns question"),
     ]
     for changes, message in cases:

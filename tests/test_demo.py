@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from seap import builtin, demo
+from seap import builtin, cli_base, demo
 from seap.cli import main
+from seap.page import sources
 
 
 def test_the_demo_compares_saves_and_reloads(
@@ -20,7 +21,7 @@ def test_the_demo_compares_saves_and_reloads(
     text = capsys.readouterr().out
     assert "50.0% removed" in text and "Next:" in text and "arithmetic" in text
     result = json.loads((tmp_path / "demo.json").read_text())
-    assert len(result["rows"]) == len(few) * 3
+    assert len(result["rows"]) == len(few) * 3 and all(row["loss"] > 0 for row in result["rows"])
     by_method = {row["method"]: row["realised_sparsity"] for row in result["rows"]}
     assert by_method["seap"] == pytest.approx(by_method["random"], abs=1e-3) == pytest.approx(0.5, abs=1e-3)
     accuracy = {
@@ -31,3 +32,12 @@ def test_the_demo_compares_saves_and_reloads(
     sizes, speeds = result["checkpoint"]["bytes"], result["checkpoint"]["tokens_per_s"]
     assert sizes["pruned"] < 0.65 * sizes["dense"] and set(speeds) == {"dense", "pruned"}
     assert (tmp_path / "checkpoint" / "config.json").is_file()
+    page = tmp_path / "report.html"
+    assert str(page) in text and "arithmetic" in page.read_text()
+    # without the extra it says what is missing, and that is all
+    monkeypatch.setattr(sources, "find_spec", lambda name: None)
+    made = demo.write_page(tmp_path)
+    assert made["report"] is None
+    demo.show(result | made, cli_base.results)
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "No page" in line]
+    assert 'pip install "seap[report]"' in line
