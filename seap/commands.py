@@ -12,8 +12,9 @@ from seap.calibration import calibrate as measure
 from seap.config import Calibration, Evaluation, Pruning
 from seap.environment import versions
 from seap.errors import UserError
-from seap.evaluate import evaluate, load_test
+from seap.evaluate import evaluate, load_test, prepare
 from seap.files import check_output, digest, is_current, write_json
+from seap.likeness import Reference
 from seap.mask import Masks, compose, load_masks, realised_sparsity, save_masks
 from seap.pruning import build_corpora, check, check_mixture, make_masks, needs_text, prune, split_options
 from seap.report import Report, choices
@@ -232,7 +233,9 @@ def evaluate_tasks(
     reference = checkpoint.load(dense, **(loading or {}))[0] if dense else None
     if reference is not None and reference.config.vocab_size != model.config.vocab_size:
         raise UserError(f"--dense {dense} has another vocabulary than {name}; name the model it was pruned from")
-    return [evaluate(model, tokenizer, test, options, reference=reference) for test in tests]
+    exams = [prepare(test, model, tokenizer, options) for test in tests]
+    like = None if reference is None else Reference(reference, limit=0)  # each test comes once: nothing to keep
+    return [evaluate(model, exam, reference=like) for exam in exams]
 
 
 def run_harness(

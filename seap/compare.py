@@ -1,8 +1,9 @@
 """`seap compare`: makes and tests every network of a plan. Finished tests are files, so an interrupted run goes on."""
 
 import json
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,8 +18,9 @@ from seap.calibration import about_statistics, calibrate, fingerprint
 from seap.config import Calibration
 from seap.corpus import Corpus, build_corpus, longest_sequence
 from seap.environment import command_line, commit, machine, versions
-from seap.evaluate import Test, evaluate, load_test
+from seap.evaluate import Exam, Test, evaluate, load_test, prepare
 from seap.files import digest, is_current, write_json
+from seap.likeness import Reference
 from seap.mask import load_masks, save_masks
 from seap.plan import Comparison, Network
 from seap.stats import Statistics, load_statistics, merge, save_statistics
@@ -36,23 +38,35 @@ class Bench:
     model: Any
     tokenizer: Any
     out: Path
-    tests: dict[str, Test]
-    max_tokens: int
+    tests: dict[str, Exam]
     progress: bool
-    statistics: dict[tuple[int, str], dict[str, Statistics]] = field(default_factory=dict)
-    hashes: dict[tuple[int, str], list[str]] = field(default_factory=dict)  # of the calibration text behind each
+    reference: Reference = field(init=False)
+    fingerprint: str = field(init=False)
+    max_tokens: int = field(init=False)  # of calibration text behind every network
+    code: Any = field(init=False)  # that makes the numbers
+    texts: dict[tuple[str, bool], list[str]] = field(default_factory=dict)  # of each spec, with and without answers
+    latest: tuple[Any, dict[str, Statistics], list[str]] = (None, {}, [])  # what `measured` found last
 
-    def measured(self, seed: int, text: str) -> dict[str, Statistics]:
-        """Statistics of a text by name → Statistics, as `pruning.make_masks` takes them."""
-        if (seed, text) not in self.statistics:
-            self.hashes[seed, text] = []
-            self.statistics[seed, text] = self._measure(seed, text)
-        return self.statistics[seed, text]
+    def __post_init__(self) -> None:
+        self.reference = Reference(self.model)
+        self.fingerprint = fingerprint(self.model)
+        self.max_tokens = equal_tokens(self)
+        self.code = [commit(), versions()]
 
-    def _measure(self, seed: int, text: str) -> dict[str, Statistics]:
+    def measured(self, seed: int, text: str) -> tuple[dict[str, Statistics], list[str]]:
+        """Statistics of a text, by name as `pruning.make_masks` takes them, and the hashes of what they are of.
+
+        Only the latest are kept in memory, since they can be large: networks come text by text.
+        """
+        if self.latest[0] != (seed, text):
+            self.latest = (None, {}, [])
+            hashes: list[str] = []
+            self.latest = ((seed, text), self._measure(seed, text, hashes), hashes)
+        return self.latest[1:]
+
+    def _measure(self, seed: int, text: str, noted: list[str]) -> dict[str, Statistics]:
         options = replace(self.plan.calibration, seed=seed, max_tokens=self.max_tokens)
         shared = replace(options, max_tokens=max(self.max_tokens // len(self.plan.tasks), 2))
-        noted = self.hashes[seed, text]
         if text == "weights":
             return {}
         if text in ("general", "pooled"):
@@ -79,11 +93,12 @@ class Bench:
 
     def _corpus(self, spec: str, options: Calibration, *, answers: bool = True) -> Corpus:
         parsed = parse_spec(spec)
-        items = load_items(parsed, "train")
-        texts = [item.text if answers else item.prompt or item.question or "" for item in items]
+        if (spec, answers) not in self.texts:
+            items = load_items(parsed, "train")
+            self.texts[spec, answers] = [i.text if answers else i.prompt or i.question or "" for i in items]
         return build_corpus(
             parsed.name if answers else f"{parsed.name}-no-answers",
-            texts,
+            self.texts[spec, answers],
             self.tokenizer,
             options,
             source=spec_source(parsed),
@@ -95,16 +110,21 @@ class Bench:
         noted.append(corpus.data_hash)
         about = about_statistics(self.model, corpus, options)
         path = self.out / "stats" / f"{corpus.name}-{about['key']}.safetensors"
-        if not is_current(path, about["key"]):
-            save_statistics(path, calibrate(self.model, corpus, options, progress=self.progress), about)
-        return load_statistics(path)[0]
+        if is_current(path, about["key"]):
+            return load_statistics(path)[0]
+        found = calibrate(self.model, corpus, options, progress=self.progress)
+        save_statistics(path, found, about)
+        return found
 
     def key(self, network: Network, task: str) -> str:
-        """Everything that decides a row."""
-        plan = self.plan
+        """Everything that decides a row, the code included."""
+        plan, test = self.plan, self.tests[task].test
         options = [asdict(plan.calibration), asdict(plan.evaluation), asdict(plan.pruning), plan.tasks, plan.general]
         made = asdict(network) | {"tested_on": task}
-        return digest([fingerprint(self.model), made, options, self.max_tokens, self.tests[task].data_hash])
+        return digest([self.fingerprint, made, options, self.max_tokens, test.data_hash, self.code])
+
+    def row_file(self, network: Network, task: str) -> Path:
+        return self.out / "rows" / f"{self.key(network, task)}.json"
 
 
 def compare(
@@ -117,17 +137,33 @@ def compare(
     model, tokenizer = checkpoint.load(name, **(loading or {}))
     for sparsity in plan.sparsities:
         pruning.check(model, replace(plan.pruning, sparsity=sparsity))
-    bench = Bench(plan, model, tokenizer, out, tests, 0, progress)
-    bench.max_tokens = equal_tokens(bench)
-    networks = plan.networks(answered)
-    rows = [_dense_row(bench, task) for task in plan.names]
-    bar = tqdm(networks, desc="compare", unit="network", disable=not progress)
-    for network in bar:
-        bar.set_postfix_str(f"{network.method} {network.sparsity} {network.text}")
-        rows += run_network(bench, network)
+    exams = {task: prepare(test, model, tokenizer, plan.evaluation) for task, test in tests.items()}
+    bench = Bench(plan, model, tokenizer, out, exams, progress)
+    rows = run(bench, plan.networks(answered))
     result = _result(name, bench, rows, time.perf_counter() - started)
     write_json(out / "compare.json", result)
     return result
+
+
+def run(bench: Bench, networks: Sequence[Network]) -> list[Result]:
+    """The dense rows, then every network's, in the order of the plan; they are made text by text."""
+    progress = bench.progress
+    if progress:
+        num_rows = len(bench.tests) + sum(len(network.tested_on) for network in networks)
+        there = sum(bench.row_file(n, task).is_file() for n in networks for task in n.tested_on)
+        size = f"{len(networks)} networks to make, {num_rows} rows, {bench.max_tokens:,} calibration tokens each"
+        tqdm.write(f"{size}; {there} rows are there already" if there else size, file=sys.stderr)
+    rows = [_dense_row(bench, task) for task in bench.plan.names]
+    bar = tqdm(sorted(networks, key=_by_text), desc="compare", unit="network", disable=not progress)
+    found = {}
+    for network in bar:
+        bar.set_postfix_str(f"{network.method} {network.sparsity} {network.text}")
+        found[network] = run_network(bench, network)
+    return rows + [row for network in networks for row in found[network]]
+
+
+def _by_text(network: Network) -> tuple[int, str]:
+    return network.seed, network.text
 
 
 def _has_answers(test: Test) -> bool:
@@ -144,7 +180,7 @@ def equal_tokens(bench: Bench) -> int:
 
 def run_network(bench: Bench, network: Network) -> list[Result]:
     """Prune once and test on each task, taking from disk what an earlier run finished."""
-    paths = {task: bench.out / "rows" / f"{bench.key(network, task)}.json" for task in network.tested_on}
+    paths = {task: bench.row_file(network, task) for task in network.tested_on}
     if not all(path.is_file() for path in paths.values()):
         pruned, about = _prune(bench, network)
         for task, path in paths.items():
@@ -154,7 +190,7 @@ def run_network(bench: Bench, network: Network) -> list[Result]:
 
 
 def _prune(bench: Bench, network: Network) -> tuple[Any, Result]:
-    statistics = bench.measured(network.seed, network.text)
+    statistics, hashes = bench.measured(network.seed, network.text)
     pruned = deepcopy(bench.model)
     options = asdict(replace(bench.plan.pruning, method=network.method, sparsity=network.sparsity))
     report = pruning.prune(pruned, statistics=statistics, progress=False, **options, seed=network.seed)
@@ -168,16 +204,16 @@ def _prune(bench: Bench, network: Network) -> tuple[Any, Result]:
         "params_after": report.params_after,
         "seed": network.seed,
         "calibration_tokens": report.num_tokens,
-        "data_hash": ",".join(bench.hashes[network.seed, network.text]) or None,
+        "data_hash": ",".join(hashes) or None,
         "layers": report.layers,
     }
-    save_masks(_mask_file(bench, network), report.masks, about | {"fingerprint": fingerprint(bench.model)})
+    save_masks(_mask_file(bench, network), report.masks, about | {"fingerprint": bench.fingerprint})
     return pruned, about
 
 
 def _tested(bench: Bench, network: Network, pruned: Any, task: str) -> Result:
     started = time.perf_counter()
-    found = evaluate(pruned, bench.tokenizer, bench.tests[task], bench.plan.evaluation, reference=bench.model)
+    found = evaluate(pruned, bench.tests[task], reference=bench.reference)
     if network.control is None and network.text in bench.tests and network.text != task:
         found["control"] = "other-task"
     return found | {"seconds": time.perf_counter() - started}
@@ -185,10 +221,10 @@ def _tested(bench: Bench, network: Network, pruned: Any, task: str) -> Result:
 
 def _dense_row(bench: Bench, task: str) -> Result:
     dense = Network("dense", 0.0, 0, "weights", None, (task,))
-    path = bench.out / "rows" / f"{bench.key(dense, task)}.json"
+    path = bench.row_file(dense, task)
     if not path.is_file():
         started = time.perf_counter()
-        found = evaluate(bench.model, bench.tokenizer, bench.tests[task], bench.plan.evaluation)
+        found = evaluate(bench.model, bench.tests[task])
         about = {"method": "dense", "made_for": None, "control": None, "target_sparsity": 0.0, "realised_sparsity": 0.0}
         params = sum(p.numel() for p in bench.model.parameters())
         arch = describe(bench.model)
@@ -217,7 +253,7 @@ def _result(name: str, bench: Bench, rows: list[Result], seconds: float) -> Resu
         "rows": rows,
         "overlap": overlap(bench),
         "options": asdict(plan),
-        "data_hash": digest({task: test.data_hash for task, test in bench.tests.items()}),
+        "data_hash": digest({task: exam.test.data_hash for task, exam in bench.tests.items()}),
         "versions": versions(),
         "machine": machine(),
         "commit": commit(),

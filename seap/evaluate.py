@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from seap import metrics
@@ -12,6 +13,7 @@ from seap.corpus import separator
 from seap.errors import UserError
 from seap.files import digest
 from seap.hub import TASKS as HUB_TASKS
+from seap.likeness import Reference, loss_and_likeness
 from seap.metrics import Figure, Row
 from seap.tasks import Item, load_items, parse_spec
 
@@ -31,7 +33,7 @@ class Test:
     items: tuple[Item, ...]
     metric: str
 
-    @property
+    @cached_property
     def data_hash(self) -> str:
         return digest([(item.text, item.prompt, item.answer, item.choices, item.label) for item in self.items])
 
@@ -83,12 +85,35 @@ def _check_extraction(name: str, items: Sequence[Item], options: Evaluation) -> 
         )
 
 
-def loss_rows(model: Any, tokenizer: Any, test: Test, options: Evaluation) -> list[Row]:
-    """Windows over the test's texts, `num_items` of them drawn by seed.
+@dataclass(frozen=True)
+class Exam:
+    """A test as a model's tokenizer reads it: made once, taken by every model of a comparison."""
+
+    test: Test
+    options: Evaluation
+    tokenizer: Any
+    windows: tuple[Row, ...]  # that the loss is measured on
+    asked: tuple[Row, ...]  # the choices of every item; none where answers are generated or only the loss counts
+
+
+def prepare(test: Test, model: Any, tokenizer: Any, options: Evaluation) -> Exam:
+    """Tokenise a test for a model (which isn't run). Raises UserError for texts that are too short."""
+    longest = getattr(model.config, "max_position_embeddings", None)
+    asked: list[Row] = []
+    if test.metric == "multiple-choice":
+        asked = metrics.choice_rows(tokenizer, test.items, longest=longest)
+    elif test.metric == "continuation":
+        texts = [tokenizer(item.text, verbose=False)["input_ids"] for item in test.items]
+        asked = metrics.continuation_rows(texts, options)
+    return Exam(test, options, tokenizer, tuple(loss_rows(tokenizer, test, options, longest=longest)), tuple(asked))
+
+
+def loss_rows(tokenizer: Any, test: Test, options: Evaluation, *, longest: int | None = None) -> list[Row]:
+    """Windows over the test's texts, `num_items` of them drawn by seed, none over `longest` tokens.
 
     A text is preceded by the end-of-text token where the tokenizer marks no beginning itself.
     """
-    length = min(options.window, getattr(model.config, "max_position_embeddings", None) or options.window)
+    length = min(options.window, longest or options.window)
     stride = min(options.stride or length, length)
     start = separator(tokenizer)
     texts = [start + tokenizer(item.text, verbose=False)["input_ids"] for item in test.items]
@@ -99,13 +124,17 @@ def loss_rows(model: Any, tokenizer: Any, test: Test, options: Evaluation) -> li
     return random.Random(options.test_seed).sample(rows, min(options.num_items, len(rows)))
 
 
-def evaluate(model: Any, tokenizer: Any, test: Test, options: Evaluation, *, reference: Any = None) -> dict[str, Any]:
+def evaluate(model: Any, exam: Exam, *, reference: Reference | None = None) -> dict[str, Any]:
     """One model's figures on one test, for a result row: loss, perplexity, accuracy, and likeness to `reference`."""
-    rows = loss_rows(model, tokenizer, test, options)
-    limit = options.test_batch_tokens
-    figure = metrics.loss(model, rows, batch_tokens=limit)
-    found: dict[str, Any] = {
-        "task": test.name,
+    options, limit = exam.options, exam.options.test_batch_tokens
+    like: dict[str, Any] = {}
+    if reference is None:
+        figure = metrics.loss(model, exam.windows, batch_tokens=limit)
+    else:
+        figure, kl, same = loss_and_likeness(model, reference, exam.windows, batch_tokens=limit)
+        like = {"kl": kl.value, "kl_stderr": kl.stderr, "agreement": same.value, "agreement_stderr": same.stderr}
+    found = {
+        "task": exam.test.name,
         "loss": figure.value,
         "loss_stderr": figure.stderr,
         "loss_n": figure.n,
@@ -113,24 +142,19 @@ def evaluate(model: Any, tokenizer: Any, test: Test, options: Evaluation, *, ref
         "window": options.window,
         "stride": options.stride or options.window,
         "test_seed": options.test_seed,
-        "test_hash": test.data_hash,
+        "test_hash": exam.test.data_hash,
     }
-    found |= _accuracy(model, tokenizer, test, options)
-    if reference is not None:
-        kl, same = metrics.agreement(model, reference, rows, batch_tokens=limit)
-        found |= {"kl": kl.value, "kl_stderr": kl.stderr, "agreement": same.value, "agreement_stderr": same.stderr}
-    return found
+    return found | _accuracy(model, exam) | like
 
 
-def _accuracy(model: Any, tokenizer: Any, test: Test, options: Evaluation) -> dict[str, Any]:
-    limit, normalised = options.test_batch_tokens, None
+def _accuracy(model: Any, exam: Exam) -> dict[str, Any]:
+    test, limit, normalised = exam.test, exam.options.test_batch_tokens, None
     if test.metric == "multiple-choice":
-        plain, normalised = metrics.multiple_choice(model, tokenizer, test.items, batch_tokens=limit)
+        plain, normalised = metrics.multiple_choice(model, exam.asked, test.items, batch_tokens=limit)
     elif test.metric == "exact-match":
-        plain = metrics.exact_match(model, tokenizer, test.items, options)
+        plain = metrics.exact_match(model, exam.tokenizer, test.items, exam.options)
     elif test.metric == "continuation":
-        texts = [tokenizer(item.text, verbose=False)["input_ids"] for item in test.items]
-        plain = metrics.continuation_among_four(model, texts, options, batch_tokens=limit)
+        plain = metrics.continuation_among_four(model, exam.asked, batch_tokens=limit)
     else:
         return dict.fromkeys(("acc", "acc_stderr", "acc_metric", "acc_norm", "acc_norm_stderr", "n"))
     names = {"multiple-choice": "multiple choice", "exact-match": "exact match"}

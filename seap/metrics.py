@@ -1,4 +1,4 @@
-"""What a model can do: loss, multiple choice, generated answers, true continuations, likeness to another model.
+"""What a model can do: loss, multiple choice, generated answers, true continuations.
 
 Shapes: B rows, T tokens, V vocabulary.
 """
@@ -90,7 +90,7 @@ def windows(ids: Sequence[int], *, length: int, stride: int | None = None) -> It
             return
 
 
-def _forward(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+def predictions(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """Logits that predict tokens 1 … T−1, (B, T−1, V) in float32, and the ids they predict (B, T−1)."""
     device = next(model.parameters()).device
     ids, mask = batch.ids.to(device), batch.mask.long().to(device)
@@ -98,13 +98,13 @@ def _forward(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     return logits.float(), ids[:, 1:]
 
 
-def _scored(batch: Batch, starts: Sequence[int]) -> Tensor:
+def scored_tokens(batch: Batch, starts: Sequence[int]) -> Tensor:
     """Bool (B, T−1): real tokens at or after each row's start."""
     positions = torch.arange(1, batch.ids.shape[1])
     return batch.mask[:, 1:] & (positions[None] >= torch.tensor(starts)[:, None])
 
 
-def _in_batches(rows: Sequence[Row], batch_tokens: int) -> Iterator[tuple[list[int], Batch]]:
+def in_batches(rows: Sequence[Row], batch_tokens: int) -> Iterator[tuple[list[int], Batch]]:
     """Batches with the places of their rows in `rows`."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids), reverse=True)
     done = 0
@@ -119,10 +119,10 @@ def log_likelihoods(model: Any, rows: Sequence[Row], *, batch_tokens: int | None
 
     def run(limit: int) -> list[tuple[float, int]]:
         found: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-        for places, batch in _in_batches(rows, limit):
-            logits, targets = _forward(model, batch)
+        for places, batch in in_batches(rows, limit):
+            logits, targets = predictions(model, batch)
             losses = functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
-            scored = _scored(batch, [rows[i].start for i in places]).to(losses.device)
+            scored = scored_tokens(batch, [rows[i].start for i in places]).to(losses.device)
             sums = (losses.double() * scored).sum(1)
             for place, total, count in zip(places, sums.tolist(), scored.sum(1).tolist(), strict=True):
                 found[place] = (-total, count)
@@ -134,30 +134,6 @@ def log_likelihoods(model: Any, rows: Sequence[Row], *, batch_tokens: int | None
 def loss(model: Any, rows: Sequence[Row], *, batch_tokens: int | None = None) -> Figure:
     """Mean loss per scored token over all rows (nats); e to its power is the perplexity. n is the number of rows."""
     return ratio_of([(-total, count) for total, count in log_likelihoods(model, rows, batch_tokens=batch_tokens)])
-
-
-@torch.no_grad()
-def agreement(
-    model: Any, reference: Any, rows: Sequence[Row], *, batch_tokens: int | None = None
-) -> tuple[Figure, Figure]:
-    """KL(reference ‖ model) per scored token (nats), and the share of tokens where both rank the same one first."""
-
-    def run(limit: int) -> tuple[Figure, Figure]:
-        divergences: list[tuple[float, int]] = []
-        matches: list[tuple[float, int]] = []
-        for places, batch in _in_batches(rows, limit):
-            logits, _ = _forward(model, batch)
-            expected, _ = _forward(reference, batch)
-            log_p, log_q = expected.log_softmax(-1), logits.log_softmax(-1)
-            scored = _scored(batch, [rows[i].start for i in places]).to(logits.device)
-            kl = ((log_p.exp() * (log_p - log_q)).sum(-1).double() * scored).sum(1)
-            same = ((logits.argmax(-1) == expected.argmax(-1)) & scored).sum(1)
-            counts = scored.sum(1).tolist()
-            divergences += list(zip(kl.tolist(), counts, strict=True))
-            matches += list(zip(same.double().tolist(), counts, strict=True))
-        return ratio_of(divergences), ratio_of(matches)
-
-    return halving(run, batch_tokens or fit_batch_tokens(model) // 2)
 
 
 def encode_pair(tokenizer: Any, context: str, continuation: str) -> Row:
@@ -178,14 +154,18 @@ def encode_pair(tokenizer: Any, context: str, continuation: str) -> Row:
     return Row(tuple(whole), max(start, 1))
 
 
-def multiple_choice(
-    model: Any, tokenizer: Any, items: Sequence[Item], *, batch_tokens: int | None = None
-) -> tuple[Figure, Figure]:
-    """Accuracy by log-likelihood of " " + choice after the question, and by that per character (acc and acc_norm)."""
+def choice_rows(tokenizer: Any, items: Sequence[Item], *, longest: int | None = None) -> list[Row]:
+    """Every item's choices, one after the other, each after its question and a space; cut to `longest` tokens."""
     pairs = [(item.contexts or (item.question or "",) * len(item.choices), item.choices) for item in items]
     asked = [pair for contexts, choices in pairs for pair in zip(contexts, choices, strict=True)]
-    rows = [encode_pair(tokenizer, context, f" {choice}") for context, choice in asked]
-    scores = iter(log_likelihoods(model, _cropped(model, rows), batch_tokens=batch_tokens))
+    return _cropped([encode_pair(tokenizer, context, f" {choice}") for context, choice in asked], longest)
+
+
+def multiple_choice(
+    model: Any, rows: Sequence[Row], items: Sequence[Item], *, batch_tokens: int | None = None
+) -> tuple[Figure, Figure]:
+    """Accuracy by log-likelihood of the choice, and by that per character (acc and acc_norm). rows: `choice_rows`."""
+    scores = iter(log_likelihoods(model, rows, batch_tokens=batch_tokens))
     plain, normalised = [], []
     for item in items:
         totals = [next(scores)[0] for _ in item.choices]
@@ -195,16 +175,16 @@ def multiple_choice(
     return mean_of(plain), mean_of(normalised)
 
 
-def _cropped(model: Any, rows: Sequence[Row]) -> list[Row]:
-    """Rows cut from the left to what the model can read; the last token is only predicted, so it comes on top."""
-    limit = (getattr(model.config, "max_position_embeddings", None) or max(len(row.ids) for row in rows)) + 1
+def _cropped(rows: Sequence[Row], longest: int | None) -> list[Row]:
+    """Rows cut from the left to what a model can read; the last token is only predicted, so it comes on top."""
+    limit = (longest or max(len(row.ids) for row in rows)) + 1
     return [Row(row.ids[-limit:], max(row.start - max(len(row.ids) - limit, 0), 1)) for row in rows]
 
 
-def continuation_rows(texts: Sequence[Sequence[int]], options: Evaluation) -> tuple[list[Row], int]:
+def continuation_rows(texts: Sequence[Sequence[int]], options: Evaluation) -> list[Row]:
     """Four rows per item: a context with its true continuation, then with three of other texts of the same task.
 
-    Returns the rows and the number of items. Raises UserError when fewer than four texts are long enough.
+    Raises UserError when fewer than four texts are long enough.
     """
     length = options.context + options.continuation
     generator = random.Random(options.test_seed)
@@ -221,16 +201,17 @@ def continuation_rows(texts: Sequence[Sequence[int]], options: Evaluation) -> tu
     for i in range(min(len(long), options.num_items)):
         others = generator.sample([j for j in range(len(long)) if j != i], 3)
         rows += [Row(contexts[i] + endings[j], options.context) for j in (i, *others)]
-    return rows, len(rows) // 4
+    return rows
 
 
-def continuation_among_four(
-    model: Any, texts: Sequence[Sequence[int]], options: Evaluation, *, batch_tokens: int | None = None
-) -> Figure:
-    """Share of contexts whose true continuation is likelier than three others of the same length. Chance is 0.25."""
-    rows, num_items = continuation_rows(texts, options)
+def continuation_among_four(model: Any, rows: Sequence[Row], *, batch_tokens: int | None = None) -> Figure:
+    """Share of contexts whose true continuation is likelier than three others of the same length. Chance is 0.25.
+
+    rows: `continuation_rows`.
+    """
     scores = [total for total, _ in log_likelihoods(model, rows, batch_tokens=batch_tokens)]
-    return mean_of([float(max(scores[4 * i : 4 * i + 4]) == scores[4 * i]) for i in range(num_items)])
+    fours = [scores[i : i + 4] for i in range(0, len(scores), 4)]
+    return mean_of([float(max(four) == four[0]) for four in fours])
 
 
 def generated_answers(

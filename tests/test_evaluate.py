@@ -10,7 +10,8 @@ from toy import TEXTS, WORDS, tokenizer
 
 from seap.config import Evaluation
 from seap.errors import UserError
-from seap.evaluate import evaluate, load_test, loss_rows
+from seap.evaluate import evaluate, load_test, prepare
+from seap.likeness import Reference
 
 
 def jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -38,28 +39,32 @@ def test_the_metric_is_what_the_columns_are_for(rows: Any, metric: str, n: int, 
     options = Evaluation(**SMALL)
     test = load_test(jsonl(tmp_path / "a.jsonl", rows), options)
     dense, other = model("llama"), model("llama", seed=1)
-    row = evaluate(dense, tokenizer(), test, options, reference=other)
+    exam = prepare(test, dense, tokenizer(), options)
+    row = evaluate(dense, exam, reference=Reference(other))
     assert row["acc_metric"] == metric and row["n"] == n and 0 <= row["acc"] <= 1
     assert (row["acc_norm"] is not None) == (metric == "multiple choice")
     assert row["loss"] > 0 and row["loss_stderr"] > 0 and row["loss_n"] == 7 and row["ppl"] > 1
     assert row["kl"] > 0 and 0 <= row["agreement"] <= 1 and row["window"] == 10
-    assert evaluate(dense, tokenizer(), test, options, reference=other) == row
+    assert evaluate(dense, exam, reference=Reference(other)) == row
+    alone = evaluate(dense, exam)
+    assert {key: row[key] for key in alone} == pytest.approx(alone)
     assert json.dumps(row)
 
 
 def test_loss_alone_and_another_draw(tmp_path: Path) -> None:
     spec = jsonl(tmp_path / "a.jsonl", PLAIN)
     test = load_test(spec, Evaluation(metric="loss", **SMALL))
-    row = evaluate(model("llama"), tokenizer(), test, Evaluation(metric="loss", **SMALL))
+    dense = model("llama")
+    row = evaluate(dense, prepare(test, dense, tokenizer(), Evaluation(metric="loss", **SMALL)))
     assert row["acc"] is None and row["acc_metric"] is None and row["loss_n"] == 7 and "kl" not in row
     other = load_test(spec, Evaluation(metric="loss", test_seed=1, **SMALL))
     assert other.data_hash != test.data_hash
 
 
 def test_windows_are_no_longer_than_the_model_reads(tmp_path: Path) -> None:
-    options = Evaluation(window=1000, num_items=50)
+    options = Evaluation(window=1000, num_items=50, metric="loss")
     test = load_test(jsonl(tmp_path / "a.jsonl", [{"text": " ".join(TEXTS)}] * 1 + PLAIN), options)
-    rows = loss_rows(model("llama"), tokenizer(), test, options)
+    rows = prepare(test, model("llama"), tokenizer(), options).windows
     assert max(len(row.ids) for row in rows) <= 64
 
 

@@ -286,7 +286,9 @@ def test_with_seap_imported_lm_eval_needs_no_remote_code(pruned: Path, data: Pat
 def agree(model: Any, tokenizer: Any, name: str, where: Path, limit: int) -> None:
     items = harness.as_items(name, harness.local_rows(name, where)[:limit])
     expected = {row["metric"]: row for row in harness.evaluate(model, tokenizer, [name], data=where, limit=limit)}
-    for metric, mine in zip(("acc", "acc_norm"), metrics.multiple_choice(model, tokenizer, items), strict=True):
+    longest = getattr(model.config, "max_position_embeddings", None)
+    rows = metrics.choice_rows(tokenizer, items, longest=longest)
+    for metric, mine in zip(("acc", "acc_norm"), metrics.multiple_choice(model, rows, items), strict=True):
         assert mine.n == expected["acc"]["n"] == min(limit, len(items))
         if metric in expected:
             assert f"{mine.value:.4f} ± {mine.stderr:.4f}" == (

@@ -1,34 +1,21 @@
 """Metrics against plain arithmetic and hand-made logits, whatever the batch size."""
 
 import math
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from tiny import ids, model
-from toy import tokenizer
+from toy import ByHand, tokenizer
 
 from seap import metrics
 from seap.config import Evaluation
 from seap.errors import UserError
-from seap.metrics import Row, agreement, continuation_rows, encode_pair, extract_answer, loss, mean_of, windows
+from seap.likeness import Reference, loss_and_likeness
+from seap.metrics import Row, choice_rows, continuation_rows, encode_pair, extract_answer, loss, mean_of, windows
 from seap.tasks import Item
 
 TEXTS = [tuple(row) for row in ids(5, 12).tolist()] + [tuple(ids(1, 5, seed=4)[0].tolist())]
 ROWS = [Row(text) for text in TEXTS]
-
-
-class ByHand(torch.nn.Module):
-    """A "model" whose next-token probabilities are a table: table[i] follows token i."""
-
-    def __init__(self, table: list[list[float]]) -> None:
-        super().__init__()
-        self.logits = torch.nn.Parameter(torch.tensor(table).log())
-        self.config = SimpleNamespace(vocab_size=len(table), max_position_embeddings=64)
-
-    def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
-        return SimpleNamespace(logits=self.logits[input_ids])
 
 
 FAIR = [[0.5, 0.25, 0.25]] * 3
@@ -42,17 +29,6 @@ def test_loss_by_hand() -> None:
     assert found.n == 2
     # scoring from the third token on leaves 1→1
     assert loss(ByHand(SURE), [Row((0, 1, 1), start=2), Row((1, 1))]).value == pytest.approx(-math.log(0.8))
-
-
-def test_likeness_by_hand() -> None:
-    """After token 0 the reference has (0.5, ¼, ¼), the model (0.8, 0.1, 0.1): KL = ½ ln(5/8) + ½ ln(5/2)."""
-    kl, same = agreement(ByHand(SURE), ByHand(FAIR), [Row((0, 0))] * 2)
-    assert kl.value == pytest.approx(0.5 * math.log(0.5 / 0.8) + 0.5 * math.log(0.25 / 0.1), rel=1e-5)
-    assert same.value == 1
-    kl, same = agreement(ByHand(SURE), ByHand(FAIR), [Row((0, 1, 0, 1)), Row((1, 0))])
-    assert same.value == 0.5  # after 0 both say 0; after 1 they differ: rows count 2 of 3 and 0 of 1
-    kl, _ = agreement(ByHand(SURE), ByHand(SURE), [Row((0, 1, 2))] * 2)
-    assert kl.value == pytest.approx(0, abs=1e-7)
 
 
 @torch.no_grad()
@@ -78,9 +54,9 @@ def test_every_metric_is_the_same_for_every_batch_size() -> None:
     options = Evaluation(context=8, continuation=4)
     found = []
     for limit in (1, 64, 4096):
-        kl, same = agreement(dense, other, ROWS, batch_tokens=limit)
-        plain, normalised = metrics.multiple_choice(dense, words, items, batch_tokens=limit)
-        four = metrics.continuation_among_four(dense, texts, options, batch_tokens=limit)
+        _, kl, same = loss_and_likeness(dense, Reference(other), ROWS, batch_tokens=limit)
+        plain, normalised = metrics.multiple_choice(dense, choice_rows(words, items), items, batch_tokens=limit)
+        four = metrics.continuation_among_four(dense, continuation_rows(texts, options), batch_tokens=limit)
         found.append([kl.value, kl.stderr, same.value, plain.value, normalised.value, four.value])
     assert found[0] == pytest.approx(found[1], rel=1e-5) and found[0] == pytest.approx(found[2], rel=1e-5)
 
@@ -122,7 +98,7 @@ def test_multiple_choice_by_hand() -> None:
         # ln 0.216 = −1.53 over 8 characters beats ln 0.3 = −1.20 over 2: right only when normalised
         Item(text="", question="w3", choices=("w5 w5 w5", "w7"), label=0),
     ]
-    plain, normalised = metrics.multiple_choice(ByHand(table), tokenizer(), items)
+    plain, normalised = metrics.multiple_choice(ByHand(table), choice_rows(tokenizer(), items), items)
     assert plain.value == 0.5 and normalised.value == 0.75
 
 
@@ -134,12 +110,12 @@ def test_the_true_continuation_by_hand() -> None:
         row[(i + 1) % size] = 0.9
     counting = [[(start + i) % size for i in range(12)] for start in (0, 5, 11, 17, 23)]
     options = Evaluation(context=6, continuation=3)
-    assert metrics.continuation_among_four(ByHand(table), counting, options).value == 1
-    rows, num_items = continuation_rows(counting, options)
-    assert num_items == 5 and len(rows) == 20
+    rows = continuation_rows(counting, options)
+    assert metrics.continuation_among_four(ByHand(table), rows).value == 1
+    assert len(rows) == 5 * 4
     assert all(row.start == 6 and len(row.ids) == 9 for row in rows)
-    assert continuation_rows(counting, options)[0] == rows
-    assert continuation_rows(counting, Evaluation(context=6, continuation=3, test_seed=1))[0] != rows
+    assert continuation_rows(counting, options) == rows
+    assert continuation_rows(counting, Evaluation(context=6, continuation=3, test_seed=1)) != rows
     with pytest.raises(UserError, match="needs four texts of 40 tokens or more, got 0"):
         continuation_rows(counting, Evaluation(context=36, continuation=4))
 

@@ -1,8 +1,10 @@
-"""A tokenizer of one word per token, and model folders to prune, for tests of whole runs."""
+"""A tokenizer of one word per token, model folders to prune, and a model that is a table, for tests of whole runs."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import torch
 from tiny import SMALL, model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -28,3 +30,15 @@ def folder(path: Path, name: str = "llama", **changes: Any) -> Path:
 def texts_file(path: Path, texts: list[str] | None = None) -> Path:
     path.write_text("\n\n".join(texts or TEXTS))
     return path
+
+
+class ByHand(torch.nn.Module):
+    """A "model" whose next-token probabilities are a table: table[i] follows token i."""
+
+    def __init__(self, table: list[list[float]]) -> None:
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.tensor(table).log())
+        self.config = SimpleNamespace(vocab_size=len(table), max_position_embeddings=64)
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
+        return SimpleNamespace(logits=self.logits[input_ids])
