@@ -288,8 +288,8 @@ class Promise:
             raise UserError(f"--confidence {self.confidence}: must be at least 0.5 and below 1, such as 0.95")
         if not 0 < self.resolution <= self.max_sparsity < 1:
             raise UserError(
-                f"--resolution {self.resolution} and --max-sparsity {self.max_sparsity}: both must be above 0 and below "
-                "1, the resolution the smaller one"
+                f"--resolution {self.resolution} and --max-sparsity {self.max_sparsity}: both must be above 0 and "
+                "below 1, the resolution the smaller one"
             )
         if given:
             assert self.bound > 0
@@ -312,13 +312,14 @@ class Promise:
         count = int(self.max_sparsity / self.resolution + 1e-9)
         return tuple(round(self.resolution * i, 6) for i in range(1, count + 1))
 
-    def in_words(self, kind: str, bound: float) -> str:
+    @property
+    def words(self) -> str:
         """`the loss grows by at most 1%`"""
-        if kind == "max_loss":
-            return f"the loss grows by at most {100 * bound:.3g}%"
-        if kind == "max_acc_drop":
-            return f"accuracy falls by at most {100 * bound:.3g} points"
-        return f"at least {100 * (1 - bound):.5g}% of tokens keep the dense model's first choice"
+        if self.kind == "max_loss":
+            return f"the loss grows by at most {100 * self.bound:.3g}%"
+        if self.kind == "max_acc_drop":
+            return f"accuracy falls by at most {100 * self.bound:.3g} points"
+        return f"at least {100 * (1 - self.bound):.5g}% of tokens keep the dense model's first choice"
 
 
 PROMISES: dict[str, tuple[str, ...]] = {

@@ -73,6 +73,8 @@ def show(found: dict[str, Any], console: Console) -> None:
     """Print what `describe` found."""
     if found["kind"] == "pruned checkpoint":
         show_report(found, console)
+        if "promise" in found:
+            show_promise(found["promise"], console)
         return
     table = Table(box=None, show_header=False)
     for name, value in found.items():
@@ -102,6 +104,30 @@ def show_report(report: dict[str, Any], console: Console) -> None:
         table.add_row(f"[bold]{name}[/bold]", escape(value))
     console.print(table)
     _show_layers(report["layers"], console)
+
+
+def show_promise(promise: dict[str, Any], console: Console) -> None:
+    """The steps of the search, and in words what was promised."""
+    table = Table("sparsity", "damage", "at most", "surely", "kept", header_style="bold")
+    for step in promise["steps"]:
+        numbers = [f"{step['sparsity']:g}", f"{100 * step['estimate']:.2f}%", f"{100 * step['upper']:.2f}%"]
+        table.add_row(*numbers, f"{100 * step['confidence']:.1f}%", "yes" if step["kept"] else "no")
+    console.print(table)
+    things = "items" if promise["kind"] == "max_acc_drop" else "texts"
+    for task, found in promise["tasks"].items():
+        console.print(
+            f"[bold]promised[/bold], {100 * promise['confidence']:.4g}% sure: on text like the {found['n']} held-out "
+            f"{things} of {escape(task)}, {promise['words']}; there it is {seen(promise['kind'], found['estimate'])}."
+        )
+    if promise["assumes"]:
+        console.print(f"[dim]assumed: {escape(promise['assumes'])}[/dim]")
+
+
+def seen(kind: str, damage: float) -> str:
+    """`+1.20%` of loss, `−0.50 points` of accuracy, `98.70%` of tokens alike"""
+    if kind == "max_loss":
+        return f"{100 * damage:+.2f}%".replace("-", "−")
+    return f"{-100 * damage:+.2f} points".replace("-", "−") if kind == "max_acc_drop" else f"{100 - 100 * damage:.2f}%"
 
 
 def show_rows(rows: list[dict[str, Any]], console: Console) -> None:

@@ -1,8 +1,8 @@
 """What can be promised of a pruned model: bounds on its damage, and the largest sparsity that keeps within one.
 
 A damage is a ratio of sums over held-out texts, paired with the dense model: Σ a_i / Σ b_i. For the loss a_i is what
-text i's summed loss grows by and b_i the dense one; for accuracy a_i is 1 where a right answer was lost, −1 where one was
-won, and b_i = 1; for agreement a_i counts the tokens where the two models' first choices differ, b_i all tokens.
+text i's summed loss grows by and b_i the dense one; for accuracy a_i is 1 where a right answer was lost, −1 where one
+was won, and b_i = 1; for agreement a_i counts the tokens where the two models' first choices differ, b_i all tokens.
 """
 
 import math
@@ -123,10 +123,10 @@ class Levels:
 def largest(certified: Callable[[int, float], bool], count: int, levels: Levels) -> int:
     """The largest of `count` growing sparsities that can be promised: its index, −1 for none.
 
-    `certified(i, level)` says whether sparsity i's damage is within the bound with confidence `level`. First a bisection
-    with Bonferroni's share of a fifth of the error for each step, then step by step upwards from there, stopping
-    at the first that fails, with the other four fifths. That keeps the error of the final choice, if true damage never
-    falls from one sparsity to the next:
+    `certified(i, level)` says whether sparsity i's damage is within the bound with confidence `level`. First a
+    bisection with Bonferroni's share of a fifth of the error for each step, then step by step upwards from there,
+    stopping at the first that fails, with the other four fifths. That keeps the error of the final choice, if true
+    damage never falls from one sparsity to the next:
 
     - the bisection. A sparsity that is too much is reached first after right answers only (a wrong "no" to a lower one
       leads below all that are too much), hence on a path that doesn't depend on the data: Bonferroni over its steps.

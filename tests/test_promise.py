@@ -42,7 +42,7 @@ GROWTH: dict[str, Callable[[np.random.Generator, tuple[int, int]], Draws]] = {
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("kind", GROWTH)
 def test_the_bound_on_the_loss_covers(kind: str, n: int) -> None:
-    """Texts of unequal length (up to a window of 512) and difficulty; growth independent of both, so its mean is true."""
+    """Texts of unequal length (up to a window of 512) and difficulty; growth is independent of both."""
     random = np.random.default_rng(n)
     lengths = np.clip(random.lognormal(5, 0.8, (RUNS, n)), 10, 512)
     dense = lengths * random.gamma(20, 3 / 20, (RUNS, n))
@@ -100,7 +100,7 @@ def test_the_final_promise_holds(n: int, spread: float) -> None:
         seen: dict[int, Damage] = {}
 
         def certified(i: int, level: float) -> bool:
-            if i not in seen:
+            if i not in seen:  # noqa: B023
                 growth = true[i] * texts * random.gamma(20, 1 / 20, n)  # noqa: B023
                 seen[i] = loss_increase(dense, dense * (1 + growth))  # noqa: B023
             return seen[i].upper(level, draws=500) <= bound  # noqa: B023
