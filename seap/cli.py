@@ -10,7 +10,8 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.markup import escape
 
-from seap import cli_evidence as cli_evidence  # its commands join the application
+from seap import cli_evidence as cli_evidence  # the commands of these two join the application
+from seap import cli_frontier as cli_frontier
 from seap.cli_base import Flat, Json, Model, TaskOption, app, errors, given, merged_options, note, print_json, results
 from seap.config import Calibration, Evaluation, Loading, Promise, Pruning
 from seap.errors import UserError

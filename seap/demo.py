@@ -5,10 +5,8 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -19,6 +17,7 @@ from seap.config import Calibration, Evaluation, Pruning
 from seap.environment import command_line, commit, machine, versions
 from seap.files import digest, write_json
 from seap.metrics import exact_match
+from seap.speed import tokens_per_second
 from seap.stats import Statistics
 from seap.tasks import Item, load_items
 
@@ -140,21 +139,6 @@ def save_and_reload(out: Path, items: Sequence[Item]) -> dict[str, Any]:
         "bytes": sizes,
         "tokens_per_s": speeds,
     }
-
-
-@torch.inference_mode()
-def tokens_per_second(
-    models: Mapping[str, Any], *, rows: int = 16, length: int = 256, repeats: int = 7
-) -> dict[str, float]:
-    """Tokens read per second (a forward over whole sequences): median of interleaved repeats after a warm-up."""
-    ids = torch.randint(10, 200, (rows, length), generator=torch.Generator().manual_seed(0))
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(repeats + 1):
-        for name, model in models.items():
-            started = time.perf_counter()
-            model.base_model(ids, use_cache=False)
-            times[name].append(time.perf_counter() - started)
-    return {name: rows * length / median(taken[1:]) for name, taken in times.items()}
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:

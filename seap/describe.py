@@ -184,6 +184,29 @@ def show_comparison(result: dict[str, Any], console: Console) -> None:
     )
 
 
+def show_sweep(result: dict[str, Any], console: Console) -> None:
+    """The frontier of each task, one line per sparsity."""
+    columns = ("removed", "added loss", "ppl", "accuracy, %", "same, %", "MB", "prefill", "decode")
+    for task in result["tasks"]:
+        table = Table(*columns, title=escape(task), title_justify="left", box=None, header_style="bold")
+        for row in (row for row in result["rows"] if row["task"] == task):
+            speed = row.get("speed") or {}
+            cells = [f"{100 * row['realised_sparsity']:.1f}%"]
+            cells += [with_error(row["added_loss"], row["added_loss_stderr"], 3), f"{row['ppl']:.2f}"]
+            cells.append(with_error(100 * row["acc"], 100 * row["acc_stderr"], 1) if "acc" in row else "")
+            cells += [f"{100 - 100 * row['disagreement']:.1f}", f"{row['bytes'] / 1e6:,.1f}"]
+            cells += [f"×{speed[phase]['ratio']:.2f}" if phase in speed else "" for phase in ("prefill", "decode")]
+            table.add_row(*cells)
+        console.print(table)
+    dense: dict[str, Any] = next((row["speed"] for row in result["rows"] if row.get("speed")), {})
+    rates = [f"{found['dense_tokens_per_s']:,.0f} ({phase})" for phase, found in dense.items()]
+    if rates:
+        console.print(
+            f"same: first choices equal to the dense model's. Speed is relative to its {' and '.join(rates)} tokens a "
+            f"second at batch {result['options']['batch']}."
+        )
+
+
 def show_analysis(result: dict[str, Any], console: Console) -> None:
     """What `seap analyze` found, in short."""
     best = max(range(len(result["silhouette"])), key=lambda i: result["silhouette"][i])
