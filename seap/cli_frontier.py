@@ -22,7 +22,7 @@ def sweep(
     min_channels: Annotated[int, Parameter(help="MLP channels that every layer keeps.")] = Pruning.min_channels,
     round_to: Annotated[int, Parameter(help="Keep a multiple of so many MLP channels.")] = Pruning.round_to,
     batch: Annotated[int, Parameter(help="Sequences at a time when speed is measured.")] = 1,
-    repeats: Annotated[int, Parameter(help="Times that speed is measured, after a warm-up.")] = 5,
+    repeats: Annotated[int, Parameter(help="Times that speed is measured, after a warm-up.")] = 7,
     out: Annotated[Path, Parameter(help="Folder for sweep.json.")] = Path("sweep"),
     calibration: Annotated[Calibration, Flat] = Calibration(),  # noqa: B008
     evaluation: Annotated[Evaluation, Flat] = Evaluation(),  # noqa: B008

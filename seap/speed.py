@@ -5,7 +5,7 @@ Models are timed in turn within every repeat, after one repeat of warm-up, so th
 
 import time
 from collections.abc import Callable, Mapping
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -21,9 +21,9 @@ def tokens_per_second(
 
 
 def compare_speed(
-    models: Mapping[str, Any], *, batch: int = 1, length: int = 256, new_tokens: int = 32, repeats: int = 5
+    models: Mapping[str, Any], *, batch: int = 1, length: int = 256, new_tokens: int = 32, repeats: int = 7
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """phase → name → `tokens_per_s`, and `ratio` to the first model: the median over repeats, and their range."""
+    """phase → name → `tokens_per_s`, and `ratio` to the first model: the median over repeats, and quartiles."""
     lengths = {name: getattr(model.config, "max_position_embeddings", None) for name, model in models.items()}
     room = min([length + new_tokens, *[value for value in lengths.values() if value]])
     new_tokens = min(new_tokens, room // 2)
@@ -42,7 +42,8 @@ def compare_speed(
 
 def _figures(first: list[float], taken: list[float], count: int) -> dict[str, float]:
     ratios = [one / own for one, own in zip(first, taken, strict=True)]
-    ratio = {"ratio": median(ratios), "ratio_low": min(ratios), "ratio_high": max(ratios)}
+    low, middle, high = quantiles(ratios, method="inclusive") if len(ratios) > 1 else ratios * 3
+    ratio = {"ratio": middle, "ratio_low": low, "ratio_high": high}
     return {"tokens_per_s": count / median(taken)} | ratio
 
 
@@ -83,9 +84,10 @@ def prefill(model: Any, rows: int, length: int) -> float:
 def decode(model: Any, rows: int, length: int, new_tokens: int) -> float:
     """Seconds that `new_tokens` greedy steps take after a prompt of `length` tokens, whose own time isn't counted."""
     found = model(_ids(model, rows, length), use_cache=True)
-    cache, ids = found.past_key_values, found.logits[:, -1:].argmax(-1)
+    name = "cache" if "cache" in found else "past_key_values"  # as transformers calls it from 5.24 on, and before
+    ids = found.logits[:, -1:].argmax(-1)
     started = _clock(ids.device)
     for _ in range(new_tokens):
-        found = model(ids, past_key_values=cache, use_cache=True)
-        cache, ids = found.past_key_values, found.logits[:, -1:].argmax(-1)
+        found = model(ids, use_cache=True, **{name: found[name]})
+        ids = found.logits[:, -1:].argmax(-1)
     return _clock(ids.device) - started

@@ -43,7 +43,7 @@ class Sweep:
     pruning: Pruning
     calibration: Calibration
     evaluation: Evaluation
-    repeats: int = 5
+    repeats: int = 7
     batch: int = 1
 
     def __post_init__(self) -> None:

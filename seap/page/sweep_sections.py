@@ -20,10 +20,11 @@ def frontier_section(data: Mapping[str, Any]) -> Section:
         "One calibration, pruned to every sparsity. Errors of added loss are paired with the dense model text by text; "
         "'at most' is a one-sided 95% bound for that sparsity alone. To choose a sparsity by such a bound, use "
         "seap prune --max-loss, which pays for having looked at several.",
-        "Speed is of really sliced models, timed in turn with the dense one; bars span the repeats.",
+        "Speed is of really sliced models, timed in turn with the dense one; bars are half the distance between the "
+        "quartiles of the repeats.",
     ]
     columns = ["removed", "loss", "added loss", "in %", "at most", "ppl", "accuracy", "same first token", "MB"]
-    columns += ["prefill, tokens/s", "", "decode, tokens/s", ""]
+    columns += list(PHASES)
     tables = [Table(task, columns, [[_cells(row) for row in own]]) for task, own in by_task.items()]
     plots_ = [plot for plot in found if plot is not None]
     return Section(id="frontier", title="What every sparsity costs and gains", texts=texts, tables=tables, plots=plots_)
@@ -51,7 +52,7 @@ def _cells(row: Row) -> list[Cell]:
     texts += [percent(1 - row["disagreement"]), number(row["bytes"] / 1e6, 1)]
     for phase in PHASES:
         found = (row.get("speed") or {}).get(phase)
-        texts += [number(found["tokens_per_s"], 0), f"×{found['ratio']:.2f}"] if found else ["–", "–"]
+        texts.append(f"×{found['ratio']:.2f}" if found else "–")
     return [Cell(text) for text in texts]
 
 
