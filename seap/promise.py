@@ -46,7 +46,7 @@ class Damage:
         The quantile of Σ w_i a_i / Σ w_i b_i over Dirichlet(1, …, 1) weights w of the n texts and `worst`: Gaffke's
         bound for the mean of a variable with a known maximum (Learned-Miller & Thomas 2019, arXiv:1905.06208), here
         for a ratio, drawn with a fixed seed. For right and wrong without gains it is Clopper and Pearson's exact
-        bound. Student's t and bootstrap-t cover 75% to 94% where they say 95% on 8 to 50 texts of unequal length and
+        bound. Student's t and bootstrap-t cover 55% to 94% where they say 95% on 8 to 50 texts of unequal length and
         skewed damage; this one covered 95% or more in every case tried (tests/test_promise.py). That it always does
         is conjectured, not proven.
         """

@@ -1,4 +1,4 @@
-"""Likeness to the dense model: against plain arithmetic, and the same whether the dense model's states are kept or not."""
+"""Likeness to the dense model: against plain arithmetic, and the same whether the dense model's states are kept."""
 
 import math
 from typing import Any

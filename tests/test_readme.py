@@ -56,9 +56,9 @@ def test_the_commands_run_one_after_the_other(tmp_path: Path, monkeypatch: pytes
     """On a tiny model in place of the user's; the one from the Hub and its task are stood in for."""
     monkeypatch.chdir(tmp_path)
     folder(Path("my-model"), intermediate_size=120)
-    texts = [f"{word} {text}" for text in TEXTS for word in WORDS[:3]]  # enough of them for a promise
-    rows = [json.dumps({"text": " ".join([text] * 24)}) for text in texts]
-    Path("tickets.jsonl").write_text("\n".join(rows))
+    rows = [json.dumps({"text": " ".join([text] * 24)}) for text in TEXTS]
+    more = [json.dumps({"text": f"{WORDS[0]} {text} {text}"}) for text in TEXTS]  # enough of them for a promise
+    Path("tickets.jsonl").write_text("\n".join(rows + more))
     Path("gsm8k.jsonl").write_text("\n".join(reversed(rows)))
     for part in range(2):
         Path(f"part{part}.jsonl").write_text("\n".join(rows[part::2]))
