@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from seap import checkpoint, pruning
 from seap.author import Written, write
-from seap.config import Calibration, Writing
+from seap.config import Calibration
+from seap.config_writing import Writing
 from seap.corpus import build_corpus
 from seap.environment import command_line, commit, machine, versions
 from seap.files import digest, write_json

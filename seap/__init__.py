@@ -16,11 +16,17 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from seap.checkpoint import load as load
+    from seap.promised import prune_to_promise as prune_to_promise
     from seap.pruning import calibrate as calibrate
     from seap.pruning import prune as prune
 
-_EXPORTS = {"prune": "seap.pruning", "calibrate": "seap.pruning", "load": "seap.checkpoint"}
-__all__ = ["__version__", "calibrate", "load", "prune"]
+_EXPORTS = {
+    "prune": "seap.pruning",
+    "prune_to_promise": "seap.promised",
+    "calibrate": "seap.pruning",
+    "load": "seap.checkpoint",
+}
+__all__ = ["__version__", "calibrate", "load", "prune", "prune_to_promise"]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from seap import checkpoint
 from seap.calibration import identity
-from seap.config import Writing
+from seap.config_writing import Writing
 from seap.environment import command_line, commit, versions
 from seap.errors import UserError
 from seap.files import check_output_file, digest, write_lines

@@ -3,17 +3,19 @@
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 from rich.markup import escape
 
-from seap import cli_corpus as cli_corpus  # its commands join the application
+from seap import cli_corpus as cli_corpus  # the commands of these three join the application
 from seap import cli_evidence as cli_evidence
-from seap.cli_base import Flat, Json, Model, TaskOption, app, errors, merged_options, note, print_json, results
-from seap.config import Calibration, Loading, Pruning
+from seap import cli_frontier as cli_frontier
+from seap.cli_base import Flat, Json, Model, TaskOption, app, errors, given, merged_options, note, print_json, results
+from seap.config import Calibration, Evaluation, Loading, Pruning
+from seap.config_promise import Promise
 from seap.errors import UserError
 
 
@@ -25,7 +27,9 @@ def prune(
     out: Annotated[Path, Parameter(help="Folder of the pruned checkpoint; must not exist or be empty.")],
     task: TaskOption = (),
     pruning: Annotated[Pruning, Flat] = Pruning(),  # noqa: B008
+    promise: Annotated[Promise, Flat] = Promise(),  # noqa: B008
     calibration: Annotated[Calibration, Flat] = Calibration(),  # noqa: B008
+    evaluation: Annotated[Evaluation, Flat] = Evaluation(),  # noqa: B008
     stats: Annotated[tuple[Path, ...], Parameter(help="Statistics of `seap calibrate`, in place of --task.")] = (),
     mask_file: Annotated[Path | None, Parameter(help="A mask of `seap mask`, in place of choosing one.")] = None,
     loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
@@ -34,10 +38,14 @@ def prune(
 ) -> None:
     """Cut a model down for a task and save it as a checkpoint that reloads.
 
+    In place of --sparsity a promise can be given, such as --max-loss 1%: the largest sparsity is found that keeps it on
+    the task's held-out text. The options of a test (--num-items, --window …) are about that text.
+
     Example: `seap prune builtin --task arithmetic --sparsity 0.5 --out small`
     """
     from seap.commands import prune_to_folder
 
+    check_promise(promise, evaluation)
     report = prune_to_folder(
         model,
         out,
@@ -47,6 +55,8 @@ def prune(
         overwrite=overwrite,
         progress=not json,
         loading=asdict(loading),
+        promise=promise if promise.kind else None,
+        evaluation=evaluation,
         **merged_options(pruning, calibration),
     )
     for text in report.notes:
@@ -57,7 +67,23 @@ def prune(
     from seap.describe import show_report
 
     show_report(report.to_dict(), results)
+    if promise.kind:
+        from seap.describe import show_promise
+
+        show_promise(report.to_dict()["promise"], results)
     results.print(f"saved [bold]{escape(str(out))}[/bold]; look at it with: seap inspect {escape(str(out))}")
+
+
+def check_promise(promise: Promise, evaluation: Evaluation) -> None:
+    """A sparsity and a promise don't go together; without a promise, what is said about one has no effect."""
+    if promise.kind and "--sparsity" in given:
+        raise UserError(
+            f"--sparsity and --{promise.kind.replace('_', '-')} both say how much to remove; leave one of them out"
+        )
+    if not promise.kind:
+        changed = [f.name for part in (promise, evaluation) for f in fields(part) if getattr(part, f.name) != f.default]
+        for name in changed:
+            note(f"--{name.replace('_', '-')} has no effect without a promise such as --max-loss 1%")
 
 
 @app.command
@@ -202,6 +228,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code is 0, 1 for anything refused, 2 for a wrong command line."""
     debug = "--debug" in (arguments := list(sys.argv[1:] if arguments is None else arguments))
     arguments = [expanded(argument) for argument in arguments if argument != "--debug"]
+    given.clear()
+    given.update(argument.partition("=")[0] for argument in arguments if argument.startswith("--"))
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         if arguments and not arguments[0].startswith("-") and "--help" not in arguments:

@@ -29,6 +29,8 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 
+given: set[str] = set()  # options that stand on the command line, as --out; set by `cli.main`
+
 Flat = Parameter(name="*")
 Model = Annotated[
     str, Parameter(help="Model folder or Hub id (safetensors); `builtin` is the one that comes with seap.")

@@ -8,7 +8,8 @@ from cyclopts import App, Parameter
 from rich.markup import escape
 
 from seap.cli_base import Flat, Json, Model, app, note, print_json, results
-from seap.config import Loading, Writing
+from seap.config import Loading
+from seap.config_writing import Writing
 
 corpus = App(name="corpus", help="Make calibration text where you have too little.")
 app.command(corpus)

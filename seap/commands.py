@@ -10,12 +10,14 @@ from seap.arch import describe
 from seap.calibration import about_statistics, check_same_model, identity
 from seap.calibration import calibrate as measure
 from seap.config import Calibration, Evaluation, Pruning
+from seap.config_promise import Promise
 from seap.environment import versions
 from seap.errors import UserError
 from seap.evaluate import evaluate, load_test, prepare
 from seap.files import check_output, digest, is_current, write_json
 from seap.likeness import Reference
 from seap.mask import Masks, compose, load_masks, realised_sparsity, save_masks
+from seap.promised import load_tests, prune_to_promise
 from seap.pruning import build_corpora, check, check_mixture, make_masks, needs_text, prune, split_options
 from seap.report import Report, choices
 from seap.stats import Statistics, load_statistics, merge, save_statistics
@@ -32,11 +34,13 @@ def prune_to_folder(
     overwrite: bool = False,
     progress: bool = True,
     loading: Mapping[str, Any] | None = None,
+    promise: Promise | None = None,
+    evaluation: Evaluation | None = None,
     **options: Any,
 ) -> Report:
     """`seap prune`: refuse what can be refused, load, prune, and save the folder whole or not at all.
 
-    loading: the keyword arguments of `seap.load`.
+    loading: the keyword arguments of `seap.load`. promise: in place of a sparsity, measured as `evaluation` says.
     """
     check_output(out, overwrite=overwrite, source=checkpoint.resolve_model(name))
     stored = read_statistics(stats_files)
@@ -46,21 +50,25 @@ def prune_to_folder(
     needed = not stored and needs_text(pruning, given)
     check_tasks(tasks, needed=needed)
     check_mixture(pruning, [parse_spec(spec).name for spec in tasks] if needed else list(stored))
+    if promise is not None:
+        if mask_file:
+            raise UserError("--mask-file has its sparsity already, so no promise can choose it; leave one of them out")
+        load_tests(tasks, promise, evaluation or Evaluation())
     model, tokenizer = checkpoint.load(name, **(loading or {}))
     check_same_model(stats_files, [about for _, about in stored.values()], model)
     if mask_file:
         check_same_model([mask_file], [about_mask], model)
-    checkpoint.check_space(out, int(checkpoint.weight_bytes(model) * (1 - pruning.sparsity)))
+    least = 0.0 if promise is not None else pruning.sparsity
+    checkpoint.check_space(out, int(checkpoint.weight_bytes(model) * (1 - least)))
     made_with, before = identity(model), checkpoint.previous(name, model)
-    report = prune(
-        model,
-        tokenizer,
-        task=list(tasks) or None,
-        statistics={task: part for task, (part, _) in stored.items()} or None,
-        masks=given,
-        progress=progress,
-        **options,
-    )
+    statistics = {task: part for task, (part, _) in stored.items()} or None
+    if promise is not None:
+        asked = {name: value for name, value in options.items() if name != "sparsity"}
+        asked |= {"promise": promise, "evaluation": evaluation}
+        report = prune_to_promise(model, tokenizer, task=tasks, statistics=statistics, progress=progress, **asked)
+    else:
+        task = list(tasks) or None
+        report = prune(model, tokenizer, task=task, statistics=statistics, masks=given, progress=progress, **options)
     if mask_file:
         tokens = report.num_tokens or about_mask["num_tokens"]
         report = replace(report, tasks=tuple(about_mask["tasks"]), num_tokens=tokens)

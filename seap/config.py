@@ -87,7 +87,7 @@ def _one_of(kind: str, value: str, allowed: Any) -> None:
         raise unknown(kind, value, names)
 
 
-def _at_least(name: str, value: int, least: int) -> None:
+def at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
 
@@ -124,11 +124,11 @@ class Calibration:
     """Draws the texts and seeds the random score. Single files are split the same way whatever it is."""
 
     def __post_init__(self) -> None:
-        _at_least("num_texts", self.num_texts, 1)
-        _at_least("seq_len", self.seq_len, 2)
-        _at_least("batch_tokens", self.batch_tokens, 1)
+        at_least("num_texts", self.num_texts, 1)
+        at_least("seq_len", self.seq_len, 2)
+        at_least("batch_tokens", self.batch_tokens, 1)
         if self.max_tokens is not None:
-            _at_least("max_tokens", self.max_tokens, 2)
+            at_least("max_tokens", self.max_tokens, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,9 +187,9 @@ class Pruning:
         for axis in self.axes or ():
             _one_of("axis", axis, AxisName)
         for name, least in (("protect_first", 0), ("protect_last", 0), ("min_kv_groups", 1), ("min_channels", 1)):
-            _at_least(name, getattr(self, name), least)
+            at_least(name, getattr(self, name), least)
         for name, least in (("round_to", 1), ("probe_tokens", 2), ("search_evaluations", 1)):
-            _at_least(name, getattr(self, name), least)
+            at_least(name, getattr(self, name), least)
         for name in ("logistic_k", "logistic_x0"):
             if not math.isfinite(getattr(self, name)):
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be a finite number")
@@ -269,11 +269,11 @@ class Evaluation:
         _one_of("metric", self.metric, Metric)
         least = {"num_items": 2, "window": 2, "context": 1, "continuation": 1, "max_new_tokens": 1}
         for name, value in least.items():
-            _at_least(name, getattr(self, name), value)
+            at_least(name, getattr(self, name), value)
         if self.stride is not None and not 1 <= self.stride <= self.window:
             raise UserError(f"--stride {self.stride}: must be from 1 to --window {self.window}")
         if self.test_batch_tokens is not None:
-            _at_least("test_batch_tokens", self.test_batch_tokens, 1)
+            at_least("test_batch_tokens", self.test_batch_tokens, 1)
         if self.extract is not None:
             _compiled(self.extract)
 
@@ -283,52 +283,3 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         return re.compile(pattern)
     except re.error as error:
         raise UserError(f"--extract {pattern!r} is no regular expression: {error}") from error
-
-
-@dataclass(frozen=True, kw_only=True)
-class Writing:
-    """How a model writes calibration text, and which of it is kept."""
-
-    num: int = 200
-    """How many texts are wanted."""
-    max_new_tokens: int = 256
-    """Longest text in tokens; one that isn't at its end by then is cut. Clipped to half of what the model can read."""
-    min_tokens: int = 4
-    """Shorter texts are dropped."""
-    temperature: float = 1.0
-    """Of sampling; 1 is the model's own distribution."""
-    top_p: float = 0.95
-    """Sample from the likeliest tokens that together have this probability."""
-    shots: int = 4
-    """Most examples shown before each text; they are drawn anew for each."""
-    start_tokens: int = 4
-    """Most tokens of another example that a text begins with, for models that look at nothing before a separator."""
-    context_tokens: int = 1024
-    """Longest prompt made of examples. From one that is longer, a stretch is shown and continued."""
-    separator: str | None = None
-    """What stands between examples and ends a text, as '\\n###\\n'; by default the tokenizer's end-of-text token."""
-    slack: float = 1.5
-    """How far outside of the examples' own perplexities (as a factor) a text's may lie."""
-    attempts: int = 5
-    """Give up after so many texts per one wanted."""
-    batch_size: int = 32
-    """Texts written at a time. It also decides, with the seed, what is sampled."""
-    seed: int = 0
-    """Draws the examples and samples the texts."""
-
-    def __post_init__(self) -> None:
-        for name in ("num", "shots", "attempts", "batch_size"):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("min_tokens", self.min_tokens, 2)
-        _at_least("start_tokens", self.start_tokens, 0)
-        _at_least("max_new_tokens", self.max_new_tokens, self.min_tokens)
-        _at_least("context_tokens", self.context_tokens, 2)
-        for name, low, high in (("temperature", 0, math.inf), ("top_p", 0, 1)):
-            value = getattr(self, name)
-            if not (low < value <= high and math.isfinite(value)):
-                above = f" and at most {high}" if high < math.inf else ""
-                raise UserError(f"--{name.replace('_', '-')} {value}: must be above {low}{above}")
-        if not self.slack >= 1:
-            raise UserError(f"--slack {self.slack}: must be at least 1, which allows the examples' own range")
-        if self.separator is not None and not self.separator.strip():
-            raise UserError("--separator is blank; texts have blank lines in them, so give a mark such as '\\n###\\n'")

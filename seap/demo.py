@@ -5,10 +5,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -22,6 +20,7 @@ from seap.evaluate import load_test
 from seap.files import write_json
 from seap.metrics import exact_match
 from seap.plan import Comparison
+from seap.speed import tokens_per_second
 from seap.tasks import Item
 
 METHODS = ("seap", "seap-gen", "flap", "wanda-sp", "random")
@@ -87,21 +86,6 @@ def save_and_reload(out: Path, items: Sequence[Item]) -> dict[str, Any]:
         "bytes": sizes,
         "tokens_per_s": speeds,
     }
-
-
-@torch.inference_mode()
-def tokens_per_second(
-    models: Mapping[str, Any], *, rows: int = 16, length: int = 256, repeats: int = 7
-) -> dict[str, float]:
-    """Tokens read per second (a forward over whole sequences): median of interleaved repeats after a warm-up."""
-    ids = torch.randint(10, 200, (rows, length), generator=torch.Generator().manual_seed(0))
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(repeats + 1):
-        for name, model in models.items():
-            started = time.perf_counter()
-            model.base_model(ids, use_cache=False)
-            times[name].append(time.perf_counter() - started)
-    return {name: rows * length / median(taken[1:]) for name, taken in times.items()}
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:

@@ -73,6 +73,8 @@ def show(found: dict[str, Any], console: Console) -> None:
     """Print what `describe` found."""
     if found["kind"] == "pruned checkpoint":
         show_report(found, console)
+        if "promise" in found:
+            show_promise(found["promise"], console)
         return
     table = Table(box=None, show_header=False)
     for name, value in found.items():
@@ -102,6 +104,30 @@ def show_report(report: dict[str, Any], console: Console) -> None:
         table.add_row(f"[bold]{name}[/bold]", escape(value))
     console.print(table)
     _show_layers(report["layers"], console)
+
+
+def show_promise(promise: dict[str, Any], console: Console) -> None:
+    """The steps of the search, and in words what was promised."""
+    table = Table("sparsity", "damage", "at most", "surely", "kept", header_style="bold")
+    for step in promise["steps"]:
+        numbers = [f"{step['sparsity']:g}", f"{100 * step['estimate']:.2f}%", f"{100 * step['upper']:.2f}%"]
+        table.add_row(*numbers, f"{100 * step['confidence']:.1f}%", "yes" if step["kept"] else "no")
+    console.print(table)
+    things = "items" if promise["kind"] == "max_acc_drop" else "texts"
+    for task, found in promise["tasks"].items():
+        console.print(
+            f"[bold]promised[/bold], {100 * promise['confidence']:.4g}% sure: on text like the {found['n']} held-out "
+            f"{things} of {escape(task)}, {promise['words']}; there it is {seen(promise['kind'], found['estimate'])}."
+        )
+    if promise["assumes"]:
+        console.print(f"[dim]assumed: {escape(promise['assumes'])}[/dim]")
+
+
+def seen(kind: str, damage: float) -> str:
+    """`+1.20%` of loss, `−0.50 points` of accuracy, `98.70%` of tokens alike"""
+    if kind == "max_loss":
+        return f"{100 * damage:+.2f}%".replace("-", "−")
+    return f"{-100 * damage:+.2f} points".replace("-", "−") if kind == "max_acc_drop" else f"{100 - 100 * damage:.2f}%"
 
 
 def show_rows(rows: list[dict[str, Any]], console: Console) -> None:
@@ -156,6 +182,29 @@ def show_comparison(result: dict[str, Any], console: Console) -> None:
     console.print(
         f"means over {len(result['tasks'])} tasks and {len(result['seeds'])} seeds; chance is counted in accuracy"
     )
+
+
+def show_sweep(result: dict[str, Any], console: Console) -> None:
+    """The frontier of each task, one line per sparsity."""
+    columns = ("removed", "added loss", "ppl", "accuracy, %", "same, %", "MB", "prefill", "decode")
+    for task in result["tasks"]:
+        table = Table(*columns, title=escape(task), title_justify="left", box=None, header_style="bold")
+        for row in (row for row in result["rows"] if row["task"] == task):
+            speed = row.get("speed") or {}
+            cells = [f"{100 * row['realised_sparsity']:.1f}%"]
+            cells += [with_error(row["added_loss"], row["added_loss_stderr"], 3), f"{row['ppl']:.2f}"]
+            cells.append(with_error(100 * row["acc"], 100 * row["acc_stderr"], 1) if "acc" in row else "")
+            cells += [f"{100 - 100 * row['disagreement']:.1f}", f"{row['bytes'] / 1e6:,.1f}"]
+            cells += [f"×{speed[phase]['ratio']:.2f}" if phase in speed else "" for phase in ("prefill", "decode")]
+            table.add_row(*cells)
+        console.print(table)
+    dense: dict[str, Any] = next((row["speed"] for row in result["rows"] if row.get("speed")), {})
+    rates = [f"{found['dense_tokens_per_s']:,.0f} ({phase})" for phase, found in dense.items()]
+    if rates:
+        console.print(
+            f"same: first choices equal to the dense model's. Speed is relative to its {' and '.join(rates)} tokens a "
+            f"second at batch {result['options']['batch']}."
+        )
 
 
 def show_analysis(result: dict[str, Any], console: Console) -> None:

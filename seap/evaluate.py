@@ -23,6 +23,11 @@ NEEDS = {
     "continuation": "texts",
     "loss": "texts",
 }
+ACC_NAMES = {
+    "multiple-choice": "multiple choice",
+    "exact-match": "exact match",
+    "continuation": "continuation among four",
+}
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,7 @@ class Exam:
     tokenizer: Any
     windows: tuple[Row, ...]  # that the loss is measured on
     asked: tuple[Row, ...]  # the choices of every item; none where answers are generated or only the loss counts
+    owners: tuple[int, ...]  # the place of each window's text
 
 
 def prepare(test: Test, model: Any, tokenizer: Any, options: Evaluation) -> Exam:
@@ -105,11 +111,14 @@ def prepare(test: Test, model: Any, tokenizer: Any, options: Evaluation) -> Exam
     elif test.metric == "continuation":
         texts = [tokenizer(item.text, verbose=False)["input_ids"] for item in test.items]
         asked = metrics.continuation_rows(texts, options)
-    return Exam(test, options, tokenizer, tuple(loss_rows(tokenizer, test, options, longest=longest)), tuple(asked))
+    owners, windows = zip(*loss_rows(tokenizer, test, options, longest=longest), strict=True)
+    return Exam(test, options, tokenizer, windows, tuple(asked), owners)
 
 
-def loss_rows(tokenizer: Any, test: Test, options: Evaluation, *, longest: int | None = None) -> list[Row]:
+def loss_rows(tokenizer: Any, test: Test, options: Evaluation, *, longest: int | None = None) -> list[tuple[int, Row]]:
     """Windows over the test's texts, `num_items` of them drawn by seed, none over `longest` tokens.
+
+    Each comes with the place of its text.
 
     A text is preceded by the end-of-text token where the tokenizer marks no beginning itself.
     """
@@ -117,8 +126,8 @@ def loss_rows(tokenizer: Any, test: Test, options: Evaluation, *, longest: int |
     stride = min(options.stride or length, length)
     start = separator(tokenizer)
     texts = [start + tokenizer(item.text, verbose=False)["input_ids"] for item in test.items]
-    rows = [row for text in texts for row in metrics.windows(text, length=length, stride=stride)]
-    rows = [row for row in rows if len(row.ids) > row.start]
+    rows = [(i, row) for i, text in enumerate(texts) for row in metrics.windows(text, length=length, stride=stride)]
+    rows = [(i, row) for i, row in rows if len(row.ids) > row.start]
     if len(rows) < 2:
         raise UserError(f"task {test.name}: its test texts have fewer than two windows with a token to predict")
     return random.Random(options.test_seed).sample(rows, min(options.num_items, len(rows)))
@@ -147,18 +156,23 @@ def evaluate(model: Any, exam: Exam, *, reference: Reference | None = None) -> d
     return found | _accuracy(model, exam) | like
 
 
-def _accuracy(model: Any, exam: Exam) -> dict[str, Any]:
-    test, limit, normalised = exam.test, exam.options.test_batch_tokens, None
+def accuracy(model: Any, exam: Exam) -> tuple[Figure | None, Figure | None]:
+    """Share of right answers, and normalised by length where they are choices; None where there is none."""
+    test, limit = exam.test, exam.options.test_batch_tokens
     if test.metric == "multiple-choice":
-        plain, normalised = metrics.multiple_choice(model, exam.asked, test.items, batch_tokens=limit)
-    elif test.metric == "exact-match":
-        plain = metrics.exact_match(model, exam.tokenizer, test.items, exam.options)
-    elif test.metric == "continuation":
-        plain = metrics.continuation_among_four(model, exam.asked, batch_tokens=limit)
-    else:
+        return metrics.multiple_choice(model, exam.asked, test.items, batch_tokens=limit)
+    if test.metric == "exact-match":
+        return metrics.exact_match(model, exam.tokenizer, test.items, exam.options), None
+    if test.metric == "continuation":
+        return metrics.continuation_among_four(model, exam.asked, batch_tokens=limit), None
+    return None, None
+
+
+def _accuracy(model: Any, exam: Exam) -> dict[str, Any]:
+    plain, normalised = accuracy(model, exam)
+    if plain is None:
         return dict.fromkeys(("acc", "acc_stderr", "acc_metric", "acc_norm", "acc_norm_stderr", "n"))
-    names = {"multiple-choice": "multiple choice", "exact-match": "exact match"}
-    found = {"acc_metric": names.get(test.metric, "continuation among four"), "n": plain.n}
+    found = {"acc_metric": ACC_NAMES[exam.test.metric], "n": plain.n}
     return found | _named("acc", plain) | _named("acc_norm", normalised)
 
 

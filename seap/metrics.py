@@ -7,7 +7,7 @@ import math
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -29,6 +29,7 @@ class Figure:
     value: float
     stderr: float
     n: int
+    values: tuple[float, ...] = field(default=(), repr=False, compare=False)  # of each item, where it is a mean
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Row:
 def mean_of(values: Sequence[float]) -> Figure:
     data = torch.tensor(values, dtype=torch.float64)
     spread = float(data.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
-    return Figure(float(data.mean()), spread, len(values))
+    return Figure(float(data.mean()), spread, len(values), tuple(values))
 
 
 def ratio_of(sums: Sequence[tuple[float, int]]) -> Figure:

@@ -14,7 +14,7 @@ from toy import TEXTS, folder, texts_file, tokenizer
 from seap import author, builtin, sieve
 from seap.author import Author, Prompt
 from seap.cli import main
-from seap.config import Writing
+from seap.config_writing import Writing
 from seap.sieve import Candidate, Limits, Shelf, Sieve
 from seap.tasks import load_examples, load_items
 

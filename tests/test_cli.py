@@ -11,7 +11,7 @@ from toy import folder, texts_file
 
 from seap.cli import main
 
-COMMANDS = [*"prune calibrate mask merge eval compare analyze report inspect tasks demo".split(), "corpus write"]
+COMMANDS = [*"prune calibrate mask merge eval compare sweep analyze report inspect tasks demo".split(), "corpus write"]
 
 
 @pytest.fixture

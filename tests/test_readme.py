@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from toy import TEXTS, folder
+from toy import TEXTS, WORDS, folder
 
 from seap.cli import app, main
 from seap.config import METHODS
@@ -42,7 +42,7 @@ def test_the_table_of_methods_is_that_of_the_code() -> None:
 
 
 def test_there_are_commands() -> None:
-    named = "prune inspect calibrate mask merge corpus eval compare analyze report".split()
+    named = "prune inspect calibrate mask merge corpus eval compare sweep analyze report".split()
     assert {command.split()[1] for command in COMMANDS} >= set(named)
 
 
@@ -57,7 +57,8 @@ def test_the_commands_run_one_after_the_other(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     folder(Path("my-model"), intermediate_size=120)
     rows = [json.dumps({"text": " ".join([text] * 24)}) for text in TEXTS]
-    Path("tickets.jsonl").write_text("\n".join(rows))
+    more = [json.dumps({"text": f"{WORDS[0]} {text} {text}"}) for text in TEXTS]  # enough of them for a promise
+    Path("tickets.jsonl").write_text("\n".join(rows + more))
     Path("gsm8k.jsonl").write_text("\n".join(reversed(rows)))
     for part in range(2):
         Path(f"part{part}.jsonl").write_text("\n".join(rows[part::2]))

@@ -21,6 +21,7 @@ from seap.page.limits import limits_section
 from seap.page.parts import Section
 from seap.page.provenance import provenance_section
 from seap.page.sources import Source, read
+from seap.page.sweep_sections import frontier_section, frontier_words
 from seap.page.verdict import verdict
 
 
@@ -34,13 +35,20 @@ def build(results: Sequence[Path], out: Path) -> Path:
     compared = [s for s in sources if s.kind == "compare"]
     data = join(compared)
     sections, missing = _sections(sources, data)
-    bench = any(s.kind == "bench" and s.data["rows"] for s in sources)
+    swept = [s.data for s in sources if s.kind == "sweep"]
+    bench = any(s.kind == "bench" and s.data["rows"] for s in sources) or any(
+        r.get("speed") for d in swept for r in d["rows"]
+    )
+    words = (
+        [frontier_words(d) for d in swept]
+        if swept and not compared
+        else verdict(data, compared[0].data if compared else {})
+    )
     sections = _distinct_names([*sections, provenance_section(sources, data), limits_section(data, bench, missing)])
-    about = compared[0].data if compared else {}
     with written_whole(out) as page, written_whole(folder) as files:
         files.mkdir()
         images = _write_files(files, sections)
-        page.write_text(_html(sections, images, quote(folder.name), verdict(data, about), sources), encoding="utf-8")
+        page.write_text(_html(sections, images, quote(folder.name), words, sources), encoding="utf-8")
     return out
 
 
@@ -67,6 +75,7 @@ def _sections(sources: Sequence[Source], data: Comparison | None) -> tuple[list[
     for kind, makers in (
         ("analyze", (map_section, activation_section, stability_section)),
         ("bench", (speed_section,)),
+        ("sweep", (frontier_section,)),
     ):
         chosen = [s for s in sources if s.kind == kind]
         for i, source in enumerate(chosen or [Source(Path(), {"rows": []})]):

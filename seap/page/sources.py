@@ -10,8 +10,8 @@ from typing import Any
 from seap.errors import UserError, missing_extra
 from seap.page.numbers import Row
 
-KINDS = ("compare", "analyze", "bench")
-REQUIRED = {"compare": ("model", "rows"), "analyze": ("model",), "bench": ("rows",)}
+KINDS = ("compare", "analyze", "bench", "sweep")
+REQUIRED = {"compare": ("model", "rows"), "analyze": ("model",), "bench": ("rows",), "sweep": ("model", "rows")}
 # What each record of a file's lists must have; other keys may be missing.
 RECORDS = {
     ("compare", "rows"): ("method", "task", "target_sparsity", "seed", "loss"),
@@ -20,6 +20,7 @@ RECORDS = {
     ("analyze", "stability"): ("task", "axis", "sparsity", "num_texts", "jaccard"),
     ("analyze", "enough"): ("task", "num_texts", "jaccard"),
     ("bench", "rows"): ("phase", "batch", "ratio"),
+    ("sweep", "rows"): ("task", "realised_sparsity", "added_loss", "ppl", "bytes", "disagreement"),
 }
 
 
