@@ -12,7 +12,7 @@
 set -euo pipefail
 model=$(realpath "$1") natural=$(realpath "$2") tasks=$(realpath "$3")
 cd "$(dirname "$0")/.."
-out=${4:-results} work=${WORK:-out/evidence} tokens=${TOKENS:-16384}
+out=${4:-results} work=${WORK:-out/evidence} tokens=${TOKENS:-32768}
 seap=("${PYTHON:-.venv/bin/python}" -m seap.cli)
 plain=(--dtype float32 --device cpu)  # bfloat16 is several times slower on a CPU without it
 text=(--pack --seq-len 256 --num-texts 2000 --max-tokens "$tokens")
@@ -28,18 +28,24 @@ read -ra kinds <<<"${KINDS:-boolq code gsm8k piqa reviews science speeches wiki}
 read -ra questions <<<"${QUESTIONS:-arc_challenge:ai2_arc arc_easy boolq gsm8k openbookqa:obqa piqa winogrande}"
 mkdir -p "$work" "$out"
 
-"${seap[@]}" compare "$model" --tasks "$(specs "$natural" "${kinds[@]}")" "${plain[@]}" "${text[@]}" \
-  --methods "${METHODS:-seap,seap-paper,seap-gen,flap,wanda-sp,magnitude,random,seap-reference}" \
-  --sparsity 0.2,0.5 --seeds "${SEEDS:-3}" --controls --general "wiki=$natural/wiki" \
-  --num-items "${ITEMS:-32}" --window 256 --context 32 --continuation 16 --out "$work/natural"
+# with controls for one draw of the calibration text, then without them for more draws, by loss alone
+natural_run() {
+  "${seap[@]}" compare "$model" --tasks "$(specs "$natural" "${kinds[@]}")" "${plain[@]}" "${text[@]}" \
+    --methods "${METHODS:-seap,seap-paper,seap-gen,flap,wanda-sp,magnitude,random,seap-reference}" \
+    --sparsity "${SPARSITY:-0.2,0.5}" --general "wiki=$natural/wiki" --num-items "${ITEMS:-16}" --window 256 \
+    --metric "${METRIC:-loss}" --context 32 --continuation 16 --out "$work/natural" "$@"
+}
+natural_run --seeds 1 --controls
+cp "$work/natural/compare.json" "$out/evidence_controls.json"
+natural_run --seeds "${SEEDS:-3}"
 cp "$work/natural/compare.json" "$out/evidence_natural.json"
 
 "${seap[@]}" compare "$model" --tasks "$(specs "$tasks" "${questions[@]}")" "${plain[@]}" \
   --num-texts 400 --seq-len 256 --max-tokens "$tokens" --methods seap,seap-paper,flap,wanda-sp --sparsity 0.2,0.5 \
-  --metric loss --num-items $((${ITEMS:-32} * 4)) --window 256 --out "$work/questions"
+  --metric loss --num-items $((${ITEMS:-16} * 4)) --window 256 --out "$work/questions"
 cp "$work/questions/compare.json" "$out/evidence_questions.json"
 
 "${seap[@]}" analyze "$model" --tasks "$(specs "$natural" "${kinds[@]}")" "${plain[@]}" "${text[@]}" \
   --out "$out/evidence_analyze.json"
-"${seap[@]}" report "$out/evidence_natural.json" "$out/evidence_analyze.json" --out "$out/evidence_natural.html"
+"${seap[@]}" report "$out/evidence_controls.json" "$out/evidence_analyze.json" --out "$out/evidence_natural.html"
 "${seap[@]}" report "$out/evidence_questions.json" --out "$out/evidence_questions.html"

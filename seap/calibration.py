@@ -26,7 +26,7 @@ from seap.stats import Moments, Statistics
 def calibrate(model: Any, corpus: Corpus, options: Calibration, *, progress: bool = True) -> Statistics:
     """Moments of the inputs of every o_proj and down_proj over the corpus's tokens, padding left out.
 
-    float64 and exact up to its rounding, whatever the batching and the model's dtype (co-moments of more than 1024
+    float64 and exact up to its rounding, whatever the batching and the model's dtype (co-moments of more than 256
     inputs: products in float32, sums in float64). The output layer isn't computed. With second moments, layer after
     layer, and the moments of the held-out rows apart too. Raises UserError naming the first layer whose activations
     aren't finite.

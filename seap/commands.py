@@ -18,7 +18,8 @@ from seap.files import check_output, digest, is_current, write_json
 from seap.likeness import Reference
 from seap.mask import Masks, compose, load_masks, realised_sparsity, save_masks
 from seap.promised import load_tests, prune_to_promise
-from seap.pruning import build_corpora, check, check_mixture, make_masks, needs_text, prune, split_options
+from seap.pruning import build_corpora, check, make_masks, needs_text, prune, split_options
+from seap.ranking import check_mixture
 from seap.report import Report, choices
 from seap.stats import Statistics, load_statistics, merge, save_statistics
 from seap.tasks import load_items, parse_spec

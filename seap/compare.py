@@ -23,6 +23,7 @@ from seap.files import digest, is_current, write_json
 from seap.likeness import Reference
 from seap.mask import load_masks, save_masks
 from seap.plan import Comparison, Network
+from seap.ranking import Ranking, rank
 from seap.stats import Statistics, load_statistics, merge, save_statistics
 from seap.tasks import Item, load_items, parse_spec, spec_source
 
@@ -46,6 +47,7 @@ class Bench:
     max_tokens: int = field(init=False)  # of calibration text behind every network
     code: Any = field(init=False)  # that makes the numbers
     latest: tuple[Any, dict[str, Statistics], list[str]] = (None, {}, [])  # what `measured` found last
+    ranked: tuple[Any, Ranking | None] = (None, None)  # what `ranking` made last
 
     def __post_init__(self) -> None:
         self.reference = Reference(self.model)
@@ -63,6 +65,18 @@ class Bench:
             hashes: list[str] = []
             self.latest = ((seed, text), self._measure(seed, text, hashes), hashes)
         return self.latest[1:]
+
+    def ranking(self, network: Network) -> tuple[Ranking, list[str]]:
+        """The ranking of a network's method on its text, shared by all sparsities; and the text's hashes."""
+        statistics, hashes = self.measured(network.seed, network.text)
+        wanted = (network.seed, network.text, network.method)
+        if self.ranked[0] != wanted or self.ranked[1] is None:
+            options = replace(self.plan.pruning, method=network.method)
+            ranking = rank(self.model, statistics, options, seed=network.seed)
+            self.latest = (self.latest[0], ranking.statistics, hashes)  # with what the next method may need too
+            self.ranked = (wanted, ranking)
+        assert self.ranked[1] is not None
+        return self.ranked[1], hashes
 
     def _measure(self, seed: int, text: str, noted: list[str]) -> dict[str, Statistics]:
         options = replace(self.plan.calibration, seed=seed, max_tokens=self.max_tokens)
@@ -160,8 +174,8 @@ def run(bench: Bench, networks: Sequence[Network]) -> list[Result]:
     return rows + [row for network in networks for row in found[network]]
 
 
-def _by_text(network: Network) -> tuple[int, str]:
-    return network.seed, network.text
+def _by_text(network: Network) -> tuple[int, str, str]:
+    return network.seed, network.text, network.method
 
 
 def _has_answers(test: Test) -> bool:
@@ -192,10 +206,10 @@ def run_network(bench: Bench, network: Network) -> list[Result]:
 
 
 def _prune(bench: Bench, network: Network) -> tuple[Any, Result]:
-    statistics, hashes = bench.measured(network.seed, network.text)
+    ranking, hashes = bench.ranking(network)
     pruned = deepcopy(bench.model)
     options = asdict(replace(bench.plan.pruning, method=network.method, sparsity=network.sparsity))
-    report = pruning.prune(pruned, statistics=statistics, progress=False, **options, seed=network.seed)
+    report = pruning.prune(pruned, ranking=ranking, progress=False, **options, seed=network.seed)
     about = {
         "method": network.method,
         "made_for": network.text.removeprefix("no-answers:") if network.text != "weights" else None,

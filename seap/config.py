@@ -46,11 +46,11 @@ class Method:
 METHODS: dict[str, Method] = {
     "seap": Method(
         score="obs",
-        allocate="damage",
+        allocate="search",
         mask="task",
         compensate="ridge",
         sequential=True,
-        about="what we recommend: the units that leave the least error after reconstruction, widths by measured damage",
+        about="what we recommend: reconstruction, and the units and widths that leave the least damage after it",
     ),
     "seap-paper": Method(
         score="wifv", allocate="logistic", mask="task", compensate="none", about="task mask, as in the SEAP paper"
@@ -167,9 +167,9 @@ class Pruning:
     """KV groups that every layer keeps."""
     min_channels: int = 32
     """MLP channels that every layer keeps."""
-    probe_tokens: int = 4096
+    probe_tokens: int = 1024
     """Held-out calibration tokens that damage is measured on (--allocate damage or search)."""
-    search_evaluations: int = 100
+    search_evaluations: int = 60
     """Trials of --allocate search, each a forward pass over the probe tokens."""
     round_to: int = 1
     """Keep a multiple of so many MLP channels in every layer: 64 or 128 for GPUs, 256 for GGUF K-quants."""

@@ -77,11 +77,13 @@ class Judge:
 
     @classmethod
     def on(cls, arch: Arch, rows: Sequence[Sequence[int]], *, batch_tokens: int) -> "Judge":
-        walk = Walk.start(arch, rows, batch_tokens=batch_tokens)
-        judge = cls(arch, walk, [list(walk.hidden)])
-        for layer in range(len(arch.layers)):
-            walk.hidden = [walk.run(layer, index) for index in range(len(walk.batches))]
-            judge.states.append(list(walk.hidden))
+        """Run the dense model once over the rows."""
+        with evaluation(arch.model):
+            walk = Walk.start(arch, rows, batch_tokens=batch_tokens)
+            judge = cls(arch, walk, [list(walk.hidden)])
+            for layer in range(len(arch.layers)):
+                walk.hidden = [walk.run(layer, index) for index in range(len(walk.batches))]
+                judge.states.append(list(walk.hidden))
         return judge
 
     def _expected(self, index: int) -> Tensor:

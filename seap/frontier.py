@@ -10,19 +10,19 @@ from seap.config import Calibration, Pruning
 from seap.corpus import Corpus
 from seap.errors import UserError
 from seap.files import digest
-from seap.pruning import build_corpora, check, check_mixture, prune
+from seap.pruning import build_corpora, check, prune
+from seap.ranking import Ranking, check_mixture, rank
 from seap.report import Report
 from seap.stats import Statistics
 
 
 @dataclass
 class Frontier:
-    """A model, the statistics of its one calibration, and the pruning whose sparsity is open."""
+    """A dense model and the ranking of its units from one calibration; the sparsity is open."""
 
     model: Any
-    pruning: Pruning
     calibration: Calibration
-    statistics: Mapping[str, Statistics]
+    ranking: Ranking
     corpora: dict[str, Corpus] = field(default_factory=dict)
 
     @classmethod
@@ -40,14 +40,16 @@ class Frontier:
         """Calibrate, where the method looks at activations and no statistics are given."""
         check(model, replace(pruning, sparsity=0.0))
         if statistics or not pruning.needs_text:
-            return cls(model, pruning, calibration, statistics or {})
+            seed = calibration.seed
+            return cls(model, calibration, rank(model, statistics or {}, pruning, seed=seed, progress=progress))
         corpora = build_corpora(model, tokenizer, list(tasks), calibration)
         check_mixture(pruning, list(corpora))
+        wanted = replace(calibration, second_moments=pruning.needs_second_moments)
         made = {
-            name: calibrating.calibrate(model, corpus, calibration, progress=progress)
-            for name, corpus in corpora.items()
+            name: calibrating.calibrate(model, corpus, wanted, progress=progress) for name, corpus in corpora.items()
         }
-        return cls(model, pruning, calibration, made, corpora)
+        ranking = rank(model, made, pruning, seed=calibration.seed, progress=progress)
+        return cls(model, calibration, ranking, corpora)
 
     def make(self, sparsity: float) -> tuple[Any, Report]:
         """A pruned copy of the model."""
@@ -56,8 +58,8 @@ class Frontier:
 
     def cut_(self, model: Any, sparsity: float) -> Report:
         """Prune in place. The report tells of the calibration as if it had been made for this sparsity."""
-        options = asdict(self.pruning) | {"sparsity": sparsity, "seed": self.calibration.seed}
-        report = prune(model, statistics=self.statistics, progress=False, **options)
+        options = asdict(self.ranking.options) | {"sparsity": sparsity, "seed": self.calibration.seed}
+        report = prune(model, ranking=self.ranking, progress=False, **options)
         if not self.corpora:
             return report
         told = {n: {"source": c.source, "tokens": c.num_tokens, "hash": c.data_hash} for n, c in self.corpora.items()}
@@ -70,7 +72,7 @@ class Frontier:
         found: list[float] = []
         for sparsity in sparsities:
             try:
-                check(self.model, replace(self.pruning, sparsity=sparsity))
+                check(self.model, replace(self.ranking.options, sparsity=sparsity))
             except UserError:
                 if not found:
                     raise

@@ -6,20 +6,17 @@ from dataclasses import fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from seap import calibration as calibrating
-from seap.allocate import allocate, is_protected, least_kept
-from seap.arch import Arch, Axis, choose_axes, describe
-from seap.compensate import UNTESTED_DAMPING, Repair, Repairs, kept_inputs, mean_bias, repair_axes, ridge, weight_of
-from seap.config import MEASURED, Calibration, Method, Pruning
+from seap.allocate import allocate
+from seap.arch import Arch, describe
+from seap.compensate import Repairs, repair_axes
+from seap.config import Calibration, Pruning
 from seap.corpus import Corpus, build_corpus, longest_sequence
-from seap.damage import Judge, RepairTo, measure_curves, probe_rows
 from seap.errors import UserError
-from seap.mask import Masks, check_fits, choose_units
+from seap.mask import Masks, check_fits
+from seap.ranking import Ranking, check_mixture, rank, with_second_moments
 from seap.report import Before, Report, Run, build_report
-from seap.score import Scores, mix, score_inputs
-from seap.search import search
 from seap.sequential import refit_layers
 from seap.stats import Statistics, merge
 from seap.surgery import check_in_memory, cut_
@@ -61,76 +58,11 @@ def calibrate(
     return {name: calibrating.calibrate(model, corpus, settings, progress=progress) for name, corpus in corpora.items()}
 
 
-def check_mixture(options: Pruning, names: Sequence[str]) -> None:
-    """Refuse tasks that the mask can't be made of, and weights that name none of them or leave nothing."""
-    if options.resolved().mask == "task" and len(names) > 1:
-        raise UserError(
-            f"a task mask is of one task, got {', '.join(names)}; use --method seap-gen or --mask general "
-            "for one mask that serves them all, or prune once per task"
-        )
-    weights = options.weights or {}
-    if names and set(weights) - set(names):
-        strange = ", ".join(sorted(set(weights) - set(names)))
-        raise UserError(f"--weights names {strange}, the tasks are {', '.join(names)}")
-    if weights and names and not any(weights.get(name, 1.0) for name in names):
-        raise UserError("--weights are all 0, which leaves nothing to score by; give one task a weight above 0")
-
-
-def combine_scores(
-    arch: Arch, method: Method, statistics: Mapping[str, Statistics], options: Pruning, seed: int
-) -> Scores:
-    """One score per input: of the one task, mixed over several, or of all text pooled."""
-    check_mixture(options, list(statistics))
-    if method.mask in ("general", "general-raw") and statistics:
-        each = {task: score_inputs(arch, part, method.score, seed=seed) for task, part in statistics.items()}
-        return mix(each, options.weights, normalise=method.mask == "general")
-    pooled = merge(statistics.values()) if statistics else None
-    return score_inputs(arch, pooled, method.score, seed=seed)
-
-
 def make_masks(
     model: Any, statistics: Mapping[str, Statistics], options: Pruning, *, seed: int = 0, progress: bool = False
 ) -> Masks:
     """Scores → budgets → masks. statistics: task → axis key → Moments (may be empty for scores of weights alone)."""
-    arch, method = describe(model), options.resolved()
-    statistics = with_second_moments(model, statistics, options, progress=progress)
-    scores = combine_scores(arch, method, statistics, options, seed)
-    if method.allocate not in MEASURED or not options.sparsity:
-        return choose_units(arch.axes, scores, allocate(arch, options, scores))
-    pooled = merge(statistics.values())
-    axes = choose_axes(arch, options.axes)
-    least = {axis.key: least_kept(axis, options) for axis in axes}
-    rows = probe_rows(pooled.rows, options.probe_tokens, seed)
-    repair_to = _repairing(arch, method, scores, pooled)
-    judge = Judge.on(arch, rows, batch_tokens=Calibration.batch_tokens)
-    free = [axis for axis in axes if not is_protected(axis.layer, len(arch.layers), options)]
-    curves = measure_curves(judge, free, least, options.round_to, repair_to, progress=progress)
-    budgets = allocate(arch, options, scores, curves)
-    if method.allocate == "search":
-        trials = options.search_evaluations
-        found = search(
-            judge, free, budgets, least, options.round_to, repair_to, evaluations=trials, seed=seed, progress=progress
-        )
-        budgets |= found
-    return choose_units(arch.axes, scores, budgets)
-
-
-def _repairing(arch: Arch, method: Method, scores: Scores, pooled: Statistics) -> RepairTo:
-    """How an axis cut to a width is compensated while damage is measured; each answer is computed once."""
-    known: dict[tuple[str, int], tuple[Tensor, Repair | None]] = {}
-
-    def repair_to(axis: Axis, width: int) -> tuple[Tensor, Repair | None]:
-        if (axis.key, width) not in known:
-            keep = kept_inputs(axis, choose_units([axis], scores, {axis.key: width})[axis.key])
-            weight, repair = weight_of(arch, axis), None
-            if method.compensate == "ridge":
-                repair = ridge(weight, pooled[axis.key], keep, UNTESTED_DAMPING)
-            elif method.compensate == "bias":
-                repair = mean_bias(weight, pooled[axis.key], keep)
-            known[axis.key, width] = keep, repair
-        return known[axis.key, width]
-
-    return repair_to
+    return rank(model, statistics, options, seed=seed, progress=progress).masks(options.sparsity, progress=progress)
 
 
 def make_repairs(
@@ -147,25 +79,6 @@ def make_repairs(
     return refit_layers(arch, masks, repairs, pooled.rows, batch_tokens=Calibration.batch_tokens, progress=progress)
 
 
-def with_second_moments(
-    model: Any, statistics: Mapping[str, Statistics], options: Pruning, *, progress: bool = False
-) -> dict[str, Statistics]:
-    """Statistics fit for these choices: second moments are measured on the same rows where they are missing.
-
-    Raises UserError for statistics without rows, as seap before 0.2 wrote them.
-    """
-    method = options.resolved()
-    rows_needed = method.allocate in MEASURED or method.sequential or options.needs_second_moments
-    ready = dict(statistics)
-    for task, part in statistics.items():
-        if rows_needed and not part.rows:
-            raise UserError(f"the statistics of {task} hold no token rows; make them again with seap calibrate")
-        if options.needs_second_moments and not part.has_second_moments:
-            corpus = Corpus(task, part.rows, "statistics")
-            ready[task] = calibrating.calibrate(model, corpus, Calibration(second_moments=True), progress=progress)
-    return ready
-
-
 def prune(
     model: Any,
     tokenizer: Any = None,
@@ -173,25 +86,31 @@ def prune(
     task: Tasks | None = None,
     statistics: Mapping[str, Statistics] | None = None,
     masks: Masks | None = None,
+    ranking: Ranking | None = None,
     progress: bool = True,
     **options: Any,
 ) -> Report:
     """Prune a model in place: `seap.prune(model, tokenizer, task="gsm8k=data/gsm8k", sparsity=0.5)`.
 
     task: `NAME`, `NAME=PATH`, a list of them, or a dict of name → texts. statistics (of `seap.calibrate`) or masks (of
-    `seap mask`) take the place of the stages that make them. Other options are the fields of `seap.config.Pruning` and
-    `seap.config.Calibration`. The model is untouched when anything is refused.
+    `seap mask`) take the place of the stages that make them; so does a ranking (of `seap.ranking.rank`, from the dense
+    model that this one is a copy of), which serves many sparsities. Other options are the fields of
+    `seap.config.Pruning` and `seap.config.Calibration`. The model is untouched when anything is refused.
 
     Afterwards `model.save_pretrained` and `push_to_hub` work as for any model.
     """
     started = time.perf_counter()
-    run = Run(*split_options(options), statistics=dict(statistics or {}))
+    run = Run(*split_options(options), statistics=dict(ranking.statistics if ranking else statistics or {}))
     run.notes += check(model, run.pruning, masks)
     measure_(run, model, tokenizer, task, masks, progress=progress)
     if run.statistics and (masks is None or run.pruning.resolved().compensate != "none"):
         run.statistics = with_second_moments(model, run.statistics, run.pruning, progress=progress)
-    seed = run.calibration.seed
-    made = make_masks(model, run.statistics, run.pruning, seed=seed, progress=progress) if masks is None else masks
+    if masks is not None:
+        made = masks
+    else:
+        seed = run.calibration.seed
+        ranking = ranking or rank(model, run.statistics, run.pruning, seed=seed, progress=progress)
+        made = ranking.masks(run.pruning.sparsity, progress=progress)
     repairs = make_repairs(model, made, run.statistics, run.pruning, progress=progress)
     run.notes += notes_on(repairs, run.pruning)
     before = Before.of(model, made)

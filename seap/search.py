@@ -46,6 +46,10 @@ def moved(
     return budgets | {giver.key: budgets[giver.key] - units, taker.key: budgets[taker.key] + gained}
 
 
+def _params(axes: Sequence[Axis], budgets: Mapping[str, int]) -> int:
+    return sum(budgets[axis.key] * axis.unit_params for axis in axes)
+
+
 def search(
     judge: Judge,
     axes: Sequence[Axis],
@@ -58,18 +62,24 @@ def search(
     seed: int,
     progress: bool,
 ) -> Budgets:
-    """Better budgets than `start`, of as many parameters, after so many evaluations; `start` if none is better."""
+    """Better budgets than `start` after so many evaluations; `start` if none is better.
+
+    They keep as many parameters, to half of the smallest unit.
+    """
     generator = random.Random(seed)
     size, tried = max(axis.params for axis in axes) / 8, {tuple(start.values())}
     weights = {(giver.key, taker.key): 1.0 for giver in axes for taker in axes if giver.key != taker.key}
     by_key = {axis.key: axis for axis in axes}
+    drift = min(axis.unit_params * (step if axis.unit_inputs == 1 else 1) for axis in axes) / 2
     with evaluation(judge.arch.model):
         best, least_kl = start, divergence_of(judge, axes, start, repair_to)
         for _ in (bar := tqdm(range(evaluations), desc="search", unit="trial", disable=not progress, leave=False)):
             for _ in range(200):
                 pair = generator.choices(list(weights), list(weights.values()))[0]
                 budgets = moved(best, by_key[pair[0]], by_key[pair[1]], size * generator.uniform(0.3, 1), least, step)
-                if budgets is not None and tuple(budgets.values()) not in tried:
+                if budgets is None or tuple(budgets.values()) in tried:
+                    continue
+                if abs(_params(axes, budgets) - _params(axes, start)) <= drift:
                     break
             else:
                 break

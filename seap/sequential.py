@@ -28,6 +28,7 @@ from seap.layerwise import Walk, evaluation, input_of, taken
 from seap.mask import Masks
 from seap.stats import Rows
 
+READ_BYTES = 1 << 30  # inputs of a layer's last consumer that are kept; beyond it the layer is run again
 DAMPING = (1e-2, 1e-1, 1.0)  # λ over the mean of the covariance's diagonal
 
 
@@ -102,6 +103,8 @@ class Streams:
     repairs: Repairs
     walk: Walk  # its hidden states are the dense model's
     pruned: list[Tensor]
+    # per batch, in the layer at hand: the pruned stream before its last consumer, and what that consumer reads
+    read: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property
     def consumers(self) -> tuple[str, str]:
@@ -114,16 +117,25 @@ class Streams:
         axes = [axis for axis in self.arch.axes if axis.layer == layer]
         ran = [self._dense_run(layer, i) for i in batches]
         expected, following = [outputs for outputs, _ in ran], [after for _, after in ran]
+        self.read.clear()
         for axis in axes:
             touched = any(a.key in self.repairs for a in axes[: axes.index(axis) + 1])
             if touched or any(self.walk.hidden[i] is not self.pruned[i] for i in batches):
                 self._refit_(axis, axes, expected, following)
         if any(axis.key in self.repairs for axis in axes) or self.pruned[0] is not self.walk.hidden[0]:
             with self._cut(axes):
-                self.pruned = [self.walk.run(layer, i, self.pruned[i]) for i in batches]
+                self.pruned = [self._after(layer, i) for i in batches]
         else:
             self.pruned = following
         self.walk.hidden = following
+
+    def _after(self, layer: int, index: int) -> Tensor:
+        """The pruned layer's output: from what its last consumer was seen to read, where that is known."""
+        if index not in self.read:
+            return self.walk.run(layer, index, self.pruned[index])
+        stream, inputs = self.read.pop(index)
+        output: Tensor = self.arch.linear(layer, self.consumers[-1])(inputs)
+        return stream + output
 
     def _dense_run(self, layer: int, index: int) -> tuple[list[Tensor], Tensor]:
         """What comes out of the dense layer's two consumers, and of the layer."""
@@ -157,6 +169,8 @@ class Streams:
                 if _adds_up(self.walk.hidden[index], expected[index], following[index]):
                     target = target + self.walk.hidden[index] - self.pruned[index]
                     target = target + sum(expected[index][0] - output for output in earlier)
+                    if place and sum(known.nbytes for _, known in self.read.values()) < READ_BYTES:
+                        self.read[index] = (self.pruned[index] + sum(earlier), inputs)
                 if bias is not None:
                     target = target - bias
                 h = self.walk.real(index, inputs)[:, keep.to(target.device)]

@@ -121,7 +121,7 @@ class Moments:
         return Moments(self.count, self.mean.cpu(), self.m2.cpu(), None if self.co is None else self.co.cpu(), held)
 
 
-EXACT_SIZE = 1024  # inputs up to which products are float64
+EXACT_SIZE = 256  # inputs up to which products are float64
 
 
 def _products(centred: Tensor) -> Tensor:

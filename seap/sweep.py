@@ -25,7 +25,8 @@ from seap.frontier import Frontier
 from seap.heldout import KINDS, Outcome, damage, observe
 from seap.metrics import ratio_of
 from seap.promise import Damage
-from seap.pruning import check, check_mixture
+from seap.pruning import check
+from seap.ranking import check_mixture
 from seap.report import Report, choices
 from seap.speed import compare_speed
 from seap.tasks import load_items, parse_spec

@@ -16,7 +16,8 @@ from seap.config import METHODS, Calibration, Pruning
 from seap.corpus import build_corpus
 from seap.errors import UserError
 from seap.mask import choose_units, compose, realised_sparsity
-from seap.pruning import combine_scores, make_masks
+from seap.pruning import make_masks
+from seap.ranking import combine_scores
 from seap.stats import merge
 
 QUICK: dict[str, Any] = {"min_channels": 4, "progress": False}

@@ -1,0 +1,157 @@
+"""What is known of a model's units before a sparsity is chosen: their scores, and damage where it is measured.
+
+One ranking serves many sparsities: the scores and the damage curves don't depend on it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from seap import calibration as calibrating
+from seap.allocate import allocate, is_protected, least_kept
+from seap.arch import Arch, Axis, choose_axes, describe
+from seap.compensate import UNTESTED_DAMPING, Repair, kept_inputs, mean_bias, ridge, weight_of
+from seap.config import MEASURED, Calibration, Method, Pruning
+from seap.corpus import Corpus
+from seap.damage import Curves, Judge, RepairTo, measure_curves, probe_rows
+from seap.errors import UserError
+from seap.mask import Masks, choose_units
+from seap.score import Scores, mix, score_inputs
+from seap.search import search
+from seap.stats import Statistics, merge
+
+
+def check_mixture(options: Pruning, names: Sequence[str]) -> None:
+    """Refuse tasks that the mask can't be made of, and weights that name none of them or leave nothing."""
+    if options.resolved().mask == "task" and len(names) > 1:
+        raise UserError(
+            f"a task mask is of one task, got {', '.join(names)}; use --method seap-gen or --mask general "
+            "for one mask that serves them all, or prune once per task"
+        )
+    weights = options.weights or {}
+    if names and set(weights) - set(names):
+        strange = ", ".join(sorted(set(weights) - set(names)))
+        raise UserError(f"--weights names {strange}, the tasks are {', '.join(names)}")
+    if weights and names and not any(weights.get(name, 1.0) for name in names):
+        raise UserError("--weights are all 0, which leaves nothing to score by; give one task a weight above 0")
+
+
+def combine_scores(
+    arch: Arch, method: Method, statistics: Mapping[str, Statistics], options: Pruning, seed: int
+) -> Scores:
+    """One score per input: of the one task, mixed over several, or of all text pooled."""
+    check_mixture(options, list(statistics))
+    if method.mask in ("general", "general-raw") and statistics:
+        each = {task: score_inputs(arch, part, method.score, seed=seed) for task, part in statistics.items()}
+        return mix(each, options.weights, normalise=method.mask == "general")
+    pooled = merge(statistics.values()) if statistics else None
+    return score_inputs(arch, pooled, method.score, seed=seed)
+
+
+@dataclass
+class Ranking:
+    """Scores of a dense model's units and, where damage is measured, what measures it and what it found."""
+
+    arch: Arch
+    options: Pruning
+    seed: int
+    statistics: dict[str, Statistics]
+    scores: Scores
+    judge: Judge | None = None
+    curves: Curves | None = None
+    repair_to: RepairTo | None = None
+    known: dict[float, Masks] = field(default_factory=dict)
+
+    @property
+    def free(self) -> list[Axis]:
+        """The axes that may be cut."""
+        num_layers = len(self.arch.layers)
+        axes = choose_axes(self.arch, self.options.axes)
+        return [axis for axis in axes if not is_protected(axis.layer, num_layers, self.options)]
+
+    @property
+    def least(self) -> dict[str, int]:
+        return {axis.key: least_kept(axis, self.options) for axis in self.free}
+
+    def masks(self, sparsity: float, *, progress: bool = False) -> Masks:
+        """Budgets and masks for one sparsity."""
+        if sparsity not in self.known:
+            self.known[sparsity] = self._masks(replace(self.options, sparsity=sparsity), progress)
+        return self.known[sparsity]
+
+    def _masks(self, options: Pruning, progress: bool) -> Masks:
+        budgets = allocate(self.arch, options, self.scores, self.curves)
+        if self.judge is not None and self.repair_to is not None and options.resolved().allocate == "search":
+            start = {axis.key: budgets[axis.key] for axis in self.free}
+            budgets |= search(
+                self.judge,
+                self.free,
+                start,
+                self.least,
+                options.round_to,
+                self.repair_to,
+                evaluations=options.search_evaluations if options.sparsity else 0,
+                seed=self.seed,
+                progress=progress,
+            )
+        return choose_units(self.arch.axes, self.scores, budgets)
+
+
+def rank(
+    model: Any, statistics: Mapping[str, Statistics], options: Pruning, *, seed: int = 0, progress: bool = False
+) -> Ranking:
+    """Score the units and, for `damage` and `search`, measure each axis's curve on held-out rows.
+
+    statistics: task → axis key → Moments; may be empty for scores of weights alone. The options' sparsity is not used.
+    """
+    arch, method = describe(model), options.resolved()
+    ready = with_second_moments(model, statistics, options, progress=progress)
+    made = Ranking(arch, options, seed, ready, combine_scores(arch, method, ready, options, seed))
+    if method.allocate in MEASURED:
+        pooled = merge(ready.values())
+        made.repair_to = _repairing(arch, method, made.scores, pooled)
+        rows = probe_rows(pooled.rows, options.probe_tokens, seed)
+        made.judge = Judge.on(arch, rows, batch_tokens=Calibration.batch_tokens)
+        made.curves = measure_curves(
+            made.judge, made.free, made.least, options.round_to, made.repair_to, progress=progress
+        )
+    return made
+
+
+def _repairing(arch: Arch, method: Method, scores: Scores, pooled: Statistics) -> RepairTo:
+    """How an axis cut to a width is compensated while damage is measured; each answer is computed once."""
+    known: dict[tuple[str, int], tuple[Tensor, Repair | None]] = {}
+
+    def repair_to(axis: Axis, width: int) -> tuple[Tensor, Repair | None]:
+        if (axis.key, width) not in known:
+            keep = kept_inputs(axis, choose_units([axis], scores, {axis.key: width})[axis.key])
+            weight, repair = weight_of(arch, axis), None
+            if method.compensate == "ridge":
+                repair = ridge(weight, pooled[axis.key], keep, UNTESTED_DAMPING)
+            elif method.compensate == "bias":
+                repair = mean_bias(weight, pooled[axis.key], keep)
+            known[axis.key, width] = keep, repair
+        return known[axis.key, width]
+
+    return repair_to
+
+
+def with_second_moments(
+    model: Any, statistics: Mapping[str, Statistics], options: Pruning, *, progress: bool = False
+) -> dict[str, Statistics]:
+    """Statistics fit for these choices: second moments are measured on the same rows where they are missing.
+
+    Raises UserError for statistics without rows, as seap before 0.2 wrote them.
+    """
+    method = options.resolved()
+    rows_needed = method.allocate in MEASURED or method.sequential or options.needs_second_moments
+    ready = dict(statistics)
+    for task, part in statistics.items():
+        if rows_needed and not part.rows:
+            raise UserError(f"the statistics of {task} hold no token rows; make them again with seap calibrate")
+        if options.needs_second_moments and not part.has_second_moments:
+            corpus = Corpus(task, part.rows, "statistics")
+            ready[task] = calibrating.calibrate(model, corpus, Calibration(second_moments=True), progress=progress)
+    return ready
