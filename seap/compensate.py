@@ -64,7 +64,7 @@ def output_error(weight: Tensor, moments: Moments, keep: Tensor, repair: Repair)
 
 def ridge_or_bias(weight: Tensor, moments: Moments, keep: Tensor) -> Repair:
     """Ridge with the damping that is best on held-out rows, refitted on all; bias where that is better on them."""
-    if moments.held is None or moments.held.count < 2:
+    if moments.held is None or moments.held.count == 0:
         return ridge(weight, moments, keep, UNTESTED_DAMPING)
     fit, held = moments.without_held(), moments.held
     plain = output_error(weight, held, keep, mean_bias(weight, fit, keep))
