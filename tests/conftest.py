@@ -1,7 +1,9 @@
-"""What every test shares: nothing is fetched, two threads, and seap's hook on transformers."""
+"""What every test shares: nothing is fetched, one thread a worker, and seap's hook on transformers."""
 
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers that share the cores wait for each other's threads, many times longer
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import seap  # noqa: F401
