@@ -21,7 +21,7 @@ from seap.calibration import calibrate
 from seap.config import Calibration, Pruning
 from seap.corpus import Corpus
 from seap.mask import Masks, realised_sparsity
-from seap.pruning import make_masks
+from seap.ranking import rank
 from seap.stats import Statistics, merge
 
 Span = tuple[int, int]  # rows [start, end) of a corpus
@@ -69,9 +69,11 @@ class Measured:
 def measure(
     model: Any, corpora: Mapping[str, Corpus], options: Calibration, *, progress: bool = True
 ) -> dict[str, Measured]:
-    """One pass over each corpus; its parts end where the ladder's rungs and the halves do."""
+    """One pass over each corpus; its parts end where the ladder's rungs and the halves do.
+
+    options.second_moments: whether the scores of the masks to come look at them.
+    """
     total = sum(corpus.num_tokens for corpus in corpora.values())
-    plain = replace(options, second_moments=False)  # no score looks at them
     found = {}
     with tqdm(total=total, desc="measure", unit="token", disable=not progress, leave=False) as bar:
         for name, corpus in corpora.items():
@@ -79,7 +81,7 @@ def measure(
             ends = sorted({0, *(end for span in measured.spans for end in span)})
             for start, end in pairwise(ends):
                 part = replace(corpus, rows=corpus.rows[start:end])
-                measured.parts[start, end] = calibrate(model, part, plain, progress=False)
+                measured.parts[start, end] = calibrate(model, part, options, progress=False)
                 bar.update(part.num_tokens)
             found[name] = measured
     return found
@@ -114,16 +116,20 @@ def axes_by_name(arch: Arch) -> list[tuple[str, list[Axis]]]:
 
 
 def masks_of_spans(
-    model: Any, measured: Mapping[str, Measured], prunings: Sequence[Pruning], *, progress: bool = True
+    model: Any,
+    measured: Mapping[str, Measured],
+    options: Pruning,
+    sparsities: Sequence[float],
+    *,
+    progress: bool = True,
 ) -> MaskTable:
-    """The masks of every span, from sums of the parts' moments."""
+    """The masks of every span, from sums of the parts' moments; one ranking serves all sparsities."""
     jobs = [(task, span) for task, found in measured.items() for span in found.spans]
     masks: dict[tuple[str, float, Span], Masks] = {}
     for task, span in tqdm(jobs, desc="masks", unit="span", disable=not progress, leave=False):
-        statistics = {task: measured[task].statistics(span)}
-        for pruning in prunings:
-            masks[task, pruning.sparsity, span] = make_masks(model, statistics, pruning)
-    return MaskTable(describe(model), measured, tuple(pruning.sparsity for pruning in prunings), masks)
+        ranking = rank(model, {task: measured[task].statistics(span)}, options)
+        masks |= {(task, sparsity, span): ranking.masks(sparsity) for sparsity in sparsities}
+    return MaskTable(describe(model), measured, tuple(sparsities), masks)
 
 
 def jaccard(first: Tensor, second: Tensor) -> float:

@@ -5,7 +5,7 @@ Behind `seap analyze`. Shapes: N texts, B rows of a batch, T tokens, D hidden si
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -38,7 +38,7 @@ def analyze(
     tasks: Tasks,
     *,
     sparsities: Sequence[float] = (0.2, 0.5),
-    method: str = "seap",
+    method: str = "seap-paper",
     num_states: int = 64,
     embedding: str = "t-SNE",
     calibration: Calibration = Calibration(),  # noqa: B008
@@ -46,7 +46,8 @@ def analyze(
 ) -> dict[str, Any]:
     """Compare at least two tasks inside one model: plain values, ready for JSON.
 
-    tasks: as in `seap.prune`. num_states: texts per task whose hidden states are looked at. embedding: t-SNE or PCA.
+    tasks: as in `seap.prune`. method: whose masks; every span of text gets a mask, which `seap` takes its time for.
+    num_states: texts per task whose hidden states are looked at. embedding: t-SNE or PCA.
 
     - `silhouette`: one number per layer, the first after the embedding; `map`: points of the layer where it is best
     - `activation`: per axis, values[task][layer][bin]
@@ -63,31 +64,28 @@ def analyze(
     corpora = build_corpora(model, tokenizer, tasks, calibration)
     check_texts(corpora)
     arch = describe(model)
-    measured = measure(model, corpora, calibration, progress=progress)
-    table = masks_of_spans(model, measured, prunings, progress=progress)
+    wanted = replace(calibration, second_moments=prunings[0].needs_second_moments)
+    measured = measure(model, corpora, wanted, progress=progress)
+    table = masks_of_spans(model, measured, prunings[0], [p.sparsity for p in prunings], progress=progress)
     return {
         "kind": "analyze",
         "model": getattr(model.config, "_name_or_path", "") or "unnamed",
         "family": arch.family.model_type,
         "fingerprint": fingerprint(model),
-        "tasks": list(corpora),
         **hidden_states(model, corpora, num_states, embedding, calibration, progress=progress),
         "activation": activation_maps(arch, measured),
         "overlap": overlaps(table),
         "stability": stabilities(table),
         "enough": enough(table),
         "realised": realised(table),
-        "num_texts": {task: found.num_texts for task, found in measured.items()},
-        "num_tokens": {task: corpus.num_tokens for task, corpus in corpora.items()},
-        "data_hash": {task: corpus.data_hash for task, corpus in corpora.items()},
-        "source": {task: corpus.source for task, corpus in corpora.items()},
+        **about_texts(corpora),
         "options": {
             "method": method,
             **choices(prunings[0]),
             "sparsities": list(table.sparsities),
             "num_states": num_states,
             "embedding": embedding,
-            "calibration": asdict(calibration),
+            "calibration": asdict(wanted),
         },
         "notes": notes + [f"{c.name}: {c.skipped} texts were too short" for c in corpora.values() if c.skipped],
         "versions": versions() | {"scikit-learn": version("scikit-learn")},
@@ -95,6 +93,17 @@ def analyze(
         "commit": commit(),
         "command": command_line(),
         "seconds": time.perf_counter() - started,
+    }
+
+
+def about_texts(corpora: Mapping[str, Corpus]) -> dict[str, Any]:
+    """The tasks, and what text of each was looked at."""
+    return {
+        "tasks": list(corpora),
+        "num_texts": {task: len(corpus.rows) for task, corpus in corpora.items()},
+        "num_tokens": {task: corpus.num_tokens for task, corpus in corpora.items()},
+        "data_hash": {task: corpus.data_hash for task, corpus in corpora.items()},
+        "source": {task: corpus.source for task, corpus in corpora.items()},
     }
 
 

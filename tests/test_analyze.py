@@ -133,7 +133,7 @@ def test_equal_halves_have_one_mask() -> None:
     tiny, half = dense(), corpus(6)
     doubled = replace(half, rows=half.rows * 2)
     measured = measure(tiny, {"toy": doubled}, OPTIONS, progress=False)
-    found = agreement.stabilities(masks_of_spans(tiny, measured, [Pruning(sparsity=0.4)], progress=False))
+    found = agreement.stabilities(masks_of_spans(tiny, measured, Pruning(method="seap-paper"), [0.4], progress=False))
     assert [entry["axis"] for entry in found] == [KV_GROUPS, CHANNELS]
     for entry in found:
         assert entry["jaccard"] == entry["same_fraction"] == 1 > entry["expected"]
@@ -153,7 +153,9 @@ def test_stability_by_hand() -> None:
 def test_the_last_rung_is_the_mask_of_all_text() -> None:
     tiny, data = dense(), corpus()
     pruning = Pruning(sparsity=0.5)
-    table = masks_of_spans(tiny, measure(tiny, {"toy": data}, OPTIONS, progress=False), [pruning], progress=False)
+    table = masks_of_spans(
+        tiny, measure(tiny, {"toy": data}, OPTIONS, progress=False), pruning, [pruning.sparsity], progress=False
+    )
     expected = make_masks(tiny, {"toy": calibrate(tiny, data, OPTIONS, progress=False)}, pruning)
     assert all(torch.equal(mask, expected[key]) for key, mask in table.full("toy", 0.5).items())
     rungs = agreement.enough(table)
