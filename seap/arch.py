@@ -142,6 +142,11 @@ class Axis:
         return next(part.module for part in self.slices if part.consumer)
 
     @property
+    def producers(self) -> list[str]:
+        """Paths, from the layer, of the linears that write the axis; all of them read the same."""
+        return [part.module for part in self.slices if not part.consumer]
+
+    @property
     def num_inputs(self) -> int:
         return self.units * self.unit_inputs
 

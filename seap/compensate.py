@@ -25,11 +25,15 @@ UNTESTED_DAMPING = 1e-2  # where no row is held out to choose it on
 
 @dataclass(frozen=True)
 class Repair:
-    """What a consumer becomes: its bias grows by `bias` (O,); `weight` (O, k) takes the place of the kept columns."""
+    """What a consumer becomes: its bias grows by `bias` (O,); `weight` (O, k) takes the place of the kept columns.
+
+    And, after a sequential refit, what the linears that write the axis become: W ← W · `inputs` (D, D).
+    """
 
     bias: Tensor
     weight: Tensor | None = None
     about: str = "bias"
+    inputs: Tensor | None = None
 
 
 Repairs = dict[str, Repair]  # axis key → float64
@@ -39,6 +43,11 @@ Source = Mapping[str, Moments]  # axis key → moments, read one axis at a time
 def kept_inputs(axis: Axis, mask: Tensor) -> Tensor:
     """Bool (C,): the consumer's inputs that stay with the kept units."""
     return mask.repeat_interleave(axis.unit_inputs)
+
+
+def map_inputs(weight: Tensor, inputs: Tensor) -> Tensor:
+    """W · M, for a linear (O, D) whose input is to be mapped by M (D, D) first; in float32, in the weight's dtype."""
+    return (weight.float() @ inputs.to(weight.device).float()).to(weight.dtype)
 
 
 def mean_bias(weight: Tensor, moments: Moments, keep: Tensor) -> Repair:

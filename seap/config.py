@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from seap.errors import UserError, unknown
 
-Score = Literal["wifv", "wifv-flap", "wanda", "wanda-sp", "obs", "magnitude", "random"]
+Score = Literal["wifv", "wifv-flap", "wanda", "wanda-sp", "obs", "obs-fisher", "magnitude", "random"]
 Allocate = Literal["uniform", "logistic", "adaptive", "damage", "search"]
 MaskOf = Literal["task", "general", "general-raw", "pooled"]
 Compensate = Literal["none", "bias", "ridge"]
@@ -26,7 +26,7 @@ CHOICES: dict[str, Any] = {
     "compensate": Compensate,
     "sparsity_convention": Convention,
 }
-NEEDS_ACTIVATIONS = ("wifv", "wifv-flap", "wanda", "wanda-sp", "obs")
+NEEDS_ACTIVATIONS = ("wifv", "wifv-flap", "wanda", "wanda-sp", "obs", "obs-fisher")
 MEASURED = ("damage", "search")  # allocations that run the model
 
 
@@ -45,7 +45,7 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "seap": Method(
-        score="obs",
+        score="obs-fisher",
         allocate="search",
         mask="task",
         compensate="ridge",
@@ -167,6 +167,8 @@ class Pruning:
     """KV groups that every layer keeps."""
     min_channels: int = 32
     """MLP channels that every layer keeps."""
+    fisher_tokens: int = 8192
+    """Calibration tokens on which the loss's sensitivity is measured (--score obs-fisher), forward and back."""
     probe_tokens: int = 1024
     """Held-out calibration tokens that damage is measured on (--allocate damage or search)."""
     search_evaluations: int = 60
@@ -188,7 +190,7 @@ class Pruning:
             _one_of("axis", axis, AxisName)
         for name, least in (("protect_first", 0), ("protect_last", 0), ("min_kv_groups", 1), ("min_channels", 1)):
             at_least(name, getattr(self, name), least)
-        for name, least in (("round_to", 1), ("probe_tokens", 2), ("search_evaluations", 1)):
+        for name, least in (("round_to", 1), ("fisher_tokens", 2), ("probe_tokens", 2), ("search_evaluations", 1)):
             at_least(name, getattr(self, name), least)
         for name in ("logistic_k", "logistic_x0"):
             if not math.isfinite(getattr(self, name)):
@@ -219,7 +221,7 @@ class Pruning:
 
     @property
     def needs_second_moments(self) -> bool:
-        return self.resolved().score == "obs" or self.resolved().compensate == "ridge"
+        return self.resolved().score in ("obs", "obs-fisher") or self.resolved().compensate == "ridge"
 
     def unused(self) -> list[str]:
         """Options set away from their default that have no effect on this run."""
@@ -229,6 +231,8 @@ class Pruning:
             notes += [f"--{name.replace('_', '-')}" for name in ("logistic_k", "logistic_x0") if name in changed]
         if method.mask not in ("general", "general-raw") and "weights" in changed:
             notes.append("--weights")
+        if method.score != "obs-fisher" and "fisher_tokens" in changed:
+            notes.append("--fisher-tokens")
         if method.allocate not in MEASURED and "probe_tokens" in changed:
             notes.append("--probe-tokens")
         if method.allocate != "search" and "search_evaluations" in changed:

@@ -16,7 +16,7 @@ from torch.nn.functional import log_softmax
 from tqdm import tqdm
 
 from seap.arch import KV_GROUPS, Arch, Axis
-from seap.compensate import Repair
+from seap.compensate import Repair, map_inputs
 from seap.layerwise import Walk, evaluation, resume, split_rows
 
 KEPT_SHARES = (0.75, 0.5, 0.3, 0.15)  # of the channels, beside the least that must stay
@@ -49,15 +49,27 @@ RepairTo = Callable[[Axis, int], tuple[Tensor, Repair | None]]  # axis, width â†
 @contextlib.contextmanager
 def simulated(arch: Arch, axis: Axis, keep: Tensor, repair: Repair | None) -> Iterator[None]:
     """An axis cut without surgery: its consumer reads 0 from what goes. keep: bool (C,)."""
-    linear = arch.consumer(axis)
+    old = arch.weight(axis.layer, axis.consumer)
+    keep = keep.to(old.device)
+    cut = torch.zeros_like(old)
+    cut[:, keep] = old[:, keep] if repair is None or repair.weight is None else repair.weight.to(cut)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_replaced(arch, axis.layer, axis.consumer, cut, None if repair is None else repair.bias))
+        if repair is not None and repair.inputs is not None:
+            for module in axis.producers:
+                weight = arch.weight(axis.layer, module)
+                stack.enter_context(_replaced(arch, axis.layer, module, map_inputs(weight, repair.inputs)))
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(arch: Arch, layer: int, module: str, new: Tensor, shift: Tensor | None = None) -> Iterator[None]:
+    """A linear with another weight (O, C) for a while, and its bias shifted."""
+    linear = arch.linear(layer, module)
     weight, bias = linear.weight, linear.bias
-    cut = torch.zeros_like(arch.weight(axis.layer, axis.consumer))
-    columns = arch.weight(axis.layer, axis.consumer)[:, keep.to(cut.device)]
-    fitted = columns if repair is None or repair.weight is None else repair.weight.to(cut)
-    cut[:, keep.to(cut.device)] = fitted
-    linear.weight = nn.Parameter(cut.t().contiguous() if arch.family.transposed else cut, requires_grad=False)
-    if repair is not None:
-        shift = repair.bias.to(cut)
+    linear.weight = nn.Parameter(new.t().contiguous() if arch.family.transposed else new, requires_grad=False)
+    if shift is not None:
+        shift = shift.to(new)
         linear.bias = nn.Parameter(shift if bias is None else bias + shift, requires_grad=False)
     try:
         yield
@@ -80,11 +92,7 @@ class Judge:
         """Run the dense model once over the rows."""
         with evaluation(arch.model):
             walk = Walk.start(arch, rows, batch_tokens=batch_tokens)
-            judge = cls(arch, walk, [list(walk.hidden)])
-            for layer in range(len(arch.layers)):
-                walk.hidden = [walk.run(layer, index) for index in range(len(walk.batches))]
-                judge.states.append(list(walk.hidden))
-        return judge
+            return cls(arch, walk, walk.states())
 
     def _expected(self, index: int) -> Tensor:
         """The dense model's log-probabilities (B, T, V) of a batch."""

@@ -51,6 +51,14 @@ class Walk:
         given = self.hidden[index] if hidden is None else hidden
         return first(self.arch.layers[layer](given, *call.args, **call.kwargs))
 
+    def states(self) -> list[list[Tensor]]:
+        """Run all layers: the hidden states before each of them and after the last, per batch."""
+        found = [list(self.hidden)]
+        for layer in range(len(self.arch.layers)):
+            self.hidden = [self.run(layer, index) for index in range(len(self.batches))]
+            found.append(list(self.hidden))
+        return found
+
     def real(self, index: int, values: Tensor) -> Tensor:
         """(B, T, C) → (N, C): the rows of the real tokens."""
         flat = values.reshape(-1, values.shape[-1])
@@ -127,9 +135,9 @@ def resume(arch: Arch, batch: Batch, layer: int, hidden: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def taken(module: nn.Module, into: list[Tensor]) -> Iterator[None]:
-    """What comes out of a linear, appended to a list."""
-    handle = module.register_forward_hook(lambda _, args, output: into.append(output))
+def taken(module: nn.Module, into: list[Tensor], *, inputs: bool = False) -> Iterator[None]:
+    """What comes out of a linear, or what it reads, appended to a list."""
+    handle = module.register_forward_hook(lambda _, args, output: into.append(args[0] if inputs else output))
     try:
         yield
     finally:

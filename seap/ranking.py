@@ -20,6 +20,7 @@ from seap.errors import UserError
 from seap.mask import Masks, choose_units
 from seap.score import Scores, mix, score_inputs
 from seap.search import search
+from seap.sensitivity import weigh_outputs
 from seap.stats import Statistics, merge
 
 
@@ -39,15 +40,23 @@ def check_mixture(options: Pruning, names: Sequence[str]) -> None:
 
 
 def combine_scores(
-    arch: Arch, method: Method, statistics: Mapping[str, Statistics], options: Pruning, seed: int
+    arch: Arch,
+    method: Method,
+    statistics: Mapping[str, Statistics],
+    options: Pruning,
+    seed: int,
+    weighing: Mapping[str, Tensor] | None = None,
 ) -> Scores:
-    """One score per input: of the one task, mixed over several, or of all text pooled."""
+    """One score per input: of the one task, mixed over several, or of all text pooled. weighing: see `score_inputs`."""
     check_mixture(options, list(statistics))
     if method.mask in ("general", "general-raw") and statistics:
-        each = {task: score_inputs(arch, part, method.score, seed=seed) for task, part in statistics.items()}
+        each = {
+            task: score_inputs(arch, part, method.score, seed=seed, weighing=weighing)
+            for task, part in statistics.items()
+        }
         return mix(each, options.weights, normalise=method.mask == "general")
     pooled = merge(statistics.values()) if statistics else None
-    return score_inputs(arch, pooled, method.score, seed=seed)
+    return score_inputs(arch, pooled, method.score, seed=seed, weighing=weighing)
 
 
 @dataclass
@@ -108,7 +117,8 @@ def rank(
     """
     arch, method = describe(model), options.resolved()
     ready = with_second_moments(model, statistics, options, progress=progress)
-    made = Ranking(arch, options, seed, ready, combine_scores(arch, method, ready, options, seed))
+    weights = _weighing(arch, ready, options, seed, progress) if method.score == "obs-fisher" else None
+    made = Ranking(arch, options, seed, ready, combine_scores(arch, method, ready, options, seed, weights))
     if method.allocate in MEASURED:
         pooled = merge(ready.values())
         made.repair_to = _repairing(arch, method, made.scores, pooled)
@@ -118,6 +128,20 @@ def rank(
             made.judge, made.free, made.least, options.round_to, made.repair_to, progress=progress
         )
     return made
+
+
+def _weighing(
+    arch: Arch, statistics: Mapping[str, Statistics], options: Pruning, seed: int, progress: bool
+) -> dict[str, Tensor]:
+    rows = tuple(row for part in statistics.values() for row in part.rows)
+    return weigh_outputs(
+        arch,
+        rows,
+        num_tokens=options.fisher_tokens,
+        seed=seed,
+        batch_tokens=Calibration.batch_tokens,
+        progress=progress,
+    )
 
 
 def _repairing(arch: Arch, method: Method, scores: Scores, pooled: Statistics) -> RepairTo:

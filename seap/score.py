@@ -7,6 +7,7 @@ Per input i of the linear W (O, C) that reads an axis, with h its input over the
 - `wanda`     ‖h_i‖₂² · ‖W[:,i]‖₁         SEAP's s_W (eq. 13)
 - `wanda-sp`  ‖h_i‖₂ · ‖W[:,i]‖₁          the Wanda-sp baseline of FLAP's code (up to a constant, 1/O)
 - `obs`       the output error that is left after reconstruction when the unit goes, in order of removal (`obs.py`)
+- `obs-fisher` the same, the error weighed by how much the loss moves with it (`sensitivity.py`)
 - `magnitude` ‖W[:,i]‖₂                   weights alone
 - `random`    uniform in [0, 1), by seed and axis
 
@@ -69,6 +70,7 @@ ACTIVATION_SCORES: dict[str, Callable[[Axis, Tensor, Moments], Tensor]] = {
     "wanda": _wanda,
     "wanda-sp": _wanda_sp,
     "obs": _obs,
+    "obs-fisher": _obs,
 }
 
 
@@ -78,8 +80,17 @@ def _random(axis: Axis, seed: int) -> Tensor:
     return torch.rand(axis.units, dtype=torch.float64, generator=generator).repeat_interleave(axis.unit_inputs)
 
 
-def score_inputs(arch: Arch, statistics: Statistics | None, name: str, *, seed: int = 0) -> Scores:
+def score_inputs(
+    arch: Arch,
+    statistics: Statistics | None,
+    name: str,
+    *,
+    seed: int = 0,
+    weighing: Mapping[str, Tensor] | None = None,
+) -> Scores:
     """Score every input of every consumer.
+
+    weighing: for `obs-fisher`, axis key → R (O, O), so that ‖R e‖² is what an output error e costs.
 
     Returns axis key → float64 (C,) on the CPU. Raises ValueError when a score isn't finite, with the axis named.
     """
@@ -92,6 +103,9 @@ def score_inputs(arch: Arch, statistics: Statistics | None, name: str, *, seed: 
             score = _l2_squared(weight).sqrt()
         else:
             assert statistics is not None, f"{name} needs statistics"
+            if name == "obs-fisher":
+                assert weighing is not None, f"{name} needs the loss's sensitivity"
+                weight = weighing[axis.key].double() @ weight.cpu().double()
             score = ACTIVATION_SCORES[name](axis, weight, statistics[axis.key])
         if not torch.isfinite(score).all():
             raise UserError(f"{arch.name_of(axis)}: score {name} is not finite; are the model's weights sound?")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from seap import modeling_seap
 from seap.arch import Arch, Axis, Slice, describe, layer_width_values, width_keys
-from seap.compensate import Repair, Repairs
+from seap.compensate import Repair, Repairs, map_inputs
 from seap.errors import UserError
 from seap.mask import Masks, budgets_of, check_fits
 
@@ -47,6 +47,10 @@ def cut_(model: Any, masks: Masks, repairs: Repairs | None = None) -> Arch:
                 _slice_linear_(arch.linear(axis.layer, part.module), part, masks[axis.key])
         if repair is not None and repair.weight is not None:
             arch.weight(axis.layer, axis.consumer).copy_(repair.weight)
+        if repair is not None and repair.inputs is not None:
+            for module in axis.producers:
+                weight = arch.weight(axis.layer, module)
+                weight.copy_(map_inputs(weight, repair.inputs))
     _write_config_(arch, masks, repairs or {})
     _copy_attributes_(arch)
     modeling_seap.adopt_(model)
