@@ -69,7 +69,8 @@ def save_and_reload(out: Path, items: Sequence[Item]) -> dict[str, Any]:
         tasks=[SAVED_TASK],
         overwrite=True,
         progress=False,
-        loading={"device": "cpu"},  # in the checkpoint's own dtype
+        loading=LOADING,
+        save_dtype="bfloat16",  # the checkpoint's own, in which many CPUs compute far more slowly
         method=SAVED_METHOD,
         sparsity=SAVED_SPARSITY,
         **asdict(CALIBRATION),

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.skipif(
     not (SHARED / "models/natural-7m").is_dir(), reason="needs ../shared, the workshop's data"
 )
 CALIBRATION: dict[str, Any] = {"num_texts": 400, "seq_len": 256, "pack": True, "max_tokens": 24 * 256}
+QUICK: dict[str, Any] = {"batch_tokens": 2048, "probe_tokens": 256, "search_evaluations": 10, "fisher_tokens": 1024}
 
 
 def test_pruned_for_a_kind_of_text_it_loses_least_on_that_kind() -> None:
@@ -26,7 +27,7 @@ def test_pruned_for_a_kind_of_text_it_loses_least_on_that_kind() -> None:
             report = seap.prune(model, method="random", sparsity=0.5, progress=False)
         else:
             report = seap.prune(
-                model, tokenizer, task=specs[made_for], sparsity=0.5, progress=False, batch_tokens=2048, **CALIBRATION
+                model, tokenizer, task=specs[made_for], sparsity=0.5, progress=False, **QUICK, **CALIBRATION
             )
         assert report.realised_sparsity == pytest.approx(0.5, abs=1e-3)
         for kind, spec in specs.items():
