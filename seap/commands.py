@@ -44,8 +44,8 @@ def prune_to_folder(
 ) -> Report:
     """`seap prune`: refuse what can be refused, load, prune, and save the folder whole or not at all.
 
-    loading: the keyword arguments of `seap.load`. save_dtype: of the weights on disk, where not that of `loading`, since
-    a CPU may be much faster in float32 than in a checkpoint's own bfloat16. promise: in place of a sparsity, measured as
+    loading: the keyword arguments of `seap.load`. save_dtype: of the weights on disk, where not that of `loading` (on a
+    CPU float32 may be much faster than a checkpoint's own bfloat16). promise: in place of a sparsity, measured as
     `evaluation` says.
     """
     check_output(out, overwrite=overwrite, source=checkpoint.resolve_model(name))
