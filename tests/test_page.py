@@ -14,6 +14,7 @@ from page_example import row
 from seap import page
 from seap.errors import UserError
 from seap.page import plots, sources
+from seap.page.compare_results import main_section, task_section
 from seap.page.comparison import join
 from seap.page.numbers import Mean, mean
 from seap.page.sources import Source
@@ -170,6 +171,22 @@ def test_verdict_on_accuracy_variants_and_unequal_sparsity(tmp_path: Path) -> No
     assert "In accuracy seap is 5.0 ± 0.0 points worse." in words
     assert "no comparison at equal sparsity, seap really removed 50.0% and flap 45.0%" in words
     assert "Of its variants, seap-obs is better: its loss is 0.050 ± 0.000 lower than seap's." in words
+
+
+def test_a_method_that_removed_less_wins_nothing(tmp_path: Path) -> None:
+    data = two_tasks((0.1, 0.3), (0.5, 0.704))
+    short = {"realised_sparsity": 0.18}
+    data["rows"] += [row("seap-reference", t, 0.5, 0, loss) | short for t, loss in (("a", 2.01), ("b", 3.01))]
+    data["rows"] += [row("wanda-sp", t, 0.5, 0, loss) | short for t, loss in (("a", 2.02), ("b", 3.02))]
+    joined = join([Source(tmp_path, data)])
+    assert joined is not None and joined.falls_short("seap-reference", 0.5) == pytest.approx(0.18)
+    words = verdict(joined, {})[0]
+    assert "Of its variants" not in words and "the best baseline, flap" in words
+    rows = main_section(joined).tables[0].groups[-1]
+    assert [cells[0].text for cells in rows if any(cell.best for cell in cells)] == ["seap"]
+    [table] = task_section(joined).tables
+    assert "seap-reference (18.0%)" in table.columns and "seap" in table.columns
+    assert {table.columns[i] for r in table.groups[0] for i, cell in enumerate(r) if cell.best} == {"seap"}
 
 
 def test_little_data_leaves_sections_out_and_says_so(tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ def main_section(data: Comparison) -> Section:
     text = (
         "Each figure is the mean over tasks and seeds ± its standard error (each task counted once, so most of the "
         "error is how much the tasks differ). Added loss is against the dense model on the same text, in nats per "
-        "token: lower is better; the lowest at each sparsity is bold. “Removed” is the share of all prunable "
-        "parameters that is gone."
+        "token: lower is better; the lowest at each sparsity is bold, of the methods that reached it. “Removed” is the "
+        "share of all prunable parameters that is gone."
     )
     files = {"results.csv": _records([{k: v for k, v in r.items() if k != "layers"} for r in data.rows])}
     table = Table("Means over tasks and seeds", columns, groups)
@@ -38,14 +38,16 @@ def main_section(data: Comparison) -> Section:
 
 def _main_rows(data: Comparison, sparsity: float) -> list[list[Cell]]:
     means = {m: mean(main_loss(data, m, sparsity)) for m in data.methods if data.select(m, sparsity)}
-    lowest = min((found.value for found in means.values() if found), default=math.nan)
+    equal = [found.value for m, found in means.items() if found and data.falls_short(m, sparsity) is None]
+    lowest = min(equal, default=math.nan)
     rows = []
     for method, found in means.items():
         chosen = data.select(method, sparsity)
         removed = mean(cells(chosen, "realised_sparsity"))
         if removed and removed.stderr < 5e-5:
             removed = Mean(removed.value, math.nan, removed.parts)  # would read ± 0.00
-        best = found is not None and found.value == lowest and len(means) > 1
+        short = data.falls_short(method, sparsity) is not None
+        best = found is not None and found.value == lowest and len(equal) > 1 and not short
         added = _cell(mean(cells(chosen, "added_loss")), sign=True, best=best)
         rows.append([Cell(method), _cell(removed, 2, scale=100, unit="%"), added, *_measures(chosen)])
     return rows
@@ -82,26 +84,32 @@ def task_section(data: Comparison) -> Section:
             methods = [m for m in data.methods if cells(data.select(m, sparsity), key)]
             if methods:
                 rows = [_task_row(data, task, methods, sparsity, key) for task in data.tasks]
-                columns = ["task", *(["dense"] if key == "acc" else []), *methods]
+                columns = ["task", *(["dense"] if key == "acc" else []), *(_named(data, m, sparsity) for m in methods)]
                 tables.append(Table(f"{what}, at {percent(sparsity, 0)} sparsity", columns, [rows]))
     text = (
-        "Mean over seeds; the best of each task is bold. ± is the standard error: of added loss over seeds, where "
-        "there are several, of accuracy over the test's items."
+        "Mean over seeds; the best of each task is bold, of the methods that reached the sparsity. ± is the standard "
+        "error: of added loss over seeds, where there are several, of accuracy over the test's items."
     )
     return Section(id="tasks", title="Task by task", texts=[text], tables=tables)
+
+
+def _named(data: Comparison, method: str, sparsity: float) -> str:
+    short = data.falls_short(method, sparsity)
+    return method if short is None else f"{method} ({percent(short)})"
 
 
 def _task_row(data: Comparison, task: str, methods: Sequence[str], sparsity: float, key: str) -> list[Cell]:
     chosen = {m: [r for r in data.select(m, sparsity) if r["task"] == task] for m in methods}
     found = {m: mean(cells(rows, key)) for m, rows in chosen.items()}
-    values = [f.value for f in found.values() if f]
+    short = {m for m in methods if data.falls_short(m, sparsity) is not None}
+    values = [f.value for m, f in found.items() if f and m not in short]
     best = (max if key == "acc" else min)(values, default=math.nan) if len(values) > 1 else math.nan
     row = [Cell(task)]
     if key == "acc":
         dense = mean(cells([r for r in data.select("dense") if r["task"] == task], key))
         row.append(Cell(number(dense.value * 100, 1) if dense else "–"))
     for method, one in found.items():
-        wins = one is not None and one.value == best
+        wins = one is not None and one.value == best and method not in short
         if one and key == "acc" and (errors := cells(chosen[method], "acc_stderr")):
             one = Mean(one.value, average(errors.values()), one.parts)
         row.append(_cell(one, 1, scale=100, best=wins) if key == "acc" else _cell(one, sign=True, best=wins))

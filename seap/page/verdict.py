@@ -81,9 +81,10 @@ def _baseline_words(data: Comparison, method: str, sparsity: float) -> list[str]
 
 
 def _variant_words(data: Comparison, method: str, sparsity: float) -> list[str]:
-    """Whether another of our methods has a lower mean loss than the one that the verdict is about."""
+    """Whether another of our methods, at equal sparsity, has a lower mean loss than the one of the verdict."""
     own = main_loss(data, method, sparsity)
-    gaps = {m: paired(main_loss(data, m, sparsity), own) for m in data.methods if is_ours(m) and m != method}
+    variants = [m for m in data.methods if is_ours(m) and m != method and data.falls_short(m, sparsity) is None]
+    gaps = {m: paired(main_loss(data, m, sparsity), own) for m in variants}
     lower = {m: gap for m, gap in gaps.items() if gap and gap.value < 0}
     if not lower:
         return []
