@@ -15,8 +15,9 @@ from seap.arch import AXIS_NAMES, KV_GROUPS, Arch, Axis, choose_axes
 from seap.config import MEASURED, Pruning
 from seap.damage import Curves
 from seap.errors import UserError
-from seap.knapsack import choose_options
 from seap.score import Scores, unit_scores
+from seap.timing import Times
+from seap.widths import least_damage, within_time
 
 Budgets = dict[str, int]  # axis key → units kept
 
@@ -188,21 +189,6 @@ def _curve(axes: Sequence[Axis], weights: Sequence[float], options: Pruning, tar
     return _spread(axes, weights, options, target)
 
 
-def _by_damage(axes: Sequence[Axis], options: Pruning, target: float, curves: Curves) -> Budgets:
-    """The widths of least damage in all (a knapsack over measured curves), rounded to meet the target to the unit."""
-    widths = [grid(axis, options) for axis in axes]
-    damage = [curves[axis.key].at(kept) for axis, kept in zip(axes, widths, strict=True)]
-    table = [
-        [((axis.units - width) * axis.unit_params, cost) for width, cost in zip(kept, costs, strict=True)]
-        for axis, kept, costs in zip(axes, widths, damage, strict=True)
-    ]
-    most = sum(max(removed for removed, _ in part) for part in table)
-    chosen = choose_options(table, min(target, most))
-    kept = [width[place] for width, place in zip(widths, chosen, strict=True)]
-    shares = [1 - width / axis.units for axis, width in zip(axes, kept, strict=True)]
-    return _spread(axes, shares, options, target)
-
-
 def grid(axis: Axis, options: Pruning) -> list[int]:
     """Widths that an axis may be given: every number of KV groups, steps of a 64th of the channels."""
     least = least_kept(axis, options)
@@ -221,10 +207,13 @@ ALLOCATIONS: dict[str, Callable[[Sequence[Axis], Sequence[float], Pruning, float
 }
 
 
-def allocate(arch: Arch, options: Pruning, scores: Scores, curves: Curves | None = None) -> Budgets:
-    """Units that each axis keeps, for the options' sparsity of all prunable parameters.
+def allocate(
+    arch: Arch, options: Pruning, scores: Scores, curves: Curves | None = None, times: Times | None = None
+) -> Budgets:
+    """Units that each axis keeps, for the options' sparsity of all prunable parameters (or of measured time).
 
-    curves: measured damage of every axis that may be cut, for `damage` (and `search`, which starts from there).
+    curves: measured damage of every axis that may be cut, for `damage` (and `search`, which starts from there). times:
+    of every such axis, for the cost in milliseconds.
 
     Raises UserError, naming what stands in the way, when the target can't be met within one unit.
     """
@@ -245,7 +234,11 @@ def allocate(arch: Arch, options: Pruning, scores: Scores, curves: Curves | None
     budgets = {axis.key: axis.units for axis in arch.axes}
     if curves is not None and name in MEASURED:
         free = [axis for axis, weight in zip(axes, weights, strict=True) if weight > 0]
-        budgets |= _by_damage(free, options, target, curves)
+        if times is not None:
+            return budgets | within_time(free, [grid(axis, options) for axis in free], curves, times, options.sparsity)
+        widths = least_damage(free, [grid(axis, options) for axis in free], curves, target)
+        shares = [1 - width / axis.units for axis, width in zip(free, widths, strict=True)]
+        budgets |= _spread(free, shares, options, target)
     else:
         budgets |= ALLOCATIONS[name](axes, weights, options, target, scores)
     check_met(arch, axes, budgets, options, target)

@@ -15,6 +15,7 @@ Allocate = Literal["uniform", "logistic", "adaptive", "damage", "search"]
 MaskOf = Literal["task", "general", "general-raw", "pooled"]
 Compensate = Literal["none", "bias", "ridge"]
 Convention = Literal["true", "seap-reference"]
+Cost = Literal["params", "milliseconds"]
 Metric = Literal["auto", "multiple-choice", "exact-match", "continuation", "loss"]
 AxisName = Literal["kv_groups", "channels"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -167,6 +168,8 @@ class Pruning:
     """KV groups that every layer keeps."""
     min_channels: int = 32
     """MLP channels that every layer keeps."""
+    cost: Cost = "params"
+    """What --sparsity is a share of with --allocate damage: parameters, or the linears' decode time measured here."""
     fisher_tokens: int = 8192
     """Calibration tokens on which the loss's sensitivity is measured (--score obs-fisher), forward and back."""
     probe_tokens: int = 1024
@@ -184,6 +187,11 @@ class Pruning:
         for kind, allowed in CHOICES.items():
             if getattr(self, kind) is not None:
                 _one_of(kind.replace("_", " "), getattr(self, kind), allowed)
+        _one_of("cost", self.cost, Cost)
+        if self.cost != "params" and self.resolved().allocate != "damage":
+            raise UserError(
+                f"--cost {self.cost} is for --allocate damage, not {self.resolved().allocate}; add that option"
+            )
         if isinstance(self.axes, str):
             raise UserError(f"axes {self.axes!r}: must be a tuple, such as ({self.axes!r},)")
         for axis in self.axes or ():

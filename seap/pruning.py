@@ -188,6 +188,8 @@ def check(model: Any, options: Pruning, masks: Masks | None = None) -> list[str]
         notes.append(
             f"only MLP channels are cut: the heads of {arch.family.model_type} stay, {arch.family.heads_refused}"
         )
+    if options.cost == "milliseconds":
+        notes.append("the sparsity is of the time that the linears take here, so the share of parameters differs")
     if getattr(model.config, "seap", None):
         notes.append("the model is already pruned; the sparsity is of what is left of it")
     return notes

@@ -22,6 +22,7 @@ from seap.score import Scores, mix, score_inputs
 from seap.search import search
 from seap.sensitivity import weigh_outputs
 from seap.stats import Statistics, merge
+from seap.timing import Times, axis_times
 
 
 def check_mixture(options: Pruning, names: Sequence[str]) -> None:
@@ -71,6 +72,7 @@ class Ranking:
     judge: Judge | None = None
     curves: Curves | None = None
     repair_to: RepairTo | None = None
+    times: Times | None = None
     known: dict[float, Masks] = field(default_factory=dict)
 
     @property
@@ -91,7 +93,7 @@ class Ranking:
         return self.known[sparsity]
 
     def _masks(self, options: Pruning, progress: bool) -> Masks:
-        budgets = allocate(self.arch, options, self.scores, self.curves)
+        budgets = allocate(self.arch, options, self.scores, self.curves, self.times)
         if self.judge is not None and self.repair_to is not None and options.resolved().allocate == "search":
             start = {axis.key: budgets[axis.key] for axis in self.free}
             budgets |= search(
@@ -122,6 +124,7 @@ def rank(
     if method.allocate in MEASURED:
         pooled = merge(ready.values())
         made.repair_to = _repairing(arch, method, made.scores, pooled)
+        made.times = axis_times(arch, made.free) if options.cost == "milliseconds" else None
         rows = probe_rows(pooled.rows, options.probe_tokens, seed)
         made.judge = Judge.on(arch, rows, batch_tokens=Calibration.batch_tokens)
         made.curves = measure_curves(

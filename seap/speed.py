@@ -65,7 +65,8 @@ def _ids(model: Any, rows: int, length: int) -> torch.Tensor:
     return ids.to(next(model.parameters()).device)
 
 
-def _clock(device: torch.device) -> float:
+def clock(device: torch.device) -> float:
+    """Seconds, once the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -75,9 +76,9 @@ def _clock(device: torch.device) -> float:
 def prefill(model: Any, rows: int, length: int) -> float:
     """Seconds that a forward pass over whole sequences takes."""
     ids = _ids(model, rows, length)
-    started = _clock(ids.device)
+    started = clock(ids.device)
     model.base_model(ids, use_cache=False)
-    return _clock(ids.device) - started
+    return clock(ids.device) - started
 
 
 @torch.inference_mode()
@@ -86,8 +87,8 @@ def decode(model: Any, rows: int, length: int, new_tokens: int) -> float:
     found = model(_ids(model, rows, length), use_cache=True)
     name = "cache" if "cache" in found else "past_key_values"  # as transformers calls it from 5.24 on, and before
     ids = found.logits[:, -1:].argmax(-1)
-    started = _clock(ids.device)
+    started = clock(ids.device)
     for _ in range(new_tokens):
         found = model(ids, use_cache=True, **{name: found[name]})
         ids = found.logits[:, -1:].argmax(-1)
-    return _clock(ids.device) - started
+    return clock(ids.device) - started
