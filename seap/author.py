@@ -320,7 +320,7 @@ def write_to_file(
     examples, source = load_examples(like) if like is not None else ([], None)
     if source is not None and out.exists() and out.resolve() == Path(source).resolve():
         raise UserError(f"--out {out} is --like itself, whose examples would be lost; name another file")
-    model, tokenizer = checkpoint.load(name, **(loading or {}))
+    model, tokenizer = checkpoint.load_for_work(name, **(loading or {}))
     given = distinct([item.text for item in examples])
     written = write(model, tokenizer, options, examples=given, about=about, progress=progress)
     told = about_written(model, options, written) | {

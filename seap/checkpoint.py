@@ -101,6 +101,29 @@ def load(name: str, *, dtype: str = "auto", device: str = "auto", trust_remote_c
     return model.to(place).eval(), tokenizer
 
 
+def load_for_work(
+    name: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
+) -> tuple[Any, Any]:
+    """As `load`, for commands that compute a lot: auto is float32 where the checkpoint's own 16 bits would be slow.
+
+    `model.config.dtype` still says the checkpoint's own.
+    """
+    model, tokenizer = load(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    return model.float() if dtype == "auto" and slow_on_cpu(model) else model, tokenizer
+
+
+def slow_on_cpu(model: Any) -> bool:
+    """Whether a 16-bit model is better computed with in float32: no 16-bit instructions, and it would fit."""
+    if model.device.type != "cpu" or model.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    fast = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private; without them float32 is the safe guess
+    if any(getattr(torch.cpu, check, lambda: False)() for check in fast):
+        return False
+    import psutil
+
+    return 2 * weight_bytes(model) < psutil.virtual_memory().available // 2
+
+
 def previous(name: str, model: Any) -> tuple[Masks, dict[str, Any]] | None:
     """Masks (over the original model's units) and metadata of an already pruned checkpoint; None for a dense model."""
     if getattr(model.config, "seap", None) is None:

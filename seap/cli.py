@@ -35,7 +35,7 @@ def prune(
     loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
     save_dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
-        Parameter(help="Of the weights on disk; by default --dtype. A CPU may be faster with --dtype float32."),
+        Parameter(help="Of the weights on disk; by default --dtype, and with auto the checkpoint's own."),
     ] = None,
     overwrite: Annotated[bool, Parameter(help="Replace what --out holds.")] = False,
     json: Json = False,

@@ -44,9 +44,8 @@ def prune_to_folder(
 ) -> Report:
     """`seap prune`: refuse what can be refused, load, prune, and save the folder whole or not at all.
 
-    loading: the keyword arguments of `seap.load`. save_dtype: of the weights on disk, where not that of `loading` (on a
-    CPU float32 may be much faster than a checkpoint's own bfloat16). promise: in place of a sparsity, measured as
-    `evaluation` says.
+    loading: the keyword arguments of `seap.load`. save_dtype: of the weights on disk; by default that of `loading`, the
+    checkpoint's own where that is auto. promise: in place of a sparsity, measured as `evaluation` says.
     """
     check_output(out, overwrite=overwrite, source=checkpoint.resolve_model(name))
     stored = read_statistics(stats_files)
@@ -60,7 +59,7 @@ def prune_to_folder(
         if mask_file:
             raise UserError("--mask-file has its sparsity already, so no promise can choose it; leave one of them out")
         load_tests(tasks, promise, evaluation or Evaluation())
-    model, tokenizer = checkpoint.load(name, **(loading or {}))
+    model, tokenizer = checkpoint.load_for_work(name, **(loading or {}))
     check_same_model(stats_files, [about for _, about in stored.values()], model)
     if mask_file:
         check_same_model([mask_file], [about_mask], model)
@@ -78,8 +77,7 @@ def prune_to_folder(
     if mask_file:
         tokens = report.num_tokens or about_mask["num_tokens"]
         report = replace(report, tasks=tuple(about_mask["tasks"]), num_tokens=tokens)
-    if save_dtype is not None:
-        model.to(getattr(torch, save_dtype))
+    model.to(getattr(torch, save_dtype) if save_dtype else model.config.dtype or model.dtype)
     save_pruned(model, tokenizer, report, out, made_with, before)
     return report
 
@@ -153,7 +151,7 @@ def calibrate_to_files(
 ) -> list[dict[str, Any]]:
     """`seap calibrate`: one `OUT/TASK.safetensors` per task; a file with the same key is left as it is."""
     check_tasks(tasks, needed=True)
-    model, tokenizer = checkpoint.load(name, **(loading or {}))
+    model, tokenizer = checkpoint.load_for_work(name, **(loading or {}))
     corpora = build_corpora(model, tokenizer, list(tasks), options)
     entries = []
     planned = {task: about_statistics(model, corpus, options) for task, corpus in corpora.items()}
@@ -180,7 +178,7 @@ def mask_to_file(
     if options.needs_scores_of_activations and not stored:
         raise UserError(f"score {options.resolved().score} needs statistics: name at least one file of seap calibrate")
     check_mixture(options, list(stored))
-    model, _ = checkpoint.load(name, **(loading or {}))
+    model, _ = checkpoint.load_for_work(name, **(loading or {}))
     abouts = [about for _, about in stored.values()]
     check_same_model(stats_files, abouts, model)
     check(model, options)
@@ -245,8 +243,8 @@ def evaluate_tasks(
     if not tasks:
         raise UserError("nothing to measure: add --task NAME or --task NAME=PATH, or --harness TASKS")
     tests = [load_test(spec, options) for spec in tasks]
-    model, tokenizer = checkpoint.load(name, **(loading or {}))
-    reference = checkpoint.load(dense, **(loading or {}))[0] if dense else None
+    model, tokenizer = checkpoint.load_for_work(name, **(loading or {}))
+    reference = checkpoint.load_for_work(dense, **(loading or {}))[0] if dense else None
     if reference is not None and reference.config.vocab_size != model.config.vocab_size:
         raise UserError(f"--dense {dense} has another vocabulary than {name}; name the model it was pruned from")
     exams = [prepare(test, model, tokenizer, options) for test in tests]
@@ -261,7 +259,7 @@ def run_harness(
     from seap import harness
 
     harness.check(names, data, **limits)
-    model, tokenizer = checkpoint.load(name, **(loading or {}))
+    model, tokenizer = checkpoint.load_for_work(name, **(loading or {}))
     return harness.evaluate(model, tokenizer, names, data=data, **limits)
 
 
@@ -279,7 +277,7 @@ def analyze_tasks(
     from seap.analyze import analyze, check_specs
 
     check_specs(tasks)
-    model, tokenizer = checkpoint.load(name, **(loading or {}))
+    model, tokenizer = checkpoint.load_for_work(name, **(loading or {}))
     result = analyze(model, tokenizer, list(tasks), calibration=calibration, progress=progress, **options)
     write_json(out, result)
     return result

@@ -146,7 +146,7 @@ def compare(
     tests = {parse_spec(spec).name: load_test(spec, plan.evaluation) for spec in plan.tasks}
     items = {spec: load_items(spec, "train") for spec in _texts(plan)}
     answered = [t for t in plan.names if tests[t].metric != "continuation" and _has_answers(tests[t])]
-    model, tokenizer = checkpoint.load(name, **(loading or {}))
+    model, tokenizer = checkpoint.load_for_work(name, **(loading or {}))
     for sparsity in plan.sparsities:
         pruning.check(model, replace(plan.pruning, sparsity=sparsity))
     exams = {task: prepare(test, model, tokenizer, plan.evaluation) for task, test in tests.items()}

@@ -98,7 +98,7 @@ class Loading:
     """How a model is loaded."""
 
     dtype: Dtype = "auto"
-    """Arithmetic and weights; auto is the checkpoint's own."""
+    """Arithmetic; auto is the checkpoint's own, but float32 on a CPU without 16-bit arithmetic if it fits in memory."""
     device: str = "auto"
     """cpu, cuda, cuda:1 …; auto takes a GPU if there is one."""
     trust_remote_code: bool = False

@@ -65,7 +65,7 @@ def sweep(
     tests = [load_test(spec, plan.evaluation) for spec in plan.tasks]
     for spec in plan.tasks:
         load_items(parse_spec(spec), "train")
-    model, tokenizer = checkpoint.load(name, **(loading or {}))
+    model, tokenizer = checkpoint.load_for_work(name, **(loading or {}))
     for sparsity in plan.sparsities:
         check(model, replace(plan.pruning, sparsity=sparsity))
     exams = [prepare(test, model, tokenizer, plan.evaluation) for test in tests]

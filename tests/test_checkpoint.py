@@ -105,6 +105,23 @@ def test_the_dtype_is_as_asked(dense: str, task: str, tmp_path: Path, dtype: Any
     assert {str(weight.dtype) for weight in weights.values()} == {f"torch.{dtype}"}
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_sixteen_bits_are_computed_in_float32_where_they_are_slow_and_saved_as_they_were(
+    tmp_path: Path, task: str, monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    path = str(folder(tmp_path / "half", dtype=torch.bfloat16))
+    model, _ = checkpoint.load_for_work(path, device="cpu")
+    assert model.dtype == (torch.bfloat16 if fast else torch.float32)
+    assert checkpoint.load_for_work(path, device="cpu", dtype="float16")[0].dtype == torch.float16
+    assert checkpoint.load(path, device="cpu")[0].dtype == torch.bfloat16
+    for asked in (None, "float32"):
+        prune_to_folder(path, tmp_path / f"out{asked}", tasks=[task], save_dtype=asked, **QUICK)
+        weights = load_file(tmp_path / f"out{asked}" / "model.safetensors")
+        assert {str(weight.dtype) for weight in weights.values()} == {f"torch.{asked or 'bfloat16'}"}
+
+
 def test_stages_apart_give_what_one_command_gives(dense: str, task: str, tmp_path: Path) -> None:
     stats, mask = tmp_path / "stats", tmp_path / "masks" / "toy.safetensors"
     loading = {"device": "cpu"}
