@@ -32,6 +32,7 @@ def prune(
     evaluation: Annotated[Evaluation, Flat] = Evaluation(),  # noqa: B008
     stats: Annotated[tuple[Path, ...], Parameter(help="Statistics of `seap calibrate`, in place of --task.")] = (),
     mask_file: Annotated[Path | None, Parameter(help="A mask of `seap mask`, in place of choosing one.")] = None,
+    general: Annotated[str | None, Parameter(help="Text to mix in with --mix, NAME or NAME=PATH.")] = None,
     loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
     save_dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
@@ -56,6 +57,7 @@ def prune(
         tasks=task,
         stats_files=stats,
         mask_file=mask_file,
+        general=general,
         overwrite=overwrite,
         progress=not json,
         loading=asdict(loading),
@@ -125,17 +127,18 @@ def mask(
     *stats: Annotated[Path, Parameter(help="Statistics of `seap calibrate`.")],
     out: Annotated[Path, Parameter(help="The mask file, such as masks/gsm8k.safetensors.")],
     pruning: Annotated[Pruning, Flat] = Pruning(),  # noqa: B008
+    general: Annotated[Path | None, Parameter(help="Statistics of text to mix in with --mix.")] = None,
     seed: Annotated[int, Parameter(help="Seeds the random score.")] = Calibration.seed,
     loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
     json: Json = False,
 ) -> None:
-    """Choose what stays, from statistics that are there already; reads the model's weights but runs nothing.
+    """Choose what stays, from statistics that are there already.
 
     Example: `seap mask builtin stats/arithmetic.safetensors --sparsity 0.5 --out masks/arithmetic.safetensors`
     """
     from seap.commands import mask_to_file
 
-    about = mask_to_file(model, stats, out, pruning, seed=seed, loading=asdict(loading))
+    about = mask_to_file(model, stats, out, pruning, general=general, seed=seed, loading=asdict(loading))
     if json:
         print_json(about)
         return

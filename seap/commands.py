@@ -19,9 +19,9 @@ from seap.evaluate import evaluate, load_test, prepare
 from seap.files import check_output, digest, is_current, write_json
 from seap.likeness import Reference
 from seap.mask import Masks, compose, load_masks, realised_sparsity, save_masks
+from seap.mixture import check_mixture
 from seap.promised import load_tests, prune_to_promise
 from seap.pruning import build_corpora, check, make_masks, needs_text, prune, split_options
-from seap.ranking import check_mixture
 from seap.report import Report, choices
 from seap.stats import Statistics, load_statistics, merge, save_statistics
 from seap.tasks import load_items, parse_spec
@@ -34,6 +34,7 @@ def prune_to_folder(
     tasks: Sequence[str] = (),
     stats_files: Sequence[Path] = (),
     mask_file: Path | None = None,
+    general: str | None = None,
     overwrite: bool = False,
     progress: bool = True,
     loading: Mapping[str, Any] | None = None,
@@ -54,8 +55,13 @@ def prune_to_folder(
     pruning, _ = split_options(options)
     needed = not stored and needs_text(pruning, given)
     check_tasks(tasks, needed=needed)
-    check_mixture(pruning, [parse_spec(spec).name for spec in tasks] if needed else list(stored))
+    names = [parse_spec(spec).name for spec in tasks] if needed else list(stored)
+    check_mixture(pruning, names, general=general is not None)
+    if general is not None:
+        load_items(parse_spec(general), "train")
     if promise is not None:
+        if pruning.mix:
+            raise UserError("--mix can't be combined with a promise yet; give a --sparsity, or leave --mix out")
         if mask_file:
             raise UserError("--mask-file has its sparsity already, so no promise can choose it; leave one of them out")
         load_tests(tasks, promise, evaluation or Evaluation())
@@ -73,7 +79,16 @@ def prune_to_folder(
         report = prune_to_promise(model, tokenizer, task=tasks, statistics=statistics, progress=progress, **asked)
     else:
         task = list(tasks) or None
-        report = prune(model, tokenizer, task=task, statistics=statistics, masks=given, progress=progress, **options)
+        report = prune(
+            model,
+            tokenizer,
+            task=task,
+            statistics=statistics,
+            masks=given,
+            general=general,
+            progress=progress,
+            **options,
+        )
     if mask_file:
         tokens = report.num_tokens or about_mask["num_tokens"]
         report = replace(report, tasks=tuple(about_mask["tasks"]), num_tokens=tokens)
@@ -94,7 +109,7 @@ def options_of_mask(options: Mapping[str, Any], about: Mapping[str, Any]) -> dic
         settled["axes"] = tuple(settled["axes"])
     own = {name: value for name, value in options.items() if name not in settled}
     compensate = options.get("compensate") or settled["compensate"]
-    return settled | own | {"compensate": compensate}
+    return settled | own | {"compensate": compensate, "mix": 0.0, "worst_task": False}
 
 
 def save_pruned(
@@ -170,23 +185,27 @@ def mask_to_file(
     out: Path,
     options: Pruning,
     *,
+    general: Path | None = None,
     seed: int = Calibration.seed,
     loading: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """`seap mask`: scores, budgets and masks from statistics files."""
+    """`seap mask`: scores, budgets and masks from statistics files. general: those of text to mix in."""
     stored = read_statistics(stats_files)
     if options.needs_scores_of_activations and not stored:
         raise UserError(f"score {options.resolved().score} needs statistics: name at least one file of seap calibrate")
-    check_mixture(options, list(stored))
+    check_mixture(options, list(stored), general=general is not None)
+    mixed_in = read_statistics([general] if general else [])
     model, _ = checkpoint.load_for_work(name, **(loading or {}))
-    abouts = [about for _, about in stored.values()]
-    check_same_model(stats_files, abouts, model)
+    abouts = [about for _, about in [*stored.values(), *mixed_in.values()]]
+    check_same_model([*stats_files, *([general] if general else [])], abouts, model)
     check(model, options)
     made_with = identity(model)
     key = digest([made_with["fingerprint"], asdict(options), seed, [about["key"] for about in abouts]])
     if is_current(out, key):
         return load_masks(out)[1] | {"skipped": True}
-    masks = make_masks(model, {task: part for task, (part, _) in stored.items()}, options, seed=seed)
+    statistics = {task: part for task, (part, _) in stored.items()}
+    beside = next((part for part, _ in mixed_in.values()), None)
+    masks, options = make_masks(model, statistics, options, general=beside, seed=seed)
     about = {
         **made_with,
         "tasks": list(stored),

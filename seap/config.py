@@ -28,6 +28,7 @@ CHOICES: dict[str, Any] = {
     "sparsity_convention": Convention,
 }
 NEEDS_ACTIVATIONS = ("wifv", "wifv-flap", "wanda", "wanda-sp", "obs", "obs-fisher")
+RECONSTRUCTING = ("obs", "obs-fisher")  # scores of second moments
 MEASURED = ("damage", "search")  # allocations that run the model
 
 
@@ -52,6 +53,14 @@ METHODS: dict[str, Method] = {
         compensate="ridge",
         sequential=True,
         about="what we recommend: reconstruction, and the units and widths that leave the least damage after it",
+    ),
+    "seap-all": Method(
+        score="obs-fisher",
+        allocate="search",
+        mask="general",
+        compensate="ridge",
+        sequential=True,
+        about="the same for several tasks at once: one checkpoint that serves them all",
     ),
     "seap-paper": Method(
         score="wifv", allocate="logistic", mask="task", compensate="none", about="task mask, as in the SEAP paper"
@@ -139,7 +148,7 @@ class Pruning:
     sparsity: float = 0.5
     """Fraction of all q, k, v, o, gate, up and down parameters to remove, in [0, 1)."""
     method: str = "seap"
-    """seap, seap-paper, seap-gen, flap, wanda-sp, magnitude or random."""
+    """seap, seap-all, seap-paper, seap-gen, flap, wanda-sp, magnitude or random."""
     score: Score | None = None
     """How units are ranked."""
     allocate: Allocate | None = None
@@ -156,6 +165,10 @@ class Pruning:
     """Weights of the tasks in a general mask, as --weights.gsm8k 3; 1 where not named."""
     axes: tuple[AxisName, ...] | None = None
     """What to cut: kv_groups, channels, or (by default) both where the model's family allows it."""
+    worst_task: bool = False
+    """Choose the tasks' weights on held-out text so that the task that loses most loses least, in a general mask."""
+    mix: float | Literal["auto"] = 0.0
+    """General text beside the task's, as a multiple of the task's tokens; auto chooses it on held-out text."""
     logistic_k: float = 1.0
     """Steepness of the logistic layer sparsity."""
     logistic_x0: float = 0.3
@@ -200,6 +213,8 @@ class Pruning:
             at_least(name, getattr(self, name), least)
         for name, least in (("round_to", 1), ("fisher_tokens", 2), ("probe_tokens", 2), ("search_evaluations", 1)):
             at_least(name, getattr(self, name), least)
+        if self.mix != "auto" and not (isinstance(self.mix, float | int) and 0 <= self.mix < math.inf):
+            raise UserError(f"--mix {self.mix}: must be auto, or a number from 0 up, such as 0.3")
         for name in ("logistic_k", "logistic_x0"):
             if not math.isfinite(getattr(self, name)):
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be a finite number")
@@ -229,7 +244,7 @@ class Pruning:
 
     @property
     def needs_second_moments(self) -> bool:
-        return self.resolved().score in ("obs", "obs-fisher") or self.resolved().compensate == "ridge"
+        return self.resolved().score in RECONSTRUCTING or self.resolved().compensate == "ridge"
 
     def unused(self) -> list[str]:
         """Options set away from their default that have no effect on this run."""
@@ -237,8 +252,8 @@ class Pruning:
         notes = []
         if method.allocate != "logistic":
             notes += [f"--{name.replace('_', '-')}" for name in ("logistic_k", "logistic_x0") if name in changed]
-        if method.mask not in ("general", "general-raw") and "weights" in changed:
-            notes.append("--weights")
+        if method.mask not in ("general", "general-raw"):
+            notes += [f"--{name.replace('_', '-')}" for name in ("weights", "worst_task") if name in changed]
         if method.score != "obs-fisher" and "fisher_tokens" in changed:
             notes.append("--fisher-tokens")
         if method.allocate not in MEASURED and "probe_tokens" in changed:

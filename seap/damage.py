@@ -63,6 +63,17 @@ def simulated(arch: Arch, axis: Axis, keep: Tensor, repair: Repair | None) -> It
 
 
 @contextlib.contextmanager
+def simulated_all(
+    arch: Arch, axes: Sequence[Axis], keep: Mapping[str, Tensor], repairs: Mapping[str, Repair]
+) -> Iterator[None]:
+    """Several axes cut at once."""
+    with contextlib.ExitStack() as stack:
+        for axis in axes:
+            stack.enter_context(simulated(arch, axis, keep[axis.key], repairs.get(axis.key)))
+        yield
+
+
+@contextlib.contextmanager
 def _replaced(arch: Arch, layer: int, module: str, new: Tensor, shift: Tensor | None = None) -> Iterator[None]:
     """A linear with another weight (O, C) for a while, and its bias shifted."""
     linear = arch.linear(layer, module)

@@ -10,8 +10,9 @@ from seap.config import Calibration, Pruning
 from seap.corpus import Corpus
 from seap.errors import UserError
 from seap.files import digest
+from seap.mixture import check_mixture
 from seap.pruning import build_corpora, check, prune
-from seap.ranking import Ranking, check_mixture, rank
+from seap.ranking import Ranking, rank
 from seap.report import Report
 from seap.stats import Statistics
 

@@ -15,10 +15,11 @@ from seap.config import Calibration, Pruning
 from seap.corpus import Corpus, build_corpus, longest_sequence
 from seap.errors import UserError
 from seap.mask import Masks, check_fits
-from seap.ranking import Ranking, check_mixture, rank, with_second_moments
+from seap.mixture import check_mixture, pool
+from seap.ranking import Ranking, rank, with_second_moments
 from seap.report import Before, Report, Run, build_report
 from seap.sequential import refit_layers
-from seap.stats import Statistics, merge
+from seap.stats import Statistics
 from seap.surgery import check_in_memory, cut_
 from seap.tasks import load_items, parse_spec, spec_source
 
@@ -59,10 +60,20 @@ def calibrate(
 
 
 def make_masks(
-    model: Any, statistics: Mapping[str, Statistics], options: Pruning, *, seed: int = 0, progress: bool = False
-) -> Masks:
-    """Scores → budgets → masks. statistics: task → axis key → Moments (may be empty for scores of weights alone)."""
-    return rank(model, statistics, options, seed=seed, progress=progress).masks(options.sparsity, progress=progress)
+    model: Any,
+    statistics: Mapping[str, Statistics],
+    options: Pruning,
+    *,
+    general: Statistics | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> tuple[Masks, Pruning]:
+    """Scores → budgets → masks, and the options with what was chosen on held-out text.
+
+    statistics: task → axis key → Moments (may be empty for scores of weights alone). general: of text to mix in.
+    """
+    ranking = rank(model, statistics, options, general=general, seed=seed, progress=progress)
+    return ranking.masks(options.sparsity, progress=progress), ranking.options
 
 
 def make_repairs(
@@ -72,7 +83,7 @@ def make_repairs(
     arch, method = describe(model), options.resolved()
     if method.compensate == "none" or all(mask.all() for mask in masks.values()):
         return {}
-    pooled = merge(statistics.values())
+    pooled = pool(statistics, options)
     repairs = repair_axes(arch, masks, pooled, method.compensate)
     if not method.sequential:
         return repairs
@@ -87,6 +98,7 @@ def prune(
     statistics: Mapping[str, Statistics] | None = None,
     masks: Masks | None = None,
     ranking: Ranking | None = None,
+    general: str | None = None,
     progress: bool = True,
     **options: Any,
 ) -> Report:
@@ -102,15 +114,17 @@ def prune(
     started = time.perf_counter()
     run = Run(*split_options(options), statistics=dict(ranking.statistics if ranking else statistics or {}))
     run.notes += check(model, run.pruning, masks)
-    measure_(run, model, tokenizer, task, masks, progress=progress)
+    measure_(run, model, tokenizer, task, masks, general, progress=progress)
     if run.statistics and (masks is None or run.pruning.resolved().compensate != "none"):
         run.statistics = with_second_moments(model, run.statistics, run.pruning, progress=progress)
     if masks is not None:
         made = masks
     else:
         seed = run.calibration.seed
-        ranking = ranking or rank(model, run.statistics, run.pruning, seed=seed, progress=progress)
+        ranking = ranking or rank(model, run.statistics, run.pruning, general=run.general, seed=seed, progress=progress)
         made = ranking.masks(run.pruning.sparsity, progress=progress)
+        run.statistics, run.notes = ranking.statistics, [*run.notes, *ranking.notes]
+        run.pruning = replace(ranking.options, sparsity=run.pruning.sparsity)
     repairs = make_repairs(model, made, run.statistics, run.pruning, progress=progress)
     run.notes += notes_on(repairs, run.pruning)
     before = Before.of(model, made)
@@ -128,7 +142,16 @@ def notes_on(repairs: Repairs, options: Pruning) -> list[str]:
     return [f"reconstruction was no better than the bias on held-out text for {', '.join(fell_back)}"]
 
 
-def measure_(run: Run, model: Any, tokenizer: Any, task: Tasks | None, masks: Masks | None, *, progress: bool) -> None:
+def measure_(
+    run: Run,
+    model: Any,
+    tokenizer: Any,
+    task: Tasks | None,
+    masks: Masks | None,
+    general: str | None,
+    *,
+    progress: bool,
+) -> None:
     """Calibrate where the run needs statistics and has none; note what has no effect."""
     settings = run.calibration
     wanted = replace(settings, second_moments=settings.second_moments or run.pruning.needs_second_moments)
@@ -136,9 +159,14 @@ def measure_(run: Run, model: Any, tokenizer: Any, task: Tasks | None, masks: Ma
         if task is None or tokenizer is None:
             raise UserError("this method measures activations: give a tokenizer and a task (NAME or NAME=PATH)")
         run.corpora = build_corpora(model, tokenizer, task, settings)
-        check_mixture(run.pruning, list(run.corpora))
+        check_mixture(run.pruning, list(run.corpora), general=general is not None)
         for name, corpus in run.corpora.items():
             run.statistics[name] = calibrating.calibrate(model, corpus, wanted, progress=progress)
+        if general is not None and run.pruning.mix:
+            [corpus] = build_corpora(model, tokenizer, general, settings).values()
+            run.general = calibrating.calibrate(model, corpus, wanted, progress=progress)
+        elif general is not None:
+            run.notes.append("--general has no effect without --mix")
         if settings.second_moments and not run.pruning.needs_second_moments:
             run.notes.append("--second-moments has no effect: no stage of this run uses them")
         return

@@ -3,7 +3,7 @@
 One ranking serves many sparsities: the scores and the damage curves don't depend on it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,31 +13,17 @@ from seap import calibration as calibrating
 from seap.allocate import allocate, is_protected, least_kept
 from seap.arch import Arch, Axis, choose_axes, describe
 from seap.compensate import UNTESTED_DAMPING, Repair, kept_inputs, mean_bias, ridge, weight_of
-from seap.config import MEASURED, Calibration, Method, Pruning
+from seap.config import MEASURED, RECONSTRUCTING, Calibration, Method, Pruning
 from seap.corpus import Corpus
 from seap.damage import Curves, Judge, RepairTo, measure_curves, probe_rows
 from seap.errors import UserError
 from seap.mask import Masks, choose_units
+from seap.mixture import QuickNetworks, add_general, check_mixture, choose_share, choose_weights, pool
 from seap.score import Scores, mix, score_inputs
 from seap.search import search
 from seap.sensitivity import weigh_outputs
-from seap.stats import Statistics, merge
+from seap.stats import Statistics
 from seap.timing import Times, axis_times
-
-
-def check_mixture(options: Pruning, names: Sequence[str]) -> None:
-    """Refuse tasks that the mask can't be made of, and weights that name none of them or leave nothing."""
-    if options.resolved().mask == "task" and len(names) > 1:
-        raise UserError(
-            f"a task mask is of one task, got {', '.join(names)}; use --method seap-gen or --mask general "
-            "for one mask that serves them all, or prune once per task"
-        )
-    weights = options.weights or {}
-    if names and set(weights) - set(names):
-        strange = ", ".join(sorted(set(weights) - set(names)))
-        raise UserError(f"--weights names {strange}, the tasks are {', '.join(names)}")
-    if weights and names and not any(weights.get(name, 1.0) for name in names):
-        raise UserError("--weights are all 0, which leaves nothing to score by; give one task a weight above 0")
 
 
 def combine_scores(
@@ -48,15 +34,18 @@ def combine_scores(
     seed: int,
     weighing: Mapping[str, Tensor] | None = None,
 ) -> Scores:
-    """One score per input: of the one task, mixed over several, or of all text pooled. weighing: see `score_inputs`."""
-    check_mixture(options, list(statistics))
-    if method.mask in ("general", "general-raw") and statistics:
+    """One score per input: of the one task, mixed over several, or of all text pooled. weighing: see `score_inputs`.
+
+    Scores of reconstruction are of mixed moments, the others are mixed themselves (SEAP-gen).
+    """
+    one_by_one = method.mask in ("general", "general-raw") and method.score not in RECONSTRUCTING
+    if one_by_one and statistics:
         each = {
             task: score_inputs(arch, part, method.score, seed=seed, weighing=weighing)
             for task, part in statistics.items()
         }
         return mix(each, options.weights, normalise=method.mask == "general")
-    pooled = merge(statistics.values()) if statistics else None
+    pooled = pool(statistics, options) if statistics else None
     return score_inputs(arch, pooled, method.score, seed=seed, weighing=weighing)
 
 
@@ -73,6 +62,7 @@ class Ranking:
     curves: Curves | None = None
     repair_to: RepairTo | None = None
     times: Times | None = None
+    notes: tuple[str, ...] = ()  # what was chosen on held-out text
     known: dict[float, Masks] = field(default_factory=dict)
 
     @property
@@ -111,18 +101,30 @@ class Ranking:
 
 
 def rank(
-    model: Any, statistics: Mapping[str, Statistics], options: Pruning, *, seed: int = 0, progress: bool = False
+    model: Any,
+    statistics: Mapping[str, Statistics],
+    options: Pruning,
+    *,
+    general: Statistics | None = None,
+    seed: int = 0,
+    progress: bool = False,
 ) -> Ranking:
     """Score the units and, for `damage` and `search`, measure each axis's curve on held-out rows.
 
-    statistics: task → axis key → Moments; may be empty for scores of weights alone. The options' sparsity is not used.
+    statistics: task → axis key → Moments; may be empty for scores of weights alone. general: of the text to mix in. The
+    options' sparsity is used only where weights or a share of general text are chosen, as they are for the networks of
+    that sparsity. The ranking's own options and statistics are with what was chosen.
     """
-    arch, method = describe(model), options.resolved()
+    arch = describe(model)
+    check_mixture(options, list(statistics), general=general is not None)
     ready = with_second_moments(model, statistics, options, progress=progress)
+    ready, options, notes = _settled(model, ready, options, general, seed=seed, progress=progress)
+    method = options.resolved()
     weights = _weighing(arch, ready, options, seed, progress) if method.score == "obs-fisher" else None
     made = Ranking(arch, options, seed, ready, combine_scores(arch, method, ready, options, seed, weights))
+    made.notes = notes
     if method.allocate in MEASURED:
-        pooled = merge(ready.values())
+        pooled = pool(ready, options)
         made.repair_to = _repairing(arch, method, made.scores, pooled)
         made.times = axis_times(arch, made.free) if options.cost == "milliseconds" else None
         rows = probe_rows(pooled.rows, options.probe_tokens, seed)
@@ -131,6 +133,35 @@ def rank(
             made.judge, made.free, made.least, options.round_to, made.repair_to, progress=progress
         )
     return made
+
+
+def _settled(
+    model: Any,
+    statistics: dict[str, Statistics],
+    options: Pruning,
+    general: Statistics | None,
+    *,
+    seed: int,
+    progress: bool,
+) -> tuple[dict[str, Statistics], Pruning, tuple[str, ...]]:
+    """Statistics with general text mixed in, options with weights and share chosen, and what there is to say of it."""
+
+    def make_masks(parts: Mapping[str, Statistics], quick: Pruning) -> Masks:
+        return rank(model, parts, quick, seed=seed).masks(quick.sparsity)
+
+    if general is not None and options.mix:
+        [(task, own)] = statistics.items()
+        general = with_second_moments(model, {"general": general}, options, progress=progress)["general"]
+        if options.mix != "auto":
+            return {task: add_general(own, general, options.mix)}, options, ()
+        networks = QuickNetworks.on(model, statistics, options, make_masks, seed)
+        share, note = choose_share(networks, task, own, general)
+        return {task: add_general(own, general, share)}, replace(options, mix=share), (note,)
+    if options.worst_task and options.resolved().mask in ("general", "general-raw"):
+        networks = QuickNetworks.on(model, statistics, options, make_masks, seed)
+        chosen, note = choose_weights(networks, statistics, progress=progress)
+        return statistics, replace(options, weights=chosen, worst_task=False), (note,)
+    return statistics, options, ()
 
 
 def _weighing(

@@ -47,6 +47,7 @@ class Run:
     calibration: Calibration
     corpora: dict[str, Corpus] = field(default_factory=dict)
     statistics: dict[str, Statistics] = field(default_factory=dict)
+    general: Statistics | None = None  # of the text that is mixed in
     notes: list[str] = field(default_factory=list)
 
 

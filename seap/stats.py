@@ -116,6 +116,12 @@ class Moments:
         co = None if self.co is None else self.co * weight
         return Moments(round(self.count * weight), self.mean.clone(), self.m2 * weight, co, held)
 
+    def copy(self) -> Moments:
+        """One that can be added to without changing this one."""
+        copied = Moments.zeros(self.mean.numel(), second=self.co is not None, device=self.mean.device)
+        copied.add_(self)
+        return copied
+
     def cpu(self) -> Moments:
         held = None if self.held is None else self.held.cpu()
         return Moments(self.count, self.mean.cpu(), self.m2.cpu(), None if self.co is None else self.co.cpu(), held)

@@ -24,9 +24,9 @@ from seap.files import digest, write_json
 from seap.frontier import Frontier
 from seap.heldout import KINDS, Outcome, damage, observe
 from seap.metrics import ratio_of
+from seap.mixture import check_mixture
 from seap.promise import Damage
 from seap.pruning import check
-from seap.ranking import check_mixture
 from seap.report import Report, choices
 from seap.speed import compare_speed
 from seap.tasks import load_items, parse_spec

@@ -156,7 +156,7 @@ def test_the_last_rung_is_the_mask_of_all_text() -> None:
     table = masks_of_spans(
         tiny, measure(tiny, {"toy": data}, OPTIONS, progress=False), pruning, [pruning.sparsity], progress=False
     )
-    expected = make_masks(tiny, {"toy": calibrate(tiny, data, OPTIONS, progress=False)}, pruning)
+    expected, _ = make_masks(tiny, {"toy": calibrate(tiny, data, OPTIONS, progress=False)}, pruning)
     assert all(torch.equal(mask, expected[key]) for key, mask in table.full("toy", 0.5).items())
     rungs = agreement.enough(table)
     assert [rung["num_texts"] for rung in rungs] == [1, 2, 4, 8, 12]

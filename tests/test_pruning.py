@@ -87,7 +87,7 @@ def test_bias_carries_the_mean_of_what_was_removed(name: str) -> None:
     data = build_corpus("toy", TEXTS, tokenizer(), Calibration(), source="test", seq_len=64)
     arch = describe(dense)
     statistics = calibrate(dense, data, Calibration(), progress=False)
-    masks = make_masks(dense, {"toy": statistics}, Pruning(sparsity=0.3, min_channels=4))
+    masks, _ = make_masks(dense, {"toy": statistics}, Pruning(sparsity=0.3, min_channels=4))
     repairs = repair_axes(arch, masks, statistics, "bias")
     for axis in arch.axes:
         gone = ~kept_inputs(axis, masks[axis.key])
