@@ -21,9 +21,9 @@ from seap.config import Calibration, Pruning
 from seap.corpus import Batch, Corpus, batches
 from seap.environment import command_line, commit, machine, versions
 from seap.errors import UserError, missing_extra, unknown
+from seap.moments import Moments
 from seap.pruning import Tasks, build_corpora, check
 from seap.report import choices
-from seap.stats import Moments
 from seap.tasks import load_items
 
 MAX_BINS = 64  # of the activation map, per layer

@@ -4,6 +4,8 @@ Shapes: B rows, T tokens, C inputs of a consumer.
 """
 
 import contextlib
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +22,8 @@ from seap.environment import versions
 from seap.errors import UserError
 from seap.files import digest
 from seap.layerwise import Walk, evaluation, model_inputs
-from seap.stats import Moments, Statistics
+from seap.moments import Moments
+from seap.stats import IN_MEMORY_BYTES, Statistics
 
 
 def calibrate(model: Any, corpus: Corpus, options: Calibration, *, progress: bool = True) -> Statistics:
@@ -33,13 +36,14 @@ def calibrate(model: Any, corpus: Corpus, options: Calibration, *, progress: boo
     """
     arch = describe(model)
     with evaluation(model):
-        measure = _by_layer if options.second_moments else _in_one_pass
-        moments = measure(arch, corpus, options, progress=progress)
-    return Statistics({key: value.cpu() for key, value in moments.items()}, corpus.rows)
+        if options.second_moments:
+            return _by_layer(arch, corpus, options, progress=progress)
+        moments = _in_one_pass(arch, corpus, options, progress=progress)
+        return Statistics({key: value.cpu() for key, value in moments.items()}, corpus.rows)
 
 
 def _in_one_pass(arch: Arch, corpus: Corpus, options: Calibration, *, progress: bool) -> dict[str, Moments]:
-    moments = {axis.key: _zeros(arch, axis, second=False) for axis in arch.axes}
+    moments = {axis.key: _zeros(arch, axis) for axis in arch.axes}
     total = num_batches(corpus.rows, batch_tokens=options.batch_tokens)
     stream = batches(corpus.rows, batch_tokens=options.batch_tokens)
     bar = tqdm(stream, total=total, desc=f"calibrate {corpus.name}", unit="batch", disable=not progress, leave=False)
@@ -50,30 +54,59 @@ def _in_one_pass(arch: Arch, corpus: Corpus, options: Calibration, *, progress: 
     return moments
 
 
-def _by_layer(arch: Arch, corpus: Corpus, options: Calibration, *, progress: bool) -> dict[str, Moments]:
-    """One layer over all batches before the next one, so that only its own co-moments are being added to."""
-    moments: dict[str, Moments] = {}
+def _by_layer(arch: Arch, corpus: Corpus, options: Calibration, *, progress: bool) -> Statistics:
+    """One layer over all batches before the next one, so that only its own co-moments are in memory where they go."""
+    found = Statistics(rows=corpus.rows, on_disk=_too_large(arch, options))
     walk = Walk.start(arch, corpus.rows, batch_tokens=options.batch_tokens)
     layers = range(len(arch.layers))
     for layer in tqdm(layers, desc=f"calibrate {corpus.name}", unit="layer", disable=not progress, leave=False):
         axes = [axis for axis in arch.axes if axis.layer == layer]
-        parts = [{axis.key: _zeros(arch, axis, second=True) for axis in axes} for _ in range(2)]
+        blocks = {axis.key: num_blocks(axis, options.moments) for axis in axes}
+        parts = [{axis.key: _zeros(arch, axis, blocks[axis.key]) for axis in axes} for _ in range(2)]
         for index, batch in enumerate(walk.batches):
             with _recording(arch, axes, parts[walk.held[index]], batch):
                 walk.hidden[index] = walk.run(layer, index)
+        _check_finite(axes, parts[0])
         for axis in axes:
-            fit, held = parts[0][axis.key], parts[1][axis.key]
-            fit.add_(held)
-            fit.held = held if held.count else None
-            moments[axis.key] = fit
-        _check_finite(axes, moments)
-    return moments
+            found[axis.key] = _with_held(parts[0].pop(axis.key), parts[1].pop(axis.key)).cpu()
+    return found
 
 
-def _zeros(arch: Arch, axis: Axis, *, second: bool) -> Moments:
+def _with_held(fit: Moments, held: Moments) -> Moments:
+    """All rows' moments, with the held-out ones apart. A function, so that no layer's outlive it in a variable."""
+    fit.add_(held)
+    fit.held = held if held.count else None
+    return fit
+
+
+def num_blocks(axis: Axis, moments: str) -> int:
+    """Into how many equal blocks `--moments` divides an axis's inputs, units whole: as few as keep to its size."""
+    if moments == "full":
+        return 1
+    size = int(moments.removeprefix("block:"))
+    divisors = (count for count in range(1, axis.units + 1) if axis.units % count == 0)
+    return next((count for count in divisors if axis.num_inputs // count <= size), axis.units)
+
+
+def _too_large(arch: Arch, options: Calibration) -> bool:
+    """Whether the co-moments should lie on disk. Raises UserError where the disk has no room for them."""
+    sizes = [axis.num_inputs**2 / num_blocks(axis, options.moments) for axis in arch.axes]
+    if 16 * sum(sizes) <= IN_MEMORY_BYTES:  # float64, and those of the held-out rows
+        return False
+    needed, place = 8 * sum(sizes), tempfile.gettempdir()  # float32 there
+    if shutil.disk_usage(place).free < 1.05 * needed:
+        raise UserError(
+            f"second moments need {needed / 1e9:.1f} GB of disk in {place}, which has less; set TMPDIR to a larger "
+            "disk, or use --moments block:1024"
+        )
+    return True
+
+
+def _zeros(arch: Arch, axis: Axis, blocks: int = 0) -> Moments:
+    """blocks: of co-moments; none are kept with 0."""
     device = arch.consumer(axis).weight.device
     place = device if device.type in ("cuda", "cpu") else torch.device("cpu")  # MPS has no float64
-    return Moments.zeros(axis.num_inputs, second=second, device=place)
+    return Moments.zeros(axis.num_inputs, second=blocks > 0, blocks=max(blocks, 1), device=place)
 
 
 @contextlib.contextmanager
@@ -161,9 +194,10 @@ def about_statistics(model: Any, corpus: Corpus, options: Calibration) -> dict[s
         "data_hash": corpus.data_hash,
         "seed": options.seed,
         "second_moments": options.second_moments,
+        "moments": options.moments,
         "parts": [corpus.data_hash],
         "options": asdict(options),
         "versions": versions(),
     }
-    deciding = ("fingerprint", "dtype", "task", "data_hash", "second_moments")
+    deciding = ("fingerprint", "dtype", "task", "data_hash", "second_moments", "moments")
     return about | {"key": digest([about[name] for name in deciding])}

@@ -12,12 +12,13 @@ Shapes: C inputs of the consumer, k of them kept, O outputs. W_k and W_d are its
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from seap.arch import Arch, Axis
 from seap.damped import solve_damped
 from seap.mask import Masks
-from seap.stats import Moments
+from seap.moments import Moments
 
 DAMPING = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # λ over the mean of the covariance's diagonal
 UNTESTED_DAMPING = 1e-2  # where no row is held out to choose it on
@@ -56,19 +57,35 @@ def mean_bias(weight: Tensor, moments: Moments, keep: Tensor) -> Repair:
 
 
 def ridge(weight: Tensor, moments: Moments, keep: Tensor, damping: float) -> Repair:
-    """Least squares on the kept inputs with this damping. weight (O, C) float64, keep bool (C,)."""
-    covariance = moments.covariance
-    cross = weight[:, ~keep] @ covariance[~keep][:, keep]
-    fitted = weight[:, keep] + solve_damped(covariance[keep][:, keep], cross, damping)
+    """Least squares on the kept inputs with this damping, within each block of the moments.
+
+    weight (O, C) float64, keep bool (C,).
+    """
+    parts, size = moments.split(), keep.numel() // moments.num_blocks
+    columns = zip(weight.split(size, 1), parts, keep.split(size), strict=True)
+    fitted = torch.cat([_ridge(part, own, kept, damping) for part, own, kept in columns], 1)
     return Repair(weight @ moments.mean - fitted @ moments.mean[keep], fitted, f"ridge {damping:g}")
 
 
+def _ridge(weight: Tensor, moments: Moments, keep: Tensor, damping: float) -> Tensor:
+    """The kept columns (O, k), fitted."""
+    if keep.all() or not keep.any():
+        return weight[:, keep]
+    covariance = moments.covariance
+    cross = weight[:, ~keep] @ covariance[~keep][:, keep]
+    return weight[:, keep] + solve_damped(covariance[keep][:, keep], cross, damping)
+
+
 def output_error(weight: Tensor, moments: Moments, keep: Tensor, repair: Repair) -> float:
-    """E‖W h − W' h_k − b‖² over the rows of the moments: what is left of the error after a repair."""
+    """E‖W h − W' h_k − b‖² over the rows of the moments: what is left of the error after a repair.
+
+    Of moments in blocks, as if inputs of different blocks were uncorrelated.
+    """
     off = weight.clone()
     off[:, keep] -= weight[:, keep] if repair.weight is None else repair.weight
     shift = off @ moments.mean - repair.bias
-    return float(((off @ moments.covariance) * off).sum() + shift.square().sum())
+    parts = zip(off.split(keep.numel() // moments.num_blocks, 1), moments.split(), strict=True)
+    return sum(float(((part @ own.covariance) * part).sum()) for part, own in parts) + float(shift.square().sum())
 
 
 def ridge_or_bias(weight: Tensor, moments: Moments, keep: Tensor) -> Repair:

@@ -130,6 +130,8 @@ class Calibration:
     """Most tokens in one forward pass, padding included."""
     second_moments: bool = False
     """Also collect the matrices of second moments (C² float64 numbers per axis)."""
+    moments: str = "full"
+    """full, or block:N for second moments within blocks of at most N inputs: less memory and time, somewhat worse."""
     seed: int = 0
     """Draws the texts and seeds the random score. Single files are split the same way whatever it is."""
 
@@ -139,6 +141,8 @@ class Calibration:
         at_least("batch_tokens", self.batch_tokens, 1)
         if self.max_tokens is not None:
             at_least("max_tokens", self.max_tokens, 2)
+        if not re.fullmatch(r"full|block:[1-9]\d*", self.moments):
+            raise UserError(f"--moments {self.moments}: must be full, or block:N such as block:1024")
 
 
 @dataclass(frozen=True, kw_only=True)

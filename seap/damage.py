@@ -96,7 +96,6 @@ class Judge:
     walk: Walk
     states: list[list[Tensor]] = field(default_factory=list)  # per layer (and after the last), per batch
     dense: dict[int, Tensor] = field(default_factory=dict)
-    evaluations: int = 0
 
     @classmethod
     def on(cls, arch: Arch, rows: Sequence[Sequence[int]], *, batch_tokens: int) -> "Judge":
@@ -125,7 +124,6 @@ class Judge:
             real = batch.mask.to(kl.device)
             total += float((kl.double() * real).sum())
             count += int(real.sum())
-        self.evaluations += 1
         return total / count
 
 

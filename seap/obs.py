@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from seap.damped import solve_damped
-from seap.stats import Moments
+from seap.moments import Moments
 
 DAMPING = 1e-3  # over the mean of the covariance's diagonal
 ROUNDS = 48  # a round removes at most one 48th of what is left, at least one unit

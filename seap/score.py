@@ -23,8 +23,9 @@ from torch import Tensor
 
 from seap.arch import KV_GROUPS, Arch, Axis
 from seap.errors import UserError
+from seap.moments import Moments
 from seap.obs import removal
-from seap.stats import Moments, Statistics
+from seap.stats import Statistics
 
 Scores = dict[str, Tensor]  # axis key → float64 (C,), one per input of the consumer
 
@@ -60,7 +61,9 @@ def _wanda_sp(axis: Axis, weight: Tensor, moments: Moments) -> Tensor:
 
 
 def _obs(axis: Axis, weight: Tensor, moments: Moments) -> Tensor:
-    scores = removal(weight.cpu().double(), moments, axis.unit_inputs).scores()
+    columns = weight.cpu().double().split(axis.num_inputs // moments.num_blocks, 1)
+    parts = zip(columns, moments.split(), strict=True)
+    scores = torch.cat([removal(part, own, axis.unit_inputs).scores() for part, own in parts])
     return scores.repeat_interleave(axis.unit_inputs) / axis.unit_inputs
 
 

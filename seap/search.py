@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 
 from tqdm import tqdm
 
+from seap.allocate import Budgets
 from seap.arch import Axis
 from seap.damage import Judge, RepairTo, simulated
 from seap.layerwise import evaluation
-
-Budgets = dict[str, int]
 
 
 def divergence_of(judge: Judge, axes: Sequence[Axis], budgets: Mapping[str, int], repair_to: RepairTo) -> float:

@@ -19,8 +19,8 @@ from seap.commands import analyze_tasks
 from seap.config import Calibration, Pruning
 from seap.corpus import Corpus, build_corpus
 from seap.errors import UserError
+from seap.moments import Moments
 from seap.pruning import make_masks
-from seap.stats import Moments
 
 OPTIONS = Calibration(num_texts=12, seq_len=10, batch_tokens=40)
 TWO = {"first": TEXTS[:20], "second": TEXTS[20:]}

@@ -1,19 +1,25 @@
 """Calibration equals the activations themselves, whatever the batching and padding; bad activations are named."""
 
+import gc
+import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from tiny import ROWS, model
+from tiny import ROWS, ids, model
 from toy import TEXTS, WORDS, tokenizer
 
+from seap import calibration
 from seap.arch import describe
-from seap.calibration import calibrate, check_same_model, identity
+from seap.calibration import calibrate, check_same_model, identity, num_blocks
 from seap.config import Calibration
 from seap.corpus import Corpus, batches, build_corpus
 from seap.errors import UserError
+from seap.layerwise import Walk
 from seap.stats import merge
 
 OPTIONS = Calibration(num_texts=12, seq_len=10)
@@ -149,3 +155,60 @@ def test_a_token_limit_cuts_the_same_text_short(pack: bool) -> None:
         corpus = build_corpus("a", TEXTS, tokenizer(), replace(options, max_tokens=limit), source="-")
         assert [token for row in corpus.rows for token in row] == whole[: corpus.num_tokens]
         assert min(limit, len(whole)) - 1 <= corpus.num_tokens <= limit
+
+
+def large_matrices() -> list[torch.Tensor]:
+    """Co-moments that are alive."""
+    return [o for o in gc.get_objects() if type(o) is torch.Tensor and o.dtype == torch.float64 and o.shape == (40, 40)]
+
+
+def test_large_matrices_lie_on_disk_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = model("llama", num_hidden_layers=5)
+    data = Corpus("toy", tuple(tuple(row) for row in ids(12, 9).tolist()), "test")
+    options = Calibration(second_moments=True, batch_tokens=40)
+    inside = calibrate(dense, data, options, progress=False)
+    monkeypatch.setattr(calibration, "IN_MEMORY_BYTES", 0)
+    seen: list[int] = []
+    run = Walk.run
+
+    def counted(self: Any, layer: int, *rest: Any) -> Any:
+        seen.append(len(large_matrices()))
+        return run(self, layer, *rest)
+
+    before = len(large_matrices())
+    monkeypatch.setattr(Walk, "run", counted)
+    outside = calibrate(dense, data, options, progress=False)
+    assert max(seen) - before <= 2 and len(large_matrices()) == before  # the fit's and the held-out rows' of one layer
+    for key, moments in inside.items():
+        assert moments.co is not None and torch.equal(outside[key].co, moments.co)  # type: ignore[arg-type]
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+        with pytest.raises(UserError, match=r"GB of disk in .*set TMPDIR"):
+            calibrate(dense, data, options, progress=False)
+
+
+def test_the_folder_goes_when_calibration_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(calibration, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dense = model("llama")
+    with torch.no_grad():
+        describe(dense).weight(1, "mlp.up_proj")[0, 0] = float("nan")
+    data = Corpus("toy", tuple(tuple(row) for row in ids(12, 9).tolist()), "test")
+    with pytest.raises(UserError, match="layer 1"):
+        calibrate(dense, data, Calibration(second_moments=True), progress=False)
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_blocks_keep_units_whole_and_to_their_size() -> None:
+    arch = describe(model("llama"))  # 4 groups of 16 inputs, 40 channels
+    groups, channels = arch.axes[:2]
+    assert [num_blocks(groups, m) for m in ("full", "block:64", "block:63", "block:32", "block:1")] == [1, 1, 2, 2, 4]
+    assert [num_blocks(channels, m) for m in ("full", "block:40", "block:39", "block:10", "block:9")] == [1, 1, 2, 4, 5]
+    found = calibrate(
+        model("llama"),
+        Corpus("toy", tuple(tuple(row) for row in ids(12, 9).tolist()), "test"),
+        Calibration(second_moments=True, moments="block:20"),
+        progress=False,
+    )
+    assert {key: moments.num_blocks for key, moments in found.items()}["layers.0.channels"] == 2

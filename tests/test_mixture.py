@@ -16,9 +16,10 @@ from seap.config import Calibration, Pruning
 from seap.corpus import Corpus, build_corpus
 from seap.errors import UserError
 from seap.mixture import QuickNetworks, add_general, choose_weights, pool
+from seap.moments import Moments
 from seap.ranking import rank
 from seap.score import score_inputs
-from seap.stats import Moments, Statistics
+from seap.stats import Statistics
 
 CHEAP: dict[str, Any] = {"min_channels": 4, "search_evaluations": 2, "probe_tokens": 64, "fisher_tokens": 64}
 SECOND = Calibration(second_moments=True)

@@ -16,9 +16,9 @@ from seap.config import Calibration, Pruning
 from seap.corpus import Batch, build_corpus
 from seap.knapsack import choose_options
 from seap.layerwise import Walk, resume
+from seap.moments import Moments
 from seap.obs import removal, removal_costs
 from seap.ranking import rank
-from seap.stats import Moments
 
 
 def moments(count: int = 60, size: int = 6, seed: int = 0) -> tuple[Moments, torch.Tensor, torch.Tensor]:
@@ -132,3 +132,31 @@ def test_one_ranking_serves_many_sparsities_and_search_keeps_the_budget() -> Non
         masks = ranking.masks(sparsity)
         removed = sum(int((~masks[a.key]).sum()) * a.unit_params for a in arch.axes)
         assert abs(removed - sparsity * arch.prunable_params) <= unit
+
+
+def test_in_blocks_each_block_is_fitted_and_scored_alone() -> None:
+    """Where inputs of different blocks are uncorrelated, as one block gives; else each block's own solution."""
+    generator = torch.Generator().manual_seed(0)
+    data, weight = torch.randn(80, 8, generator=generator), torch.randn(4, 8, generator=generator, dtype=torch.float64)
+    keep = torch.tensor([True, False, True, True, False, True, True, False])
+    found = Moments.of(data, second=True, blocks=2)
+    repair = ridge(weight, found, keep, 1e-3)
+    halves = [
+        ridge(weight[:, place], Moments.of(data[:, place], second=True), keep[place], 1e-3)
+        for place in (slice(4), slice(4, 8))
+    ]
+    assert repair.weight is not None
+    torch.testing.assert_close(repair.weight, torch.cat([half.weight for half in halves], 1))  # type: ignore[misc]
+    torch.testing.assert_close(repair.bias, halves[0].bias + halves[1].bias)
+    assert found.co is not None
+    apart = Moments(found.count, found.mean, found.m2, torch.block_diag(*found.co))
+    assert output_error(weight, found, keep, repair) == pytest.approx(output_error(weight, apart, keep, repair))
+
+
+def test_the_whole_method_in_blocks() -> None:
+    dense = model("llama")
+    report = seap.prune(
+        dense, tokenizer(), task={"toy": TEXTS}, sparsity=0.3, min_channels=4, moments="block:16", progress=False
+    )
+    assert report.realised_sparsity == pytest.approx(0.3, abs=0.03)
+    assert torch.isfinite(dense(ids()).logits).all()

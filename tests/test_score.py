@@ -5,8 +5,8 @@ import torch
 from tiny import model
 
 from seap.arch import CHANNELS, KV_GROUPS, Axis, describe
+from seap.moments import Moments
 from seap.score import mix, score_inputs, unit_scores
-from seap.stats import Moments
 
 
 def axis(name: str, units: int, unit_inputs: int) -> Axis:

@@ -8,8 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seap import stats
 from seap.errors import UserError
-from seap.stats import Moments, Statistics, load_statistics, merge, save_statistics
+from seap.moments import Moments
+from seap.stats import Statistics, load_statistics, merge, save_statistics
 
 SIZE = 5
 
@@ -104,3 +106,53 @@ def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
         load_statistics(path)
     with pytest.raises(UserError, match="no such file"):
         load_statistics(tmp_path / "missing.safetensors")
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 4])
+def test_blocks_are_the_matrix_s_own(blocks: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    data, more = torch.randn(30, 8, generator=generator) + 3, torch.randn(11, 8, generator=generator)
+    found, whole = (Moments.of(data, second=True, blocks=count) for count in (blocks, 1))
+    for moments in (found, whole):
+        moments.update_(more)
+        moments.held = Moments.of(more, second=True, blocks=moments.num_blocks)
+    assert whole.co is not None and found.num_blocks == blocks == len(found.split())
+    fit = whole.without_held()
+    for i, (part, left) in enumerate(zip(found.split(), found.without_held().split(), strict=True)):
+        place = slice(i * 8 // blocks, (i + 1) * 8 // blocks)
+        torch.testing.assert_close(part.covariance, whole.covariance[place, place])
+        torch.testing.assert_close(left.covariance, fit.covariance[place, place], atol=1e-9, rtol=1e-9)
+        torch.testing.assert_close(part.mean, whole.mean[place])
+    if blocks > 1:
+        with pytest.raises(UserError, match="blocks of different size"):
+            whole.copy().add_(found)
+
+
+def test_matrices_on_disk_are_what_was_set_and_go_with_the_statistics() -> None:
+    moments = Moments.of(rows(9, 0), second=True)
+    moments.held = Moments.of(rows(3, 1), second=True)
+    kept = Statistics({"a": moments}, ((1, 2),), on_disk=True)
+    folder = kept._folder
+    assert folder is not None and [path.name for path in folder.iterdir()] == ["a.safetensors"]
+    found = kept["a"]
+    assert found is not kept["a"] and found.co is not None and found.held is not None and found.held.co is not None
+    assert torch.equal(found.co, moments.co) and torch.equal(found.held.co, moments.held.co)  # type: ignore[arg-type]
+    assert kept.has_second_moments and list(kept) == ["a"] and len(kept) == 1
+    both = merge([kept, Statistics({"a": moments})])
+    assert both.on_disk and both["a"].count == 18 and both.rows == ((1, 2),)
+    del kept
+    assert not folder.exists()
+
+
+def test_a_large_file_is_read_axis_by_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = Statistics(
+        {"a": Moments.of(rows(9, 0), second=True), "b": Moments.of(rows(4, 1), second=True)}, ((1, 2),)
+    )
+    save_statistics(tmp_path / "a.safetensors", written, {"task": "t"})
+    monkeypatch.setattr(stats, "IN_MEMORY_BYTES", 0)
+    read, _ = load_statistics(tmp_path / "a.safetensors")
+    assert read["b"] is not read["b"] and read.rows == ((1, 2),)
+    for key, moments in written.items():
+        assert moments.co is not None and torch.equal(read[key].co, moments.co)  # type: ignore[arg-type]
+    save_statistics(tmp_path / "b.safetensors", read, {"task": "t"})
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()

@@ -1,0 +1,169 @@
+"""Moments of activations that add up exactly: count, mean, M2 and, if asked for, the co-moment matrix.
+
+Shapes: N rows (tokens), C inputs of a consumer, B blocks of n inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from seap.errors import UserError
+
+
+@dataclass
+class Moments:
+    """Moments of N vectors of size C, in float64.
+
+    mean (C,), m2 (C,) = Σ (h − mean)², and optionally co (C, C) = Σ (h − mean)(h − mean)ᵀ, whose diagonal is m2; or of
+    it only the B blocks of n = C/B consecutive inputs along the diagonal, co (B, n, n).
+    Updates and merges follow Chan, Golub and LeVeque (1979), so any split of the rows gives the same result up to
+    float64 rounding; FLAP's running variance loses its first batch and SEAP's code inherits that.
+    """
+
+    count: int
+    mean: Tensor
+    m2: Tensor
+    co: Tensor | None = None
+    held: Moments | None = None  # of the held-out rows, which all the others include
+
+    @classmethod
+    def zeros(cls, size: int, *, second: bool = False, blocks: int = 1, device: torch.device | str = "cpu") -> Moments:
+        """No rows yet. `second` keeps the co-moment matrix too (C² float64), or so many blocks of it."""
+        zero = torch.zeros(size, dtype=torch.float64, device=device)
+        matrix = _no_products(size, blocks, device) if second else None
+        return cls(0, zero, zero.clone(), matrix)
+
+    def zeros_like(self) -> Moments:
+        return Moments.zeros(
+            self.mean.numel(), second=self.co is not None, blocks=self.num_blocks, device=self.mean.device
+        )
+
+    @classmethod
+    def of(cls, rows: Tensor, *, second: bool = False, blocks: int = 1) -> Moments:
+        """The moments of rows (N, C) of any float dtype."""
+        rows = rows.to(torch.float64)
+        count = rows.shape[0]
+        if count == 0:
+            return cls.zeros(rows.shape[1], second=second, blocks=blocks, device=rows.device)
+        mean = rows.mean(0)
+        centred = rows - mean
+        co = _products(centred, blocks) if second else None
+        return cls(count, mean, centred.square_().sum(0), co)
+
+    def add_(self, other: Moments) -> None:
+        """Take in the rows that `other` has seen."""
+        if other.count == 0:
+            return
+        total = self.count + other.count
+        delta = other.mean - self.mean
+        weight = self.count * other.count / total
+        self.m2 += other.m2 + weight * delta.square()
+        if other.held is not None:
+            self.held = self.held or other.held.zeros_like()
+            self.held.add_(other.held)
+        if self.co is not None:
+            if other.co is None:
+                raise UserError("one of the statistics has second moments and the other hasn't")
+            if other.co.shape != self.co.shape:
+                raise UserError("the statistics' second moments are of blocks of different size; measure both alike")
+            self.co += other.co + weight * _outer(delta, self.num_blocks)
+        self.mean = self.mean + delta * (other.count / total)
+        self.count = total
+
+    def update_(self, rows: Tensor) -> None:
+        """Take in rows (N, C)."""
+        self.add_(Moments.of(rows, second=self.co is not None, blocks=self.num_blocks))
+
+    @property
+    def num_blocks(self) -> int:
+        return 1 if self.co is None or self.co.ndim == 2 else len(self.co)
+
+    def split(self) -> list[Moments]:
+        """Moments of each block's inputs, with all their co-moments: this one alone where it isn't in blocks."""
+        if self.co is None or self.co.ndim == 2:
+            return [self]
+        held = [None] * len(self.co) if self.held is None else self.held.split()
+        parts = zip(self.mean.chunk(len(self.co)), self.m2.chunk(len(self.co)), self.co, held, strict=True)
+        return [Moments(self.count, mean, m2, co, apart) for mean, m2, co, apart in parts]
+
+    @property
+    def variance(self) -> Tensor:
+        """Unbiased variance (C,), as `torch.var`; zero for fewer than two rows."""
+        return self.m2 / max(self.count - 1, 1)
+
+    @property
+    def mean_square(self) -> Tensor:
+        """E[h²] (C,)."""
+        return self.m2 / max(self.count, 1) + self.mean.square()
+
+    @property
+    def norm(self) -> Tensor:
+        """‖h‖₂ over all rows (C,)."""
+        return (self.mean_square * self.count).sqrt()
+
+    @property
+    def covariance(self) -> Tensor:
+        """Cov(h) (C, C) float64, divided by the count. Of moments in blocks, ask each of `split`."""
+        assert self.co is not None and self.co.ndim == 2, "measured without second moments, or in blocks"
+        return self.co.double() / max(self.count, 1)
+
+    def without_held(self) -> Moments:
+        """The rows that aren't held out: what a fit may see whose error is then measured on the held-out ones."""
+        if self.held is None or self.held.count == 0:
+            return self
+        held, count = self.held, self.count - self.held.count
+        mean = (self.mean * self.count - held.mean * held.count) / max(count, 1)
+        weight = count * held.count / self.count
+        delta = held.mean - mean
+        co = None
+        if self.co is not None and held.co is not None:
+            co = self.co.double() - held.co.double() - weight * _outer(delta, self.num_blocks)
+        return Moments(count, mean, self.m2 - held.m2 - weight * delta.square(), co)
+
+    def weighted(self, weight: float) -> Moments:
+        """As if every row had been seen `weight` times: what a mixture of texts is made of. Counts are rounded."""
+        held = None if self.held is None else self.held.weighted(weight)
+        co = None if self.co is None else self.co * weight
+        return Moments(round(self.count * weight), self.mean.clone(), self.m2 * weight, co, held)
+
+    def copy(self) -> Moments:
+        """One that can be added to without changing this one."""
+        copied = self.zeros_like()
+        copied.add_(self)
+        return copied
+
+    def cpu(self) -> Moments:
+        held = None if self.held is None else self.held.cpu()
+        return Moments(self.count, self.mean.cpu(), self.m2.cpu(), None if self.co is None else self.co.cpu(), held)
+
+
+EXACT_SIZE = 256  # inputs up to which products are float64
+
+
+def _products(centred: Tensor, blocks: int) -> Tensor:
+    """XᵀX (C, C) of float64 rows (N, C), or its diagonal blocks (B, n, n).
+
+    For many inputs in float32, twice as fast, on values that are centred.
+    """
+    size = centred.shape[1] // blocks
+    exact = centred if size <= EXACT_SIZE else centred.float()
+    if blocks == 1:
+        return (exact.t() @ exact).double()
+    parts = exact.view(-1, blocks, size).transpose(0, 1)
+    return (parts.transpose(1, 2) @ parts).double()
+
+
+def _outer(delta: Tensor, blocks: int) -> Tensor:
+    """ddᵀ (C, C), or its diagonal blocks (B, n, n)."""
+    if blocks == 1:
+        return torch.outer(delta, delta)
+    parts = delta.view(blocks, -1)
+    return parts[:, :, None] * parts[:, None, :]
+
+
+def _no_products(size: int, blocks: int, device: torch.device | str) -> Tensor:
+    shape = (size, size) if blocks == 1 else (blocks, size // blocks, size // blocks)
+    return torch.zeros(shape, dtype=torch.float64, device=device)
