@@ -17,6 +17,7 @@ from seap.moments import Moments
 
 DAMPING = 1e-3  # over the mean of the covariance's diagonal
 ROUNDS = 48  # a round removes at most one 48th of what is left, at least one unit
+FEW_UNITS = 1000  # above them rounds are half as many
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,25 @@ class Removal:
         return scores
 
 
-def removal(weight: Tensor, moments: Moments, unit_inputs: int, *, rounds: int = ROUNDS) -> Removal:
+def removal(weight: Tensor, moments: Moments, unit_inputs: int, *, rounds: int | None = None) -> Removal:
     """Remove all units of an axis one after the other. weight (O, C) float64."""
     inverse = solve_damped(moments.covariance, torch.eye(weight.shape[1], dtype=torch.float64), DAMPING)
-    left = torch.arange(weight.shape[1] // unit_inputs)
+    weight = weight.clone()
+    units = weight.shape[1] // unit_inputs
+    rounds = rounds or (ROUNDS if units <= FEW_UNITS else ROUNDS // 2)
+    left, there = torch.arange(units), torch.ones(units, dtype=torch.bool)
     order, added = [], []
-    while len(left):
-        costs = removal_costs(weight, inverse, unit_inputs)
-        chosen = torch.topk(costs, max(len(left) // rounds, 1), largest=False, sorted=True).indices
+    while there.any():
+        costs = removal_costs(weight, inverse, unit_inputs).masked_fill(~there, torch.inf)
+        chosen = torch.topk(costs, max(int(there.sum()) // rounds, 1), largest=False, sorted=True).indices
         order.append(left[chosen])
         added.append(costs[chosen])
-        weight, inverse = _without(weight, inverse, chosen, unit_inputs)
-        left = left[_others(chosen, len(left))]
+        _remove_(weight, inverse, chosen, unit_inputs)
+        there[chosen] = False
+        if there.sum() < 0.7 * len(there):  # what is gone is dropped now and then, since copies cost more than sums
+            stays = there.repeat_interleave(unit_inputs)
+            weight, inverse = weight[:, stays], inverse[stays][:, stays]
+            left, there = left[there], there[there]
     return Removal(torch.cat(order), torch.cat(added))
 
 
@@ -60,17 +68,11 @@ def removal_costs(weight: Tensor, inverse: Tensor, unit_inputs: int) -> Tensor:
     return (columns * torch.linalg.solve(blocks, columns)).sum((1, 2))
 
 
-def _others(chosen: Tensor, units: int) -> Tensor:
-    stays = torch.ones(units, dtype=torch.bool)
-    stays[chosen] = False
-    return stays
-
-
-def _without(weight: Tensor, inverse: Tensor, chosen: Tensor, unit_inputs: int) -> tuple[Tensor, Tensor]:
-    """Weight and inverse of the inputs that are left, refitted: W − W_g G_gg⁻¹ G_g and G − G_·g G_gg⁻¹ G_g·."""
-    stays = _others(chosen, weight.shape[1] // unit_inputs).repeat_interleave(unit_inputs)
-    taken = inverse[~stays]
-    step = torch.linalg.solve(taken[:, ~stays], taken[:, stays])
-    refitted = weight[:, stays] - weight[:, ~stays] @ step
-    rest = inverse[stays][:, stays] - taken[:, stays].t() @ step
-    return refitted, (rest + rest.t()) / 2
+def _remove_(weight: Tensor, inverse: Tensor, chosen: Tensor, unit_inputs: int) -> None:
+    """Refit what is left: W − W_g G_gg⁻¹ G_g and G − G_·g G_gg⁻¹ G_g·. What goes becomes 0, and 1 on G's diagonal."""
+    gone = (chosen[:, None] * unit_inputs + torch.arange(unit_inputs)).flatten()
+    step = torch.linalg.solve(inverse[gone][:, gone], inverse[gone])
+    weight.addmm_(weight[:, gone], step, alpha=-1)
+    inverse.addmm_(inverse[:, gone], step, alpha=-1)
+    weight[:, gone], inverse[gone], inverse[:, gone] = 0, 0, 0
+    inverse[gone, gone] = 1
