@@ -1,0 +1,90 @@
+"""The commands around one model with many tasks: route fit, route predict."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+from rich.markup import escape
+from rich.table import Table
+
+from seap.cli_base import Flat, Json, Model, app, print_json, results
+from seap.config import Loading
+from seap.config_serving import Routing
+
+route = App(name="route", help="Tell which task a prompt is of.")
+app.command(route)
+
+Masks = Annotated[Path, Parameter(help="Folder of the tasks' networks (`seap pack`) or masks (`seap mask`).")]
+RouterFile = Annotated[Path, Parameter(help="A router of `seap route fit`.")]
+
+
+@route.command
+def fit(
+    model: Model,
+    /,
+    *,
+    tasks: Annotated[str, Parameter(help="A[=PATH],B[=PATH]…; two or more.")],
+    out: Annotated[Path, Parameter(help="The router file, such as router.safetensors.")],
+    masks: Masks | None = None,
+    routing: Annotated[Routing, Flat] = Routing(),  # noqa: B008
+    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    overwrite: Annotated[bool, Parameter(help="Replace what --out holds.")] = False,
+    json: Json = False,
+) -> None:
+    """Make a router from the tasks' train prompts and test it on their test prompts (seap[serve]).
+
+    Example: `seap route fit builtin --tasks arithmetic,calendar,facts --out router.safetensors`
+    """
+    from seap.serving import fit_router
+
+    report = fit_router(
+        model, tasks.split(","), out, routing, masks=masks, overwrite=overwrite, loading=asdict(loading)
+    )
+    if json:
+        print_json(report | {"out": str(out)})
+        return
+    show_router(report)
+    results.print(f"written to {escape(str(out))}; try it: seap route predict {escape(model)} TEXT --router {out}")
+
+
+@route.command
+def predict(
+    model: Model,
+    /,
+    *prompts: Annotated[str, Parameter(help="One or more prompts.")],
+    router: RouterFile,
+    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    json: Json = False,
+) -> None:
+    """Say which task prompts are of, and how sure that is.
+
+    Example: `seap route predict builtin "12 + 30 =" --router router.safetensors`
+    """
+    from seap.serving import predict_routes
+
+    routes = predict_routes(model, prompts, router, loading=asdict(loading))
+    if json:
+        print_json({"routes": routes})
+        return
+    for prompt, found in zip(prompts, routes, strict=True):
+        task = found["task"] or f"no task (nearest: {found['nearest']})"
+        results.print(f"{escape(prompt[:60])}: [bold]{task}[/bold], confidence {found['confidence']:.2f}")
+
+
+def show_router(report: dict[str, Any]) -> None:
+    """What the router gets right, and where it abstains."""
+    table = Table("test prompts", title_justify="left", header_style="bold")
+    for name in ("right, %", "no task, %", "wrong task, %"):
+        table.add_column(name, justify="right")
+    for name, found in report["variants"].items():
+        table.add_row(name, *[f"{100 * found[key]:.1f}" for key in ("accuracy", "abstained", "wrong")])
+    for task, found in report["unseen"].items():
+        wrong = 1 - found["abstained"]
+        table.add_row(f"{task}, never seen", "–", f"{100 * found['abstained']:.1f}", f"{100 * wrong:.1f}")
+    results.print(table)
+    error = report["calibration"]["expected_calibration_error"]
+    results.print(
+        f"{report['n']} test prompts; 'right' is of the nearest task, before the router abstains. Expected calibration "
+        f"error {error:.3f}, {1000 * report['seconds_per_prompt']:.1f} ms a prompt."
+    )
