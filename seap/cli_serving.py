@@ -1,4 +1,4 @@
-"""The commands around one model with many tasks: route fit, route predict."""
+"""The commands around one model with many tasks: route fit, route predict, pack."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -8,8 +8,8 @@ from cyclopts import App, Parameter
 from rich.markup import escape
 from rich.table import Table
 
-from seap.cli_base import Flat, Json, Model, app, print_json, results
-from seap.config import Loading
+from seap.cli_base import Flat, Json, Model, TaskOption, app, merged_options, print_json, results
+from seap.config import Calibration, Loading, Pruning
 from seap.config_serving import Routing
 
 route = App(name="route", help="Tell which task a prompt is of.")
@@ -70,6 +70,44 @@ def predict(
     for prompt, found in zip(prompts, routes, strict=True):
         task = found["task"] or f"no task (nearest: {found['nearest']})"
         results.print(f"{escape(prompt[:60])}: [bold]{task}[/bold], confidence {found['confidence']:.2f}")
+
+
+@app.command
+def pack(
+    model: Model,
+    /,
+    *sources: Annotated[str, Parameter(help="Pruned folders or mask files, as PATH or NAME=PATH.")],
+    task: TaskOption = (),
+    out: Annotated[Path, Parameter(help="Folder for NAME.safetensors.")] = Path("tasks"),
+    stats: Annotated[tuple[Path, ...], Parameter(help="Statistics that masks with reconstruction need.")] = (),
+    pruning: Annotated[Pruning, Flat] = Pruning(),  # noqa: B008
+    calibration: Annotated[Calibration, Flat] = Calibration(),  # noqa: B008
+    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    json: Json = False,
+) -> None:
+    """Write each task's network, small files beside the dense model, for `seap serve` and `seap.TaskRuntime`.
+
+    Example: `seap pack builtin --task arithmetic --task calendar --out tasks`
+    """
+    from seap.packing import pack_to_files
+
+    options = merged_options(pruning, calibration) if task else {}
+    made = pack_to_files(
+        model,
+        out,
+        sources=sources,
+        tasks=task,
+        stats_files=stats,
+        loading=asdict(loading),
+        progress=not json,
+        **options,
+    )
+    if json:
+        print_json({"files": made})
+        return
+    for about in made:
+        results.print(f"{escape(about['path'])}: {1 - about['realised_sparsity']:.1%} of the weights at work")
+    results.print(f"serve them: seap serve {escape(model)} --masks {escape(str(out))}")
 
 
 def show_router(report: dict[str, Any]) -> None:

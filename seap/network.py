@@ -140,7 +140,7 @@ def load_networks(source: Path, model: Any) -> dict[str, Network]:
 
 
 def load_pruned(name: str, dense: Any) -> Network:
-    """The network of a pruned checkpoint."""
+    """The network of a pruned checkpoint, with its mask's metadata."""
     dtype = str(next(dense.parameters()).dtype).removeprefix("torch.")
     pruned, _ = load(name, dtype=dtype, device="cpu")
     found = previous(name, pruned)
