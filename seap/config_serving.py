@@ -36,3 +36,28 @@ class Routing:
             at_least("depth", self.depth, 0)
         if not 0 <= self.abstain < 0.5:
             raise UserError(f"--abstain {self.abstain}: must be at least 0 and below 0.5, such as 0.02")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much a server takes on at once."""
+
+    max_rows: int = 16
+    """Requests of one task that are decoded together."""
+    max_tokens_in_flight: int = 32_768
+    """Tokens, prompts and answers, that the KV caches may hold."""
+    max_queue: int = 256
+    """Requests that may wait; beyond it the answer is 429."""
+    max_queued_tokens: int = 262_144
+    """Tokens, prompts and answers, that may wait; beyond it the answer is 429."""
+    prefill_tokens: int = 2048
+    """Tokens of prompts that are read together."""
+    steps: int = 4
+    """Tokens that a task's rows get before another task's turn."""
+    retry_after: int = 1
+    """Least seconds that a client is told to wait before it tries again."""
+
+    def __post_init__(self) -> None:
+        names = ("max_rows", "max_tokens_in_flight", "max_queue", "max_queued_tokens", "prefill_tokens", "steps")
+        for name in (*names, "retry_after"):
+            at_least(name, getattr(self, name), 1)

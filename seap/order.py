@@ -7,6 +7,7 @@ distance, from nothing to nothing: nearest neighbour, then 2-opt. For two networ
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ def slices_of(indices: Tensor) -> list[tuple[int, int]]:
         return []
     breaks = (indices.diff() != 1).nonzero().flatten() + 1
     bounds = [0, *breaks.tolist(), len(indices)]
-    return [(int(indices[a]), int(indices[b - 1]) + 1) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [(int(indices[a]), int(indices[b - 1]) + 1) for a, b in pairwise(bounds)]
 
 
 def unit_order(masks: Sequence[Tensor]) -> Tensor:
