@@ -3,8 +3,8 @@
     python runs/bench_runtime.py --out results/bench_runtime.json
 
 The built-in model with the masks of its nine tasks (half removed, method seap-paper, so no reconstruction), and a
-random Llama wide enough for its weights to leave the caches, with masks like those of two tasks that share three quarters.
-Speeds are ratios within one run, the models in turn (seap/speed.py).
+random Llama wide enough for its weights to leave the caches, with masks like those of two tasks that share three
+quarters. Speeds are ratios within one run, the models in turn (seap/speed.py).
 """
 
 import argparse

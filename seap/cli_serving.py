@@ -1,4 +1,4 @@
-"""The commands around one model with many tasks: route fit, route predict, pack."""
+"""The commands around one model with many tasks: route fit, route predict, pack, serve."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -8,9 +8,9 @@ from cyclopts import App, Parameter
 from rich.markup import escape
 from rich.table import Table
 
-from seap.cli_base import Flat, Json, Model, TaskOption, app, merged_options, print_json, results
+from seap.cli_base import Flat, Json, Model, TaskOption, app, merged_options, note, print_json, results
 from seap.config import Calibration, Loading, Pruning
-from seap.config_serving import Routing
+from seap.config_serving import Limits, Routing, Serving
 
 route = App(name="route", help="Tell which task a prompt is of.")
 app.command(route)
@@ -108,6 +108,27 @@ def pack(
     for about in made:
         results.print(f"{escape(about['path'])}: {1 - about['realised_sparsity']:.1%} of the weights at work")
     results.print(f"serve them: seap serve {escape(model)} --masks {escape(str(out))}")
+
+
+@app.command
+def serve(
+    model: Annotated[str, Parameter(help="Model folder or Hub id; with --demo the built-in one.")] = "builtin",
+    /,
+    *,
+    masks: Masks | None = None,
+    router: RouterFile | None = None,
+    serving: Annotated[Serving, Flat] = Serving(),  # noqa: B008
+    limits: Annotated[Limits, Flat] = Limits(),  # noqa: B008
+    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+) -> None:
+    """Serve one model with all its tasks' networks to OpenAI's clients (seap[serve]).
+
+    Example: `seap serve builtin --masks tasks --router router.safetensors`
+    """
+    from seap.server.run import check, serve
+
+    check(model, serving, masks, router)
+    serve(model, serving, limits, masks=masks, router=router, loading=asdict(loading), tell=note)
 
 
 def show_router(report: dict[str, Any]) -> None:

@@ -4,12 +4,9 @@ Field docstrings become the help texts of the command line.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from seap.config import at_least
 from seap.errors import UserError
-
-Fallback = Literal["dense", "general"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,3 +58,36 @@ class Limits:
         names = ("max_rows", "max_tokens_in_flight", "max_queue", "max_queued_tokens", "prefill_tokens", "steps")
         for name in (*names, "retry_after"):
             at_least(name, getattr(self, name), 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """How a server listens, and what it holds."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 is every one, and wants --api-key."""
+    port: int = 8000
+    """Port to listen on; 0 takes a free one."""
+    api_key: str | None = None
+    """Key that clients must send, as Authorization: Bearer KEY."""
+    fallback: str | None = None
+    """Network of requests that the router gives to no task; dense by default."""
+    max_slices: int = 1
+    """Slices of the dense weights that a linear may be made of before a network gets a packed copy of it."""
+    cache_mb: int | None = None
+    """Most megabytes of packed copies; the network used longest ago goes first. No limit by default."""
+    drain_seconds: float = 30.0
+    """How long running requests may take to finish when the server is told to stop."""
+    demo: bool = False
+    """Serve the built-in model with networks of its nine tasks and a router, made on the spot."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 65536:
+            raise UserError(f"--port {self.port}: must be from 0 to 65535")
+        at_least("max_slices", self.max_slices, 1)
+        if self.cache_mb is not None:
+            at_least("cache_mb", self.cache_mb, 0)
+        if self.api_key is not None and not self.api_key:
+            raise UserError("--api-key is empty; give a key, or leave the option out")
+        if self.drain_seconds < 0:
+            raise UserError(f"--drain-seconds {self.drain_seconds}: must be 0 or more")

@@ -219,5 +219,7 @@ def make_router(model: Any, tokenizer: Any, specs: Sequence[str], options: Routi
     }
     about = identity(model) | {"options": asdict(options), "versions": versions(), "report": report}
     about["num_prompts"] = {task: len(prompts) for task, prompts in train.items()}
+    seen, _ = tested.of(router.tasks, ("as it is",))
+    about["held_distance"] = float(router.distances(seen).mean())
     about["key"] = digest([about["fingerprint"], asdict(options), depth, train])
     return replace(router, about=about)

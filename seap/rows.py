@@ -5,7 +5,6 @@ padding and positions count real tokens only. The cache's buffers grow by doubli
 Shapes: B rows, T tokens, G KV groups, K head size, V vocabulary.
 """
 
-import functools
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -88,7 +87,7 @@ def _padded(states: Tensor, length: int) -> Tensor:
 
 @torch.inference_mode()
 def prefill(model: Any, prompts: Sequence[Sequence[int]], owners: Sequence[Any]) -> tuple[Rows, Tensor]:
-    """Read prompts together. Returns their rows, whose `last` is still to be set, and the next token's logits (B, V)."""
+    """Read prompts together. Returns their rows, `last` still to be set, and the next token's logits (B, V)."""
     width = max(len(prompt) for prompt in prompts)
     ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
     mask = torch.tensor([[False] * (width - len(p)) + [True] * len(p) for p in prompts])
@@ -109,12 +108,11 @@ def decode(model: Any, rows: Rows) -> Tensor:
 def _forward(model: Any, rows: Rows, ids: Tensor) -> Tensor:
     mask = rows.mask.long()
     positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, _cache_name(type(model)): rows.cache}
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, _cache_name(model): rows.cache}
     logits: Tensor = model(**inputs, use_cache=True, logits_to_keep=1).logits
     return logits[:, -1]
 
 
-@functools.cache
-def _cache_name(model_class: type) -> str:
+def _cache_name(model: Any) -> str:
     """What the model calls its cache: transformers renamed it in 5.24."""
-    return "cache" if "cache" in inspect.signature(model_class.forward).parameters else "past_key_values"  # type: ignore[attr-defined]
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

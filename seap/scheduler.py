@@ -1,11 +1,11 @@
 """The scheduler: requests of many tasks through one task runtime, batched by task, continuously and fairly.
 
 One thread owns the model. Its turns are short: it takes the task that was served least (in seconds), lets that task's
-waiting requests join (their prompts read together), decodes a few steps for all its rows, and looks again; rows that are
-done leave after any step. A task that comes back from rest starts level with the least served, so no task waits longer
-than the others' turns. What is in flight is bounded in tokens; the first request that finds no room is the next to get
-some, so that small ones don't pass a large one for ever. What waits is bounded in requests and tokens: beyond it,
-`submit` refuses. Requests without a task are routed first, together.
+waiting requests join (their prompts read together), decodes a few steps for all its rows, and looks again; rows that
+are done leave after any step. A task that comes back from rest starts level with the least served, so no task waits
+longer than the others' turns. What is in flight is bounded in tokens; the first request that finds no room is the next
+to get some, so that small ones don't pass a large one for ever. What waits is bounded in requests and tokens: beyond
+it, `submit` refuses. Requests without a task are routed first, together.
 """
 
 import logging
@@ -103,7 +103,13 @@ class Scheduler:
     """Runs tickets on a thread of its own, from `start` to `close`."""
 
     def __init__(
-        self, runtime: TaskRuntime, tokenizer: Any, limits: Limits, *, router: Router | None = None, fallback: str = DENSE
+        self,
+        runtime: TaskRuntime,
+        tokenizer: Any,
+        limits: Limits,
+        *,
+        router: Router | None = None,
+        fallback: str = DENSE,
     ) -> None:
         self.runtime, self.tokenizer, self.limits = runtime, tokenizer, limits
         self.router, self.fallback = router, runtime.known(fallback)
@@ -240,8 +246,8 @@ class Scheduler:
                         self._advance(task, rows, decode(model, rows))
         except Exception as error:
             log.exception("a turn of task %s failed", task)
-            rows = self.running.pop(task, None)
-            for ticket in {*joining, *(rows.owners if rows else ())}:
+            owners = self.running.pop(task).owners if task in self.running else []
+            for ticket in {*joining, *owners}:
                 ticket.sink(Failed(f"the model failed: {type(error).__name__}"))
         seconds = time.perf_counter() - started
         self.served[task] += seconds

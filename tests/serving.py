@@ -55,9 +55,7 @@ class Asked:
         self.events: queue.Queue[Event] = queue.Queue()
         sampler = Sampler(temperature=options.pop("temperature", 0), seed=options.pop("seed", 0))
         prompt = options.pop("prompt", "")
-        request = Request(
-            ids=tuple(ids), prompt=prompt, max_tokens=max_tokens, task=task, sampler=sampler, **options
-        )
+        request = Request(ids=tuple(ids), prompt=prompt, max_tokens=max_tokens, task=task, sampler=sampler, **options)
         self.ticket: Ticket = scheduler.submit(request, self.events.put)
 
     def all(self, timeout: float = 20) -> list[Event]:

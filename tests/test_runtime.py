@@ -136,8 +136,8 @@ def test_a_cache_has_the_shapes_of_its_task() -> None:
 def test_two_tasks_share_every_weight() -> None:
     """Without repairs two networks are one slice each, so both are views of the dense weights and cost nothing."""
     net = model("llama")
-    held = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
     runtime = seap.TaskRuntime(net, {"a": random_masks(net, 1), "b": random_masks(net, 2)})
+    held = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
     assert runtime.bytes == {"a": 0, "b": 0}
     for task in ("a", "b"):
         with runtime.task(task) as current:

@@ -1,0 +1,137 @@
+"""seap serve: loads what it serves, binds, and runs until it is told to stop."""
+
+import copy
+import ipaddress
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from seap import checkpoint
+from seap.config_serving import Limits, Serving
+from seap.errors import UserError, missing_extra
+from seap.network import Network, load_networks
+from seap.router import Router, load_router
+from seap.runtime import DENSE, TaskRuntime
+from seap.scheduler import Scheduler
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises UserError where there is none to be had."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except OSError as error:
+        raise UserError(f"can't listen on {host} port {port}: {error.strerror or error}; try --port 0") from error
+    return bound
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def make_scheduler(
+    model: Any, tokenizer: Any, networks: dict[str, Network], router: Router | None, options: Serving, limits: Limits
+) -> Scheduler:
+    """The runtime and the scheduler over it. Raises UserError for a fallback without a network."""
+    cache = None if options.cache_mb is None else options.cache_mb << 20
+    runtime = TaskRuntime(model, networks, max_slices=options.max_slices, cache_bytes=cache)
+    return Scheduler(runtime, tokenizer, limits, router=router, fallback=options.fallback or DENSE)
+
+
+def check(name: str, options: Serving, masks: Path | None, router: Path | None) -> None:
+    """Refuse what doesn't go together before anything loads."""
+    if options.demo and (masks or router or name != checkpoint.BUILTIN):
+        raise UserError("--demo makes its own networks and router, for the built-in model; leave the others out")
+    if not options.demo and masks is None:
+        raise UserError("no networks to serve: add --masks DIR (of seap pack or seap mask), or try --demo")
+
+
+def serve(
+    name: str,
+    options: Serving,
+    limits: Limits,
+    *,
+    masks: Path | None = None,
+    router: Path | None = None,
+    loading: dict[str, Any] | None = None,
+    tell: Callable[[str], None] = print,
+) -> None:
+    """Serve a model with its tasks' networks until SIGINT or SIGTERM; `tell` gets what the user should know."""
+    try:
+        import uvicorn
+
+        from seap.server.app import Service, create_app
+    except ImportError as error:
+        raise missing_extra("fastapi with uvicorn", "serve", "seap serve") from error
+    bound = bind(options.host, options.port)
+    model, tokenizer = checkpoint.load(name, **(loading or {}))
+    networks, guide = _parts(model, tokenizer, masks, router, tell)
+    scheduler = make_scheduler(model, tokenizer, networks, guide, options, limits)
+    service = Service(
+        scheduler=scheduler, tokenizer=tokenizer, name=name, key=options.api_key, drain_seconds=options.drain_seconds
+    )
+    for text in notes(options, scheduler):
+        tell(text)
+    host, port = bound.getsockname()[:2]
+    tell(f"serving {', '.join(service.models)} at http://{f'[{host}]' if ':' in host else host}:{port}/v1")
+    config = uvicorn.Config(
+        create_app(service),
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=int(options.drain_seconds),
+        timeout_keep_alive=30,
+    )
+    uvicorn.Server(config).run(sockets=[bound])
+
+
+def _parts(
+    model: Any, tokenizer: Any, masks: Path | None, router: Path | None, tell: Callable[[str], None]
+) -> tuple[dict[str, Network], Router | None]:
+    if masks is None:
+        return demo_parts(model, tokenizer, tell)
+    return load_networks(masks, model), load_router(router, model) if router else None
+
+
+def notes(options: Serving, scheduler: Scheduler) -> list[str]:
+    """What the user should know before clients come."""
+    found = []
+    if not is_loopback(options.host) and options.api_key is None:
+        found.append(f"listening on {options.host} without --api-key: whoever reaches this machine can use the model")
+    if scheduler.router is None:
+        found.append("no --router: requests name their task as the model; auto is not offered")
+    else:
+        strange = [task for task in scheduler.router.tasks if task not in scheduler.runtime.tasks]
+        if strange:
+            found.append(
+                f"the router knows {', '.join(strange)}, which have no network: they run on {scheduler.fallback}"
+            )
+    return found
+
+
+def demo_parts(model: Any, tokenizer: Any, tell: Callable[[str], None]) -> tuple[dict[str, Network], Router]:
+    """Networks of the built-in model's tasks, half removed, a general one, and a router; made in about a minute."""
+    from seap.builtin import TASKS
+    from seap.config_serving import Routing
+    from seap.network import network_between
+    from seap.pruning import calibrate, prune
+    from seap.routing import make_router
+
+    tell("demo: pruning the built-in model for its nine tasks, and making a router …")
+    statistics = calibrate(model, tokenizer, list(TASKS), progress=False, max_tokens=4000, second_moments=True)
+    plans = {task: ("seap", {task: part}) for task, part in statistics.items()} | {"general": ("seap-gen", statistics)}
+    networks = {}
+    for task, (method, parts) in plans.items():
+        pruned = copy.deepcopy(model)
+        sparsity = 0.5 if task != "general" else 0.2
+        allocate = "damage" if method == "seap" else None
+        options: dict[str, Any] = {"method": method, "sparsity": sparsity, "allocate": allocate}
+        report = prune(pruned, statistics=parts, progress=False, **options)
+        networks[task] = network_between(model, pruned, report.masks)
+    router = make_router(model, tokenizer, list(TASKS), Routing(num_prompts=200))
+    return networks, router
