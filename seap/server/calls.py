@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
+from seap.errors import UserError
 from seap.scheduler import Event, Failed, Finished, FullError, Piece, Request, Scheduler, Started, Ticket
 from seap.server.answers import Choice
 from seap.server.metrics import Metrics
@@ -45,12 +46,13 @@ class Call:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        refused = kind is not None and issubclass(kind, FullError | UserError)
+        outcome = "failed" if kind is not None and issubclass(kind, ModelError) else "hung up"
         for ticket, choice in zip(self.tickets, self.choices, strict=False):
             if choice.reason is None:
                 self.scheduler.cancel(ticket)
-        if kind is not None and not issubclass(kind, FullError):
-            outcome = "failed" if issubclass(kind, ModelError) else "hung up"
-            self.metrics.requests.labels(self.tickets[0].task or "unrouted", outcome).inc() if self.tickets else None
+                if not refused:
+                    self.metrics.requests.labels(ticket.task or "unrouted", outcome).inc()
 
     async def started(self) -> None:
         """Wait until every choice's task is known."""
