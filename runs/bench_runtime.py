@@ -79,6 +79,23 @@ def switching(runtime: TaskRuntime, repeats: int = 400) -> dict[str, float]:
     return {"resident_median_s": median(again), "resident_max_s": max(again), "first_median_s": median(first)}
 
 
+def layouts() -> list[dict[str, Any]]:
+    """Microseconds of one linear on half of a consumer's columns: held in one piece, as a column view, as held here."""
+    found = []
+    for outputs, inputs in ((192, 512), (1024, 2816), (4096, 11008)):
+        weight, half = torch.randn(outputs, inputs), inputs // 2
+        outermost = weight.t().contiguous()
+        ways = {"packed": weight[:, :half].contiguous(), "columns": weight[:, :half], "held": outermost[:half].t()}
+        for rows in (1, 8):
+            x = torch.randn(rows, half)
+            row: dict[str, Any] = {"outputs": outputs, "inputs": inputs, "rows": rows}
+            for name, part in ways.items():
+                times = [timed(lambda x=x, part=part: torch.nn.functional.linear(x, part)) for _ in range(200)]
+                row[name] = 1e6 * median(times)
+            found.append(row)
+    return found
+
+
 def timed(run: Callable[[], Any]) -> float:
     started = time.perf_counter()
     run()
@@ -154,12 +171,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/bench_runtime.json"))
     arguments = parser.parse_args()
     model, tokenizer = seap.load("builtin", dtype="float32", device="cpu")
-    found: dict[str, Any] = {"sparsity": SPARSITY, "memory": [], "switching": [], "speed": []}
-    for method in ("seap-paper", "seap-gen", "seap"):
+    found: dict[str, Any] = {"sparsity": SPARSITY, "memory": [], "switching": [], "layouts": layouts()}
+    for method in ("seap-paper", "seap"):
         networks = networks_of(model, tokenizer, method)
         for num in (2, 3, 9):
             some = dict([*networks.items()][:num])
-            for slices in (1, 4, 16):
+            for slices in (1, 4, 16, 64):
                 found["memory"].append({"method": method} | memory(model, some, slices))
         runtime = TaskRuntime(copy.deepcopy(model), networks)
         found["switching"].append({"model": "builtin", "method": method, **switching(runtime)})

@@ -1,4 +1,4 @@
-"""The commands around one model with many tasks: route fit, route predict, pack, serve."""
+"""The commands around one model with many tasks: route fit, predict and eval, pack, serve."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from seap.cli_base import Flat, Json, Model, TaskOption, app, merged_options, note, print_json, results
-from seap.config import Calibration, Loading, Pruning
+from seap.config import Calibration, Evaluation, Loading, Pruning
 from seap.config_serving import Limits, Routing, Serving
 
 route = App(name="route", help="Tell which task a prompt is of.")
@@ -70,6 +70,37 @@ def predict(
     for prompt, found in zip(prompts, routes, strict=True):
         task = found["task"] or f"no task (nearest: {found['nearest']})"
         results.print(f"{escape(prompt[:60])}: [bold]{task}[/bold], confidence {found['confidence']:.2f}")
+
+
+@route.command(name="eval")
+def evaluate(
+    model: Model,
+    /,
+    *,
+    tasks: Annotated[str, Parameter(help="A[=PATH],B[=PATH]…, each with a network.")],
+    router: RouterFile,
+    masks: Masks,
+    fallback: Annotated[str, Parameter(help="Network of prompts that the router gives to no task.")] = "dense",
+    out: Annotated[Path | None, Parameter(help="A JSON file for the result.")] = None,
+    evaluation: Annotated[Evaluation, Flat] = Evaluation(),  # noqa: B008
+    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    json: Json = False,
+) -> None:
+    """Measure the tasks' tests on the networks that the router chooses, beside the true task's and the dense model.
+
+    Example: `seap route eval builtin --tasks arithmetic,calendar --router router.safetensors --masks tasks`
+    """
+    from seap.files import write_json
+    from seap.serving import evaluate_routing
+
+    options: dict[str, Any] = {"fallback": fallback, "loading": asdict(loading)}
+    found = evaluate_routing(model, tasks.split(","), router, masks, evaluation, **options)
+    if out is not None:
+        write_json(out, found)
+    if json:
+        print_json(found)
+    else:
+        show_end_to_end(found)
 
 
 @app.command
@@ -147,3 +178,14 @@ def show_router(report: dict[str, Any]) -> None:
         f"{report['n']} test prompts; 'right' is of the nearest task, before the router abstains. Expected calibration "
         f"error {error:.3f}, {1000 * report['seconds_per_prompt']:.1f} ms a prompt."
     )
+
+
+def show_end_to_end(found: dict[str, Any]) -> None:
+    """Each task's score on the networks that prompts were routed to, on its own network, and on the dense model."""
+    columns = ("routed", "true_task", "dense", "routed_right", "abstained", "weights")
+    table = Table("task", "measure", header_style="bold")
+    for name in columns:
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in [*found["rows"], {"task": "mean", "measure": "", **found["mean"]}]:
+        table.add_row(row["task"], row["measure"], *[f"{row[name]:.3f}" for name in columns])
+    results.print(table)

@@ -72,7 +72,7 @@ class Serving:
     """Key that clients must send, as Authorization: Bearer KEY."""
     fallback: str | None = None
     """Network of requests that the router gives to no task; dense by default."""
-    max_slices: int = 1
+    max_slices: int = 4
     """Slices of the dense weights that a linear may be made of before a network gets a packed copy of it."""
     cache_mb: int | None = None
     """Most megabytes of packed copies; the network used longest ago goes first. No limit by default."""

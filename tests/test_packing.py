@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_router import tasks_files
 from tiny import ids
 from toy import folder, texts_file
 
@@ -71,3 +72,27 @@ def test_what_is_refused(
     assert main(["pack", "net", *words, "--out", "tasks"]) == 1
     assert message in capsys.readouterr().err
     assert not Path("tasks").exists()
+
+
+def test_what_routing_costs_in_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Scores on the routed networks are a mix of the networks' own; with every prompt routed right they are equal."""
+    net, out = folder(tmp_path / "net", intermediate_size=80), tmp_path / "tasks"
+    specs = tasks_files(tmp_path)
+    words = [part for spec in specs for part in ("--task", spec)]
+    assert main(["pack", str(net), *words, "--method", "seap-paper", "--out", str(out)]) == 0
+    router, result = str(tmp_path / "router.safetensors"), tmp_path / "routed.json"
+    assert main(["route", "fit", str(net), "--tasks", ",".join(specs), "--out", router, "--num-prompts", "40"]) == 0
+    given = ["--tasks", ",".join(specs), "--router", router, "--masks", str(out), "--max-new-tokens", "3"]
+    assert main(["route", "eval", str(net), *given, "--metric", "loss", "--out", str(result)]) == 0
+    assert "mean" in capsys.readouterr().out
+    found = json.loads(result.read_text())
+    assert [row["task"] for row in found["rows"]] == ["red", "green", "blue"]
+    for row in found["rows"]:
+        assert row["measure"] == "loss" and row["n"] == 12 and 0.4 < row["weights"] <= 1
+        if row["routed_right"] == 1:
+            assert row["routed"] == pytest.approx(row["true_task"], rel=1e-5)
+        assert row["dense"] != pytest.approx(row["true_task"], rel=1e-6)
+    assert main(["route", "eval", str(net), *given, "--json"]) == 0
+    assert {row["measure"] for row in json.loads(capsys.readouterr().out)["rows"]} == {"exact-match"}
+    assert main(["route", "eval", str(net), *given, "--fallback", "none"]) == 1
+    assert "unknown task 'none'" in capsys.readouterr().err
