@@ -6,7 +6,7 @@ set -eu
 MODEL=$1 DATA=$2
 ROOM=$(mktemp -d)
 trap 'rm -r "$ROOM"' EXIT
-PACK="--sparsity 0.4 --allocate logistic --dtype float32"
+PACK="--method seap-paper --score obs --compensate ridge --sparsity 0.4 --dtype float32"
 
 own() { # own NAME MODEL TASKS PACK-OPTIONS: pack, fit, measure
     mkdir "$ROOM/$1"
@@ -21,6 +21,6 @@ json.dump({'router': json.load(open(a)), 'end_to_end': json.load(open(b))}, open
 }
 
 BUILTIN=arithmetic,brackets,calendar,facts,list_sorting,numerals,sentiment,string_reversal,word_problems
-own builtin builtin "$BUILTIN" "--max-tokens 2000 --no-sequential"
+own builtin builtin "$BUILTIN" "--max-tokens 2000"
 KINDS=$(for kind in "$DATA"/*/; do kind=${kind%/}; printf '%s=%s,' "${kind##*/}" "$kind"; done)
 own natural "$MODEL" "${KINDS%,}" "--max-tokens 32768 --seq-len 256"

@@ -78,6 +78,10 @@ class Serving:
     """Most megabytes of packed copies; the network used longest ago goes first. No limit by default."""
     drain_seconds: float = 30.0
     """How long running requests may take to finish when the server is told to stop."""
+    backend: str | None = None
+    """Run the router alone and forward: a URL that ends in /v1, or a JSON file of task → URL or {"url", "model"}."""
+    backend_key: str | None = None
+    """Key to send to the backends."""
     demo: bool = False
     """Serve the built-in model with networks of its nine tasks and a router, made on the spot."""
 

@@ -16,8 +16,15 @@ from seap.server.run import bind
 def running(bench: Bench, **options: Any) -> Iterator[str]:
     """The base URL of a server over a bench's scheduler."""
     service = Service(scheduler=bench.scheduler, tokenizer=bench.tokenizer, name="tiny", **options)
+    with listening(create_app(service)) as url:
+        yield url
+
+
+@contextmanager
+def listening(app: Any) -> Iterator[str]:
+    """The base URL of an application on a socket and a thread of its own."""
     bound = bind("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(create_app(service), log_level="error", timeout_graceful_shutdown=10))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=10))
     thread = threading.Thread(target=lambda: server.run(sockets=[bound]))
     thread.start()
     try:

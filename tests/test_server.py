@@ -19,7 +19,7 @@ from toy import WORDS
 from seap.cli import main
 from seap.router import Router
 from seap.routing import make_router
-from seap.server.app import MAX_BODY
+from seap.server.common import MAX_BODY
 from seap.server.run import bind, is_loopback
 
 PROMPT = " ".join(WORDS[5:9])

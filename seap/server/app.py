@@ -2,33 +2,27 @@
 
 import asyncio
 import contextlib
-import hmac
 import json
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from seap import scheduler as scheduling
 from seap.errors import UserError, unknown
 from seap.sampling import Sampler
-from seap.scheduler import FullError, Scheduler
+from seap.scheduler import Scheduler
 from seap.server.answers import Answer, Body, Choice
 from seap.server.calls import Call, ModelError
+from seap.server.common import AUTO, BodyLimit, add_errors, key_check
 from seap.server.metrics import Metrics
 from seap.server.page import PAGE
 from seap.server.prompts import DEFAULT_COMPLETION, MOST_BY_DEFAULT, Prompt, answer_length, encode, encode_chat
 from seap.server.protocol import Asked, ChatRequest, CompletionRequest
-
-AUTO = "auto"
-MAX_BODY = 8 << 20  # bytes
-TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 500: "server_error"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,33 +46,6 @@ class Service:
         return found
 
 
-class BodyLimit:
-    """Answers 413 to bodies larger than MAX_BODY without reading them whole."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        read = 0
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        if length.isdigit() and int(length) > MAX_BODY:
-            await error(413, f"the body has more than {MAX_BODY} bytes")(scope, receive, send)
-            return
-
-        async def counted() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > MAX_BODY:
-                raise StarletteHTTPException(413, f"the body has more than {MAX_BODY} bytes")
-            return message
-
-        await self.app(scope, counted, send)
-
-
 class EventStream(StreamingResponse):
     """Server-sent events; what the stack holds is let go however the response ends."""
 
@@ -89,13 +56,6 @@ class EventStream(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self.stack:
             await super().__call__(scope, receive, send)
-
-
-def error(status: int, message: str, *, headers: dict[str, str] | None = None, **more: Any) -> JSONResponse:
-    """An error as OpenAI's clients read it."""
-    kind = TYPES.get(status, "invalid_request_error")
-    body = {"message": message, "type": kind, "param": None, "code": None} | more
-    return JSONResponse({"error": body}, status, headers=headers)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -110,8 +70,8 @@ def create_app(service: Service) -> FastAPI:
 
     app = FastAPI(title="seap", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(BodyLimit)
-    _add_errors(app, metrics)
-    needs_key = [Depends(_key_check(service.key))]
+    add_errors(app, lambda status: metrics.refused.labels(str(status)).inc())
+    needs_key = [Depends(key_check(service.key))]
     _add_models(app, service, needs_key)
 
     @app.get("/health")
@@ -165,17 +125,6 @@ def _add_models(app: FastAPI, service: Service, needs_key: Sequence[Any]) -> Non
     async def model(name: str) -> Body:
         _check_model(service, name)
         return described(name)
-
-
-def _key_check(key: str | None) -> Any:
-    async def check(request: Request) -> None:
-        if key is None:
-            return
-        kind, _, given = request.headers.get("authorization", "").partition(" ")
-        if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), key.encode()):
-            raise HTTPException(401, "wrong or no API key; send it as Authorization: Bearer KEY")
-
-    return check
 
 
 def _check_model(service: Service, name: str) -> None:
@@ -280,37 +229,3 @@ async def _stream(call: Call, answer: Answer, *, usage: bool) -> AsyncIterator[s
 
 def _is_first(choice: Choice) -> bool:
     return not choice.tokens
-
-
-def _add_errors(app: FastAPI, metrics: Metrics) -> None:
-    def refuse(status: int, message: str, **more: Any) -> JSONResponse:
-        metrics.refused.labels(str(status)).inc()
-        return error(status, message, **more)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, found: RequestValidationError) -> JSONResponse:
-        first = found.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "body")
-        what = "the body is no JSON" if first["type"] == "json_invalid" else first["msg"].removeprefix("Value error, ")
-        return refuse(400, f"{place}: {what}" if place and first["type"] != "json_invalid" else what, param=place)
-
-    @app.exception_handler(UserError)
-    async def mistaken(_: Request, found: UserError) -> JSONResponse:
-        return refuse(400, str(found))
-
-    @app.exception_handler(FullError)
-    async def full(_: Request, found: FullError) -> JSONResponse:
-        return refuse(429, str(found), headers={"retry-after": str(found.retry_after)})
-
-    @app.exception_handler(ModelError)
-    async def failed(_: Request, found: ModelError) -> JSONResponse:
-        return refuse(500, str(found))
-
-    @app.exception_handler(ClientDisconnect)
-    async def hung_up(_: Request, found: ClientDisconnect) -> JSONResponse:
-        return refuse(499, "the client hung up")
-
-    @app.exception_handler(StarletteHTTPException)
-    async def other(_: Request, found: StarletteHTTPException) -> JSONResponse:
-        code = "model_not_found" if found.status_code == 404 and "model" in str(found.detail) else None
-        return refuse(found.status_code, str(found.detail), code=code)

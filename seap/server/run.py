@@ -9,7 +9,7 @@ from typing import Any
 
 from seap import checkpoint
 from seap.config_serving import Limits, Serving
-from seap.errors import UserError, missing_extra
+from seap.errors import UserError, missing_extra, unknown
 from seap.network import Network, load_networks
 from seap.router import Router, load_router
 from seap.runtime import DENSE, TaskRuntime
@@ -47,7 +47,11 @@ def check(name: str, options: Serving, masks: Path | None, router: Path | None) 
     """Refuse what doesn't go together before anything loads."""
     if options.demo and (masks or router or name != checkpoint.BUILTIN):
         raise UserError("--demo makes its own networks and router, for the built-in model; leave the others out")
-    if not options.demo and masks is None:
+    if options.backend is not None and (masks or options.demo or router is None):
+        raise UserError("--backend runs the router alone: give --router FILE, and neither --masks nor --demo")
+    if options.backend_key is not None and options.backend is None:
+        raise UserError("--backend-key has no effect without --backend; leave it out")
+    if not options.demo and masks is None and options.backend is None:
         raise UserError("no networks to serve: add --masks DIR (of seap pack or seap mask), or try --demo")
 
 
@@ -63,30 +67,71 @@ def serve(
 ) -> None:
     """Serve a model with its tasks' networks until SIGINT or SIGTERM; `tell` gets what the user should know."""
     try:
-        import uvicorn
-
         from seap.server.app import Service, create_app
     except ImportError as error:
         raise missing_extra("fastapi with uvicorn", "serve", "seap serve") from error
     bound = bind(options.host, options.port)
     model, tokenizer = checkpoint.load(name, **(loading or {}))
+    if options.backend is not None and router is not None:
+        _run(forwarding(model, tokenizer, load_router(router, model), options, tell), bound, options)
+        return
     networks, guide = _parts(model, tokenizer, masks, router, tell)
     scheduler = make_scheduler(model, tokenizer, networks, guide, options, limits)
     service = Service(
         scheduler=scheduler, tokenizer=tokenizer, name=name, key=options.api_key, drain_seconds=options.drain_seconds
     )
-    for text in notes(options, scheduler):
+    for text in [*exposed(options), *notes(scheduler)]:
         tell(text)
+    tell(f"serving {', '.join(service.models)} at {address(bound)}/v1")
+    _run(create_app(service), bound, options)
+
+
+def address(bound: socket.socket) -> str:
     host, port = bound.getsockname()[:2]
-    tell(f"serving {', '.join(service.models)} at http://{f'[{host}]' if ':' in host else host}:{port}/v1")
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _run(app: Any, bound: socket.socket, options: Serving) -> None:
+    import uvicorn
+
     config = uvicorn.Config(
-        create_app(service),
+        app,
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=int(options.drain_seconds),
         timeout_keep_alive=30,
     )
     uvicorn.Server(config).run(sockets=[bound])
+
+
+def forwarding(model: Any, tokenizer: Any, router: Router, options: Serving, tell: Callable[[str], None]) -> Any:
+    """The application that routes and forwards; asks a lone backend for its models first."""
+    import asyncio
+
+    from seap.server.forward import Forwarder, create_forwarder, find_backends
+
+    assert options.backend is not None
+    backends = asyncio.run(find_backends(options.backend, options.backend_key))
+    fallback = options.fallback or (DENSE if DENSE in backends else next(iter(backends)))
+    if fallback not in backends:
+        raise unknown("fallback", fallback, backends)
+    for text in exposed(options):
+        tell(text)
+    missing = [task for task in router.tasks if task not in backends]
+    if missing:
+        tell(f"no backend for {', '.join(missing)}: they go to {fallback}")
+    tell(f"forwarding {', '.join(backends)}; what the router gives to no task goes to {fallback}")
+    return create_forwarder(
+        Forwarder(
+            backends=backends,
+            router=router,
+            model=model,
+            tokenizer=tokenizer,
+            fallback=fallback,
+            key=options.api_key,
+            backend_key=options.backend_key,
+        )
+    )
 
 
 def _parts(
@@ -97,11 +142,16 @@ def _parts(
     return load_networks(masks, model), load_router(router, model) if router else None
 
 
-def notes(options: Serving, scheduler: Scheduler) -> list[str]:
+def exposed(options: Serving) -> list[str]:
+    """A warning where others than this machine can reach a server without a key."""
+    if is_loopback(options.host) or options.api_key is not None:
+        return []
+    return [f"listening on {options.host} without --api-key: whoever reaches this machine can use the model"]
+
+
+def notes(scheduler: Scheduler) -> list[str]:
     """What the user should know before clients come."""
     found = []
-    if not is_loopback(options.host) and options.api_key is None:
-        found.append(f"listening on {options.host} without --api-key: whoever reaches this machine can use the model")
     if scheduler.router is None:
         found.append("no --router: requests name their task as the model; auto is not offered")
     else:
