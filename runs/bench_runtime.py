@@ -29,7 +29,7 @@ from seap.runtime import TaskRuntime
 from seap.speed import decode, prefill
 from seap.surgery import cut_
 
-SPARSITY, TOKENS, REPEATS = 0.5, 2000, 7
+SPARSITY, TOKENS, REPEATS = 0.5, 2000, 15
 WIDE = LlamaConfig(
     hidden_size=1024,
     intermediate_size=2816,
@@ -103,7 +103,10 @@ def timed(run: Callable[[], Any]) -> float:
 
 
 def speeds(runtime: TaskRuntime, task: str, packed: Any, dense: Any, rows: int) -> dict[str, float]:
-    """Median ratio of the packed checkpoint's time to the runtime's, and of the dense model's to the runtime's."""
+    """The packed checkpoint's time over the runtime's, and the dense model's: of the fastest repeat of each, in turn.
+
+    The fastest, since whoever else uses the machine can only slow a run down.
+    """
     found = {}
     for phase, run in {"decode": lambda m: decode(m, rows, 32, 24), "prefill": lambda m: prefill(m, rows, 128)}.items():
         times: list[list[float]] = []
@@ -112,7 +115,8 @@ def speeds(runtime: TaskRuntime, task: str, packed: Any, dense: Any, rows: int) 
                 own = run(model)
             times.append([own, run(packed), run(dense)])
         for name, place in (("packed", 1), ("dense", 2)):
-            found[f"{phase}_speed_over_{name}"] = median(row[place] / row[0] for row in times[1:])
+            best = min(row[place] for row in times[1:]) / min(row[0] for row in times[1:])
+            found[f"{phase}_speed_over_{name}"] = best
     return found
 
 
@@ -169,10 +173,11 @@ def four_tasks(masks: dict[str, Masks]) -> dict[str, Masks]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("results/bench_runtime.json"))
+    parser.add_argument("--speed-only", action="store_true", help="leave memory and switching of the tasks out")
     arguments = parser.parse_args()
     model, tokenizer = seap.load("builtin", dtype="float32", device="cpu")
     found: dict[str, Any] = {"sparsity": SPARSITY, "memory": [], "switching": [], "layouts": layouts()}
-    for method in ("seap-paper", "seap"):
+    for method in () if arguments.speed_only else ("seap-paper", "seap"):
         networks = networks_of(model, tokenizer, method)
         for num in (2, 3, 9):
             some = dict([*networks.items()][:num])

@@ -139,6 +139,12 @@ def load_networks(source: Path, model: Any) -> dict[str, Network]:
     return networks
 
 
+def unrepaired(networks: Mapping[str, Network]) -> list[str]:
+    """The masks among them whose method reconstructs, and which run without that here."""
+    kinds = {name: network.about.get("options", {}).get("compensate", "none") for name, network in networks.items()}
+    return [n for n, kind in kinds.items() if kind != "none" and not (networks[n].weights or networks[n].biases)]
+
+
 def load_pruned(name: str, dense: Any) -> Network:
     """The network of a pruned checkpoint, with its mask's metadata."""
     dtype = str(next(dense.parameters()).dtype).removeprefix("torch.")

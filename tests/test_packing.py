@@ -11,7 +11,7 @@ from toy import folder, texts_file
 
 import seap
 from seap.cli import main
-from seap.network import load_networks
+from seap.network import load_networks, unrepaired
 
 OPTIONS = ["--search-evaluations", "2"]
 
@@ -31,6 +31,12 @@ def test_from_a_task_a_folder_and_a_mask(tmp_path: Path, capsys: pytest.CaptureF
     made = json.loads(capsys.readouterr().out)["files"]
     assert [about["task"] for about in made] == ["folder", "mask", "words"]
 
+    assert main(["inspect", str(out / "words.safetensors"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["kind"] == "network" and any(
+        "rebuilt" in units for layer in found["layers"] for units in layer.values()
+    )
+    assert main(["inspect", str(out / "words.safetensors")]) == 0 and "rebuilt" in capsys.readouterr().out
     model, _ = seap.load(str(net))
     small, _ = seap.load(str(tmp_path / "small"))
     networks = load_networks(out, model)
@@ -48,6 +54,12 @@ def test_masks_are_networks_too(tmp_path: Path, capsys: pytest.CaptureFixture[st
     model, _ = seap.load(str(net))
     runtime = seap.TaskRuntime(model, load_networks(masks, model))
     assert runtime.tasks == ("dense", "small") and runtime.weights_at_work("small") == pytest.approx(0.5, abs=0.01)
+    assert unrepaired(runtime.networks) == []
+    assert (
+        main(["mask", str(net), "--method", "magnitude", "--compensate", "bias", "--out", str(masks / "b.safetensors")])
+        == 0
+    )
+    assert unrepaired(load_networks(masks, seap.load(str(net))[0])) == ["b"]
     other, _ = seap.load(str(folder(tmp_path / "other", intermediate_size=80, seed=3)))
     with pytest.raises(seap.errors.UserError, match="another model"):
         load_networks(masks, other)

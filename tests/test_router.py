@@ -129,6 +129,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     report = json.loads(capsys.readouterr().out)
     assert report["tasks"] == ["red", "green", "blue"] and report["depth"] == 0
     assert read_about(out)[0] == "router"
+    assert main(["inspect", str(out)]) == 0 and "router" in capsys.readouterr().out
     assert main(words) == 1 and "is there already" in capsys.readouterr().err
     assert main(["route", "predict", str(net), "w8 w9 w10", "--router", str(out), "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)["routes"]

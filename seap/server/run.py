@@ -10,7 +10,7 @@ from typing import Any
 from seap import checkpoint
 from seap.config_serving import Limits, Serving
 from seap.errors import UserError, missing_extra, unknown
-from seap.network import Network, load_networks
+from seap.network import Network, load_networks, unrepaired
 from seap.router import Router, load_router
 from seap.runtime import DENSE, TaskRuntime
 from seap.scheduler import Scheduler
@@ -152,6 +152,8 @@ def exposed(options: Serving) -> list[str]:
 def notes(scheduler: Scheduler) -> list[str]:
     """What the user should know before clients come."""
     found = []
+    if bare := unrepaired(scheduler.runtime.networks):
+        found.append(f"{', '.join(bare)}: masks without the reconstruction of their method; seap pack adds it")
     if scheduler.router is None:
         found.append("no --router: requests name their task as the model; auto is not offered")
     else:
