@@ -23,4 +23,4 @@ json.dump({'router': json.load(open(a)), 'end_to_end': json.load(open(b))}, open
 BUILTIN=arithmetic,brackets,calendar,facts,list_sorting,numerals,sentiment,string_reversal,word_problems
 own builtin builtin "$BUILTIN" "--max-tokens 2000"
 KINDS=$(for kind in "$DATA"/*/; do kind=${kind%/}; printf '%s=%s,' "${kind##*/}" "$kind"; done)
-own natural "$MODEL" "${KINDS%,}" "--max-tokens 32768 --seq-len 256"
+own natural "$MODEL" "${KINDS%,}" "--max-tokens 8192 --seq-len 256"

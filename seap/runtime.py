@@ -38,7 +38,7 @@ class TaskRuntime:
     max_slices: slices of the dense weight that a linear may be made of without being packed. cache_bytes: most bytes of
     packed copies; one network alone may exceed it, as there is no running it otherwise. None sets no limit.
 
-    The model is reordered in place, which changes its outputs by no more than rounding; read files that know their model
+    The model is reordered in place, which changes outputs by no more than rounding; read files that know their model
     (networks, routers) before. One thread at a time runs it: `task` waits for the others. Raises UserError for a pruned
     or quantized model and for masks that aren't this one's.
     """
