@@ -12,7 +12,8 @@ from toy import tokenizer
 from seap.config_serving import Limits
 from seap.runtime import TaskRuntime
 from seap.sampling import Sampler
-from seap.scheduler import Event, Failed, Finished, Piece, Request, Scheduler, Ticket
+from seap.scheduler import Scheduler
+from seap.tickets import Event, Failed, Finished, Piece, Request, Ticket
 
 TASKS = ("red", "green", "blue")
 

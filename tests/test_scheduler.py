@@ -14,7 +14,7 @@ from toy import tokenizer
 from seap.errors import UserError
 from seap.rows import decode, prefill
 from seap.sampling import Sampler, Writer
-from seap.scheduler import Failed, Finished, FullError, Piece, Started
+from seap.tickets import Failed, Finished, FullError, Piece, Started
 
 
 @pytest.mark.parametrize("name", sorted(ALL))

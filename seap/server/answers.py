@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from seap.sampling import Token
-from seap.scheduler import Finished, Piece, Started
+from seap.tickets import Finished, Piece, Started
 
 Body = dict[str, Any]
 

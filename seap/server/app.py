@@ -12,7 +12,6 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from seap import scheduler as scheduling
 from seap.errors import UserError, unknown
 from seap.sampling import Sampler
 from seap.scheduler import Scheduler
@@ -23,6 +22,8 @@ from seap.server.metrics import Metrics
 from seap.server.page import PAGE
 from seap.server.prompts import DEFAULT_COMPLETION, MOST_BY_DEFAULT, Prompt, answer_length, encode, encode_chat
 from seap.server.protocol import Asked, ChatRequest, CompletionRequest
+from seap.tickets import Finished
+from seap.tickets import Request as GenerationRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,13 +140,13 @@ def _requests(
     max_tokens: int | None,
     logprobs: int | None,
     default: int,
-) -> list[tuple[scheduling.Request, int]]:
+) -> list[tuple[GenerationRequest, int]]:
     """n requests for each prompt, with the tokens that the prompt counts for in the usage: once."""
     _check_model(service, asked.model)
     found = []
     for prompt in prompts:
         length = answer_length(max_tokens, prompt, service.context, default=default)
-        request = scheduling.Request(
+        request = GenerationRequest(
             ids=prompt.ids,
             prompt=prompt.text,
             max_tokens=length,
@@ -169,7 +170,7 @@ async def _run(
     service: Service,
     metrics: Metrics,
     asked: Asked,
-    tickets: Sequence[tuple[scheduling.Request, int]],
+    tickets: Sequence[tuple[GenerationRequest, int]],
     answer: Answer,
     request: Request,
 ) -> Response:
@@ -218,7 +219,7 @@ async def _stream(call: Call, answer: Answer, *, usage: bool) -> AsyncIterator[s
 
     try:
         async for choice, event in call.events():
-            if event.text or answer.logprobs or isinstance(event, scheduling.Finished) or _is_first(choice):
+            if event.text or answer.logprobs or isinstance(event, Finished) or _is_first(choice):
                 yield line(answer.chunk(choice, event))
         if usage:
             yield line(answer.last_chunk(call.choices))

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from seap.errors import UserError
-from seap.scheduler import Event, Failed, Finished, FullError, Piece, Request, Scheduler, Started, Ticket
+from seap.scheduler import Scheduler
 from seap.server.answers import Choice
 from seap.server.metrics import Metrics
+from seap.tickets import Event, Failed, Finished, FullError, Piece, Request, Started, Ticket
 
 
 class ModelError(Exception):

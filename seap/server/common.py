@@ -12,8 +12,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from seap.errors import UserError
-from seap.scheduler import FullError
 from seap.server.calls import ModelError
+from seap.tickets import FullError
 
 AUTO = "auto"
 MAX_BODY = 8 << 20  # bytes
