@@ -110,7 +110,7 @@ class Slice:
     consumer: bool = False
 
     def indices(self, keep: Tensor) -> Tensor:
-        """Where the kept units lie along `dim`. keep: bool (units,) → int64 (kept rows,)."""
+        """Where the kept units lie along `dim`. keep: bool (units,) → int64 (kept rows,); or a permutation (units,)."""
         units = keep.numel()
         parts, start = [], 0
         for size in self.sections:

@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from rich.markup import escape
 
-from seap import cli_corpus as cli_corpus  # the commands of these three join the application
+from seap import cli_corpus as cli_corpus  # the commands of these four join the application
 from seap import cli_evidence as cli_evidence
 from seap import cli_frontier as cli_frontier
+from seap import cli_serving as cli_serving
 from seap.cli_base import Flat, Json, Model, TaskOption, app, errors, given, merged_options, note, print_json, results
 from seap.config import Calibration, Evaluation, Loading, Pruning
 from seap.config_promise import Promise

@@ -31,6 +31,13 @@ def describe(name: str) -> dict[str, Any]:
 
 def _content(path: Path, kind: str) -> dict[str, Any]:
     tensors, _ = read_tensors(path, kind)
+    if kind == "router":
+        return {"features": tensors["weight"].shape[1], "layers": []}
+    if kind == "network":
+        masks = {key.removeprefix("mask."): mask for key, mask in tensors.items() if key.startswith("mask.")}
+        own = {key.removeprefix("weight.") for key in tensors if key.startswith("weight.")}
+        kept = {key: f"{int(m.sum())}/{m.numel()}" + " rebuilt" * (key in own) for key, m in masks.items()}
+        return {"layers": _layers(kept)}
     if kind == "mask":
         return {"layers": _layers({key: f"{int(mask.sum())}/{mask.numel()}" for key, mask in tensors.items()})}
     sizes = {key.removesuffix(".mean"): value.numel() for key, value in tensors.items() if key.endswith(".mean")}

@@ -1,6 +1,7 @@
 """Artefacts on disk: written whole or not at all, with metadata that says what they are.
 
-A safetensors file of ours has one metadata entry, `seap`: JSON with `kind` (stats or mask), `format` and `about`.
+A safetensors file of ours has one metadata entry, `seap`: JSON with `kind` (stats, mask, network or router), `format`
+and `about`.
 """
 
 import contextlib
@@ -123,6 +124,19 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     _, about = read_about(path, kind)
     with _opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+
+
+def tensor_names(path: Path) -> list[str]:
+    """The names of a file's tensors."""
+    with _opened(path) as file:
+        return list(file.keys())
+
+
+def read_one(path: Path, name: str) -> Tensor:
+    """One tensor of a file."""
+    with _opened(path) as file:
+        found: Tensor = file.get_tensor(name)
+    return found
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ empty, by its family's own constructor with the new widths, and its attributes a
 it when the checkpoint is loaded, so the two can't differ.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -99,15 +100,18 @@ def _write_config_(arch: Arch, masks: Masks, repairs: Repairs) -> None:
 
 
 def _copy_attributes_(arch: Arch) -> None:
-    model = arch.model
-    layer_class = modeling_seap.patch_layer_class(type(model), arch.layer_class)
     for index, layer in enumerate(arch.layers):
-        with torch.device("meta"):
-            built = layer_class(model.config, layer_idx=index)
-        for path, source in built.named_modules():
-            target = layer.get_submodule(path)
-            for name, value in vars(source).items():
-                if name == "config":
-                    target.config = value
-                elif isinstance(value, _PLAIN) and not name.startswith("_") and name != "training":
-                    setattr(target, name, value)
+        for path, name, value in layer_attributes(arch, arch.model.config, index):
+            setattr(layer.get_submodule(path), name, value)
+
+
+def layer_attributes(arch: Arch, config: Any, index: int) -> Iterator[tuple[str, str, Any]]:
+    """Path, name and value of all that a layer built from this config holds beside its weights."""
+    layer_class = modeling_seap.patch_layer_class(type(arch.model), arch.layer_class)
+    with torch.device("meta"):
+        built = layer_class(config, layer_idx=index)
+    for path, module in built.named_modules():
+        for name, value in vars(module).items():
+            plain = isinstance(value, _PLAIN) and not name.startswith("_") and name != "training"
+            if plain or name == "config":
+                yield path, name, value

@@ -1,0 +1,170 @@
+"""A task's network: the units of the dense model that it keeps, and the consumers that reconstruction gave it.
+
+One file per task (kind `network`), small beside the model: the masks, and for each repaired axis the consumer's bias
+and, where reconstruction changed it, weight. A mask file alone is a network too, one without repairs.
+Shapes: k kept inputs of a consumer, O outputs.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seap.arch import Arch, describe
+from seap.calibration import check_same_model
+from seap.checkpoint import load, previous
+from seap.compensate import Repairs
+from seap.errors import UserError
+from seap.files import read_about, read_one, tensor_names, write_tensors
+from seap.mask import Masks, check_fits, load_masks, realised_sparsity
+
+
+class Stored(Mapping[str, Tensor]):
+    """The tensors of a file whose names begin with a prefix, each read when it is asked for."""
+
+    def __init__(self, path: Path, prefix: str) -> None:
+        self.path, self.prefix = path, prefix
+        self.names = tuple(name.removeprefix(prefix) for name in tensor_names(path) if name.startswith(prefix))
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.names:
+            raise KeyError(name)
+        return read_one(self.path, self.prefix + name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a task's network is made of, given the dense model. Keys are those of the axes."""
+
+    masks: Masks
+    weights: Mapping[str, Tensor] = field(default_factory=dict)  # (O, k): the consumer's, inputs in the dense order
+    biases: Mapping[str, Tensor] = field(default_factory=dict)  # (O,): the consumer's whole bias
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def changes(self, layer: int) -> bool:
+        """Whether anything of a layer differs from the dense model."""
+        inside = f"layers.{layer}."
+        cut = any(key.startswith(inside) and not bool(mask.all()) for key, mask in self.masks.items())
+        return cut or any(key.startswith(inside) for key in (*self.weights, *self.biases))
+
+
+def network_of(arch: Arch, masks: Masks, repairs: Repairs | None = None) -> Network:
+    """The network of masks and repairs made in memory: what `surgery.cut_` would give the model."""
+    weights, biases = {}, {}
+    for axis in arch.axes:
+        repair = (repairs or {}).get(axis.key)
+        if repair is None:
+            continue
+        consumer = arch.consumer(axis)
+        own = 0 if consumer.bias is None else consumer.bias.detach().cpu().double()
+        biases[axis.key] = (own + repair.bias.cpu()).to(consumer.weight.dtype)
+        if repair.weight is not None:
+            weights[axis.key] = repair.weight.to(consumer.weight.dtype)
+    return Network(masks, weights, biases)
+
+
+@torch.no_grad()
+def network_between(dense: Any, pruned: Any, masks: Masks) -> Network:
+    """The network that makes `pruned` of `dense`. Raises UserError where it isn't one of dense's, cut and repaired."""
+    arch, cut = describe(dense), describe(pruned)
+    check_fits(arch, masks)
+    weights, biases = {}, {}
+    for axis in arch.axes:
+        mask = masks[axis.key]
+        for part in axis.slices:
+            linear, own = arch.linear(axis.layer, part.module), cut.linear(axis.layer, part.module)
+            kept = linear.weight.cpu().index_select(part.dim, part.indices(mask))
+            same = kept.shape == own.weight.shape and torch.equal(kept, own.weight.to(kept).cpu())
+            if not same and (not part.consumer or kept.shape != own.weight.shape):
+                raise UserError(
+                    f"{arch.name_of(axis)} {part.module} of the pruned model isn't what its mask keeps of this dense "
+                    "one; name the model that it was pruned from, in the same dtype"
+                )
+            if part.consumer:
+                if not same:
+                    weights[axis.key] = cut.weight(axis.layer, part.module).detach().clone()
+                if _other_bias(linear.bias, own.bias):
+                    biases[axis.key] = own.bias.detach().clone()
+    return Network(masks, weights, biases)
+
+
+def _other_bias(dense: Tensor | None, pruned: Tensor | None) -> bool:
+    if pruned is None:
+        return False
+    return dense is None or not torch.equal(dense.cpu(), pruned.to(dense).cpu())
+
+
+def free_layers(networks: Mapping[str, Network], num_layers: int) -> int:
+    """How many first layers no network changes: they are the same in all of them."""
+    changed = (i for i in range(num_layers) if any(network.changes(i) for network in networks.values()))
+    return next(changed, num_layers)
+
+
+def save_network(path: Path, network: Network, about: Mapping[str, Any]) -> None:
+    tensors = {f"mask.{key}": mask for key, mask in network.masks.items()}
+    tensors |= {f"weight.{key}": weight for key, weight in network.weights.items()}
+    tensors |= {f"bias.{key}": bias for key, bias in network.biases.items()}
+    write_tensors(path, "network", tensors, about)
+
+
+def load_network(path: Path) -> Network:
+    """A network, or a mask without repairs. Weights are read when they are needed, so the file must stay."""
+    kind, about = read_about(path)
+    if kind == "mask":
+        masks, about = load_masks(path)
+        return Network(masks, about=about)
+    if kind != "network":
+        raise UserError(f"{path} holds {kind}; a task's network comes from seap pack, a mask from seap mask")
+    masks = {key: mask.clone() for key, mask in Stored(path, "mask.").items()}
+    return Network(masks, Stored(path, "weight."), Stored(path, "bias."), about)
+
+
+def load_networks(source: Path, model: Any) -> dict[str, Network]:
+    """Task → network, of a folder of network and mask files named after their tasks. Raises UserError for others."""
+    paths = sorted(source.glob("*.safetensors")) if source.is_dir() else []
+    if not paths:
+        raise UserError(f"{source}: no *.safetensors; give a folder that seap pack filled, or of files of seap mask")
+    paths = [path for path in paths if read_about(path)[0] != "router"]
+    networks = {path.stem: load_network(path) for path in paths}
+    check_same_model(paths, [network.about for network in networks.values()], model)
+    return networks
+
+
+def unrepaired(networks: Mapping[str, Network]) -> list[str]:
+    """The masks among them whose method reconstructs, and which run without that here."""
+    kinds = {name: network.about.get("options", {}).get("compensate", "none") for name, network in networks.items()}
+    return [n for n, kind in kinds.items() if kind != "none" and not (networks[n].weights or networks[n].biases)]
+
+
+def load_pruned(name: str, dense: Any) -> Network:
+    """The network of a pruned checkpoint, with its mask's metadata."""
+    dtype = str(next(dense.parameters()).dtype).removeprefix("torch.")
+    pruned, _ = load(name, dtype=dtype, device="cpu")
+    found = previous(name, pruned)
+    if found is None:
+        raise UserError(f"{name} has no mask.safetensors: not a pruned checkpoint of seap's")
+    masks, about = found
+    network = network_between(dense, pruned, masks)
+    return Network(network.masks, network.weights, network.biases, about)
+
+
+def weights_at_work(arch: Arch, masks: Masks) -> float:
+    """The share of the prunable parameters that a network uses."""
+    return 1 - realised_sparsity(arch, masks)
+
+
+def layer_shares(arch: Arch, masks: Masks) -> list[dict[str, float]]:
+    """Per layer, the share of each axis's units at work."""
+    shares: list[dict[str, float]] = [{} for _ in arch.layers]
+    for axis in arch.axes:
+        shares[axis.layer][axis.name] = float(masks[axis.key].float().mean())
+    return shares

@@ -1,0 +1,153 @@
+"""The router: which task a prompt is of, from features that cost next to nothing, and how sure it is.
+
+Features (SEAP, section 3.4, takes the first): the mean over a prompt's tokens of their input embeddings, and of the
+hidden states after the first layers, those that no task's network changes, so that they are the same in all of them.
+A linear model gives each task a probability; the largest is the confidence. A linear model is as sure of text unlike
+all that it has seen, so the distance to the nearest task's prompts counts too: a prompt goes to no task (it abstains)
+where the confidence is below `threshold` or the distance above `limit`. Reading and using a router needs torch alone.
+
+Shapes: N prompts, T tokens, D hidden size, F features (D, or 2·D with layers), S tasks, R directions of the distance.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seap.arch import describe
+from seap.calibration import check_same_model
+from seap.corpus import Batch, batches
+from seap.errors import UserError
+from seap.files import read_tensors, write_tensors
+from seap.layerwise import evaluation, first, model_inputs
+
+TENSORS = ("weight", "bias", "mean", "directions", "centres")
+SETTINGS = ("depth", "threshold", "limit", "max_prompt_tokens")
+BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where a prompt goes. task: None where the router abstains; nearest: the task it would be."""
+
+    task: str | None
+    nearest: str
+    confidence: float
+    distance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Router:
+    """A linear model over features. float32.
+
+    weight (S, F) and bias (S,) give the logits; mean (F,) is taken off the features before directions (F, R), in which
+    prompts have unit variance around the centre of their task and kind (as they are, in a chat …): centres (·, R).
+    """
+
+    tasks: tuple[str, ...]
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    directions: Tensor
+    centres: Tensor
+    depth: int = 0
+    threshold: float = 0.0
+    limit: float = float("inf")
+    max_prompt_tokens: int = 256
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        """features (N, F) → (N, S)."""
+        return (features @ self.weight.t() + self.bias).softmax(-1)
+
+    def distances(self, features: Tensor) -> Tensor:
+        """features (N, F) → (N,): root mean square over the directions of the offset from the nearest centre."""
+        placed = (features - self.mean) @ self.directions
+        return torch.cdist(placed, self.centres).min(-1).values / self.directions.shape[1] ** 0.5
+
+    def route(self, features: Tensor) -> list[Route]:
+        """features (N, F) → one route a prompt."""
+        confidence, chosen = self.probabilities(features).max(-1)
+        rows = zip(chosen.tolist(), confidence.tolist(), self.distances(features).tolist(), strict=True)
+        return [self._route(self.tasks[index], sure, distance) for index, sure, distance in rows]
+
+    def _route(self, nearest: str, confidence: float, distance: float) -> Route:
+        known = confidence >= self.threshold and distance <= self.limit
+        return Route(nearest if known else None, nearest, confidence, distance)
+
+    def predict(self, model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[Route]:
+        """One route a prompt."""
+        return self.route(read_features(model, tokenizer, prompts, self.depth, self.max_prompt_tokens))
+
+    def save(self, path: Path) -> None:
+        tensors = {name: getattr(self, name) for name in TENSORS}
+        about = {**self.about, "tasks": list(self.tasks)} | {name: getattr(self, name) for name in SETTINGS}
+        write_tensors(path, "router", tensors, about)
+
+
+def load_router(path: Path, model: Any = None) -> Router:
+    """Read a router. Raises UserError for a file that isn't one, or one of another model than the given."""
+    tensors, about = read_tensors(path, "router")
+    if model is not None:
+        check_same_model([path], [about], model)
+    stored: dict[str, Any] = {name: tensors[name] for name in TENSORS} | {name: about[name] for name in SETTINGS}
+    return Router(tasks=tuple(about["tasks"]), about=about, **stored)
+
+
+def read_features(model: Any, tokenizer: Any, prompts: Sequence[str], depth: int, max_tokens: int) -> Tensor:
+    """Features (N, F) of prompts; a prompt without a token is read as the token that begins or ends texts."""
+    empty = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    encoded = [tokenizer(prompt, verbose=False)["input_ids"][:max_tokens] for prompt in prompts]
+    return features_of(model, [ids or [empty or 0] for ids in encoded], depth)
+
+
+def features_of(model: Any, rows: Sequence[Sequence[int]], depth: int) -> Tensor:
+    """Features (N, F) of token rows, on the CPU; depth: how many layers to run."""
+    arch = describe(model)
+    if depth > len(arch.layers):
+        raise UserError(f"depth {depth}: the model has {len(arch.layers)} layers")
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
+    found: list[Tensor] = []
+    with evaluation(model):
+        for batch in batches([rows[i] for i in order], batch_tokens=BATCH_TOKENS):
+            parts = [_embedded(model, batch)]
+            parts += [_after_layers(arch.layers[depth - 1], model, batch)] if depth else []
+            found += torch.cat([_mean(part, batch) for part in parts], -1)
+    places = {row: place for place, row in enumerate(order)}
+    return torch.stack([found[places[row]] for row in range(len(rows))])
+
+
+def _mean(states: Tensor, batch: Batch) -> Tensor:
+    """(B, T, D) → (B, D) over the real tokens."""
+    mask = batch.mask.to(states.device).unsqueeze(-1)
+    return ((states.float() * mask).sum(1) / mask.sum(1)).cpu()
+
+
+def _embedded(model: Any, batch: Batch) -> Tensor:
+    embedding = model.get_input_embeddings()
+    states: Tensor = embedding(batch.ids.to(embedding.weight.device))
+    return states
+
+
+class _ReachedError(Exception):
+    """Raised inside the model to leave it after the layers that were wanted."""
+
+
+def _after_layers(layer: nn.Module, model: Any, batch: Batch) -> Tensor:
+    found: list[Tensor] = []
+
+    def leave(_: nn.Module, args: Any, output: Any) -> None:
+        found.append(first(output))
+        raise _ReachedError
+
+    handle = layer.register_forward_hook(leave)
+    try:
+        model.base_model(**model_inputs(describe(model), batch))
+    except _ReachedError:
+        pass
+    finally:
+        handle.remove()
+    return found[0]

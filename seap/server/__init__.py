@@ -1,0 +1,1 @@
+"""seap serve: an OpenAI-compatible server over one task runtime."""
