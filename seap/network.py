@@ -1,8 +1,8 @@
-"""A task's network: the units of the dense model that it keeps, and the consumers that reconstruction gave it.
+"""A task's network: the units of the dense model that it keeps, and the linears that reconstruction gave it.
 
-One file per task (kind `network`), small beside the model: the masks, and for each repaired axis the consumer's bias
-and, where reconstruction changed it, weight. A mask file alone is a network too, one without repairs.
-Shapes: k kept inputs of a consumer, O outputs.
+One file per task (kind `network`): the masks, for each repaired axis the consumer's bias, and every weight that
+reconstruction changed. A mask file alone is a network too, one without repairs, and small beside the model.
+Shapes: k kept inputs of a consumer (or outputs of a producer), O outputs, D hidden size.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seap.arch import Arch, describe
+from seap.arch import Arch, Axis, Slice, describe
 from seap.calibration import check_same_model
 from seap.checkpoint import load, previous
-from seap.compensate import Repairs
+from seap.compensate import Repairs, map_inputs
 from seap.errors import UserError
 from seap.files import read_about, read_one, tensor_names, write_tensors
 from seap.mask import Masks, check_fits, load_masks, realised_sparsity
@@ -46,7 +46,8 @@ class Network:
     """What a task's network is made of, given the dense model. Keys are those of the axes."""
 
     masks: Masks
-    weights: Mapping[str, Tensor] = field(default_factory=dict)  # (O, k): the consumer's, inputs in the dense order
+    # by `weight_key`: a consumer's (O, k) or a producer's (k, D), units in the dense order
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
     biases: Mapping[str, Tensor] = field(default_factory=dict)  # (O,): the consumer's whole bias
     about: Mapping[str, Any] = field(default_factory=dict)
 
@@ -55,6 +56,11 @@ class Network:
         inside = f"layers.{layer}."
         cut = any(key.startswith(inside) and not bool(mask.all()) for key, mask in self.masks.items())
         return cut or any(key.startswith(inside) for key in (*self.weights, *self.biases))
+
+
+def weight_key(axis: Axis, part: Slice) -> str:
+    """The key of one linear's own weight: the axis's for the consumer, with the linear's path for the others."""
+    return axis.key if part.consumer else f"{axis.key}.{part.module}"
 
 
 def network_of(arch: Arch, masks: Masks, repairs: Repairs | None = None) -> Network:
@@ -69,6 +75,10 @@ def network_of(arch: Arch, masks: Masks, repairs: Repairs | None = None) -> Netw
         biases[axis.key] = (own + repair.bias.cpu()).to(consumer.weight.dtype)
         if repair.weight is not None:
             weights[axis.key] = repair.weight.to(consumer.weight.dtype)
+        if repair.inputs is not None:
+            for part in (part for part in axis.slices if not part.consumer):
+                rows = arch.weight(axis.layer, part.module).detach()[part.indices(masks[axis.key])]
+                weights[weight_key(axis, part)] = map_inputs(rows, repair.inputs)
     return Network(masks, weights, biases)
 
 
@@ -77,23 +87,23 @@ def network_between(dense: Any, pruned: Any, masks: Masks) -> Network:
     """The network that makes `pruned` of `dense`. Raises UserError where it isn't one of dense's, cut and repaired."""
     arch, cut = describe(dense), describe(pruned)
     check_fits(arch, masks)
-    weights, biases = {}, {}
+    embeddings = (m.get_input_embeddings().weight.cpu() for m in (dense, pruned))
+    related, weights, biases = torch.equal(*embeddings), {}, {}
     for axis in arch.axes:
         mask = masks[axis.key]
         for part in axis.slices:
             linear, own = arch.linear(axis.layer, part.module), cut.linear(axis.layer, part.module)
             kept = linear.weight.cpu().index_select(part.dim, part.indices(mask))
             same = kept.shape == own.weight.shape and torch.equal(kept, own.weight.to(kept).cpu())
-            if not same and (not part.consumer or kept.shape != own.weight.shape):
+            if kept.shape != own.weight.shape or not related:
                 raise UserError(
                     f"{arch.name_of(axis)} {part.module} of the pruned model isn't what its mask keeps of this dense "
                     "one; name the model that it was pruned from, in the same dtype"
                 )
-            if part.consumer:
-                if not same:
-                    weights[axis.key] = cut.weight(axis.layer, part.module).detach().clone()
-                if _other_bias(linear.bias, own.bias):
-                    biases[axis.key] = own.bias.detach().clone()
+            if not same:
+                weights[weight_key(axis, part)] = cut.weight(axis.layer, part.module).detach().clone()
+            if part.consumer and _other_bias(linear.bias, own.bias):
+                biases[axis.key] = own.bias.detach().clone()
     return Network(masks, weights, biases)
 
 

@@ -40,7 +40,7 @@ def pack_to_files(
     check_tasks(tasks, needed=False)
     stored = read_statistics(stats_files)
     split_options(options)
-    model, tokenizer = checkpoint.load(name, **(loading or {}))
+    model, tokenizer = checkpoint.load_for_work(name, **(loading or {}))
     check_same_model(stats_files, [about for _, about in stored.values()], model)
     made = []
     for source_name, path in named.items():

@@ -2,7 +2,7 @@
 
 A `Piece` says, for one linear of one network, which slices of the (reordered) dense weight it is. With one slice the
 linear's weight becomes a view, which costs no memory; with a few, up to `max_slices`, its forward adds or joins the
-slices' products; with more, or where reconstruction gave the consumer its own weight, it needs a packed copy.
+slices' products; with more, or where reconstruction gave the linear its own weight, it needs a packed copy.
 Shapes: C inputs, O outputs, k kept inputs.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seap.arch import Arch, Axis, Slice
-from seap.network import Network
+from seap.network import Network, weight_key
 from seap.order import slices_of
 
 Assignment = tuple[dict[str, Any], str, Any]  # a module's dict, the entry's name, its value
@@ -31,7 +31,7 @@ class Piece:
     part: Slice
     rows: Tensor  # int64: what is kept along part.dim, in the reordered weight
     bounds: Bounds  # the same as slices
-    own_weight: bool  # reconstruction gave the consumer its own
+    own_weight: bool  # reconstruction gave the linear its own
     own_bias: bool
 
     def is_packed(self, max_slices: int) -> bool:
@@ -41,14 +41,12 @@ class Piece:
 def pieces_of(arch: Arch, network: Network, order: dict[str, Tensor]) -> Iterator[Piece]:
     """Every linear that a network changes. order: axis key → permutation of its units."""
     for axis in arch.axes:
-        own = axis.key in network.weights, axis.key in network.biases
         keep = network.masks[axis.key][order[axis.key]]
-        if keep.all() and not any(own):
-            continue
         for part in axis.slices:
-            rows = part.indices(keep)
-            mine = own if part.consumer else (False, False)
-            yield Piece(axis, part, rows, slices_of(rows), *mine)
+            own = weight_key(axis, part) in network.weights, part.consumer and axis.key in network.biases
+            if not keep.all() or any(own):
+                rows = part.indices(keep)
+                yield Piece(axis, part, rows, slices_of(rows), *own)
 
 
 def packed_bytes(arch: Arch, piece: Piece, max_slices: int) -> int:
@@ -97,13 +95,12 @@ def _taken(values: Tensor, dim: int, rows: Tensor, bounds: Bounds) -> Tensor:
 
 
 def _own_weight(arch: Arch, piece: Piece, network: Network, order: Tensor) -> Tensor:
-    """The consumer's own weight, its inputs moved from the dense order of units to the runtime's."""
-    mask = network.masks[piece.axis.key]
-    place = mask.cumsum(0) - 1  # of a kept unit among the kept ones
-    units = place[order[mask[order]]]
-    columns = torch.arange(len(units) * piece.axis.unit_inputs).view(len(units), -1)[units].flatten()
-    like = arch.linear(piece.axis.layer, piece.part.module).weight
-    weight = network.weights[piece.axis.key][:, columns].to(like)
+    """The linear's own weight, its units moved from the dense order to the runtime's."""
+    part = piece.part
+    dense = part.indices(order)[piece.rows]
+    places = torch.searchsorted(part.indices(network.masks[piece.axis.key]), dense)
+    weight = network.weights[weight_key(piece.axis, part)].index_select(1 if part.consumer else 0, places)
+    weight = weight.to(arch.linear(piece.axis.layer, part.module).weight)
     return weight.t().contiguous() if arch.family.transposed else weight.contiguous()
 
 

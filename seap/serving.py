@@ -35,7 +35,7 @@ def fit_router(
     """`seap route fit`: write the router; its report is returned, and stands in the file's metadata."""
     check_output_file(out, suffix=".safetensors", overwrite=overwrite)
     load_prompts(tasks, "test", options)
-    model, tokenizer = checkpoint.load(name, **(loading or {}))
+    model, tokenizer = checkpoint.load_for_work(name, **(loading or {}))
     depth = 0
     if masks is not None:
         num_layers = len(describe(model).layers)
@@ -53,7 +53,7 @@ def predict_routes(
     if not prompts:
         raise UserError("no prompt to route: give one or more after the model")
     load_router(path)
-    model, tokenizer = checkpoint.load(name, **(loading or {}))
+    model, tokenizer = checkpoint.load_for_work(name, **(loading or {}))
     return [asdict(route) for route in load_router(path, model).predict(model, tokenizer, prompts)]
 
 
@@ -71,7 +71,7 @@ def evaluate_routing(
     tests = [load_test(spec, options) for spec in tasks]
     tests = [replace(test, items=test.items[: options.num_items]) for test in tests]
     load_router(router)
-    model, tokenizer = checkpoint.load(name, **(loading or {}))
+    model, tokenizer = checkpoint.load_for_work(name, **(loading or {}))
     guide = load_router(router, model)
     runtime = TaskRuntime(model, load_networks(masks, model))
     for test in tests:

@@ -71,7 +71,7 @@ def serve(
     except ImportError as error:
         raise missing_extra("fastapi with uvicorn", "serve", "seap serve") from error
     bound = bind(options.host, options.port)
-    model, tokenizer = checkpoint.load(name, **(loading or {}))
+    model, tokenizer = checkpoint.load_for_work(name, **(loading or {}))
     if options.backend is not None and router is not None:
         _run(forwarding(model, tokenizer, load_router(router, model), options, tell), bound, options)
         return
