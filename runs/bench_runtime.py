@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import seap
 from seap.arch import describe
 from seap.builtin import TASKS
-from seap.environment import command_line, commit, machine, versions
+from seap.environment import provenance
 from seap.files import write_json
 from seap.mask import Masks
 from seap.network import Network, network_between
@@ -186,7 +186,7 @@ def main() -> None:
         runtime = TaskRuntime(copy.deepcopy(model), networks)
         found["switching"].append({"model": "builtin", "method": method, **switching(runtime)})
     found["speed"] = measure_speed(model, "builtin") + measure_speed(wide(), "wide")
-    found |= {"command": command_line(), "commit": commit(), "versions": versions(), "machine": machine()}
+    found |= provenance()
     write_json(arguments.out, found | {"threads": torch.get_num_threads()})
 
 

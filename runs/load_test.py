@@ -24,7 +24,7 @@ import httpx
 import psutil
 
 from seap.builtin import TASKS, items
-from seap.environment import command_line, commit, machine, versions
+from seap.environment import command_line, commit, provenance
 from seap.files import write_json
 
 PROMPTS = 12  # of each task
@@ -224,7 +224,7 @@ def main() -> None:
         server.terminate()
         code = server.wait()
     about = {"clients": arguments.clients, "exit_code": code, "command": command_line(), "commit": commit()}
-    write_json(arguments.out, found | about | {"versions": versions(), "machine": machine()})
+    write_json(arguments.out, found | about | provenance())
 
 
 if __name__ == "__main__":

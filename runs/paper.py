@@ -31,7 +31,7 @@ from seap import checkpoint, harness, metrics, pruning
 from seap.calibration import calibrate
 from seap.config import Calibration, Evaluation
 from seap.corpus import build_corpus
-from seap.environment import command_line, commit, machine, versions
+from seap.environment import provenance
 from seap.evaluate import load_test, prepare
 from seap.files import write_json
 from seap.stats import Statistics
@@ -251,7 +251,7 @@ def main(words: Sequence[str] | None = None) -> None:
     checkpoint.quiet_transformers()
     started = time.perf_counter()
     rows = measure(set_up(arguments))
-    about = {"versions": versions(), "machine": machine(), "commit": commit(), "command": command_line()}
+    about = provenance()
     write_json(arguments.out, {"rows": rows, "seconds": time.perf_counter() - started} | about)
     show(rows, arguments.size)
 

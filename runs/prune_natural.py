@@ -19,7 +19,7 @@ from seap import checkpoint, pruning
 from seap.calibration import calibrate
 from seap.config import Calibration, Pruning
 from seap.corpus import build_corpus
-from seap.environment import command_line, commit, machine, versions
+from seap.environment import provenance
 from seap.files import digest, write_json
 from seap.metrics import Row, loss
 from seap.tasks import load_items, parse_spec
@@ -95,12 +95,9 @@ def main() -> None:
     result = {
         "mean_added_loss": means(rows),
         "rows": rows,
-        "commit": commit(),
+        **provenance(),
         "data_hash": digest([entry.get("data_hash") for entry in rows]),
         "seeds": arguments.seeds,
-        "command": command_line(),
-        "versions": versions(),
-        "machine": machine(),
         "seconds": time.perf_counter() - started,
     }
     write_json(arguments.out, result)

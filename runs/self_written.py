@@ -23,7 +23,7 @@ from seap.author import Written, write
 from seap.config import Calibration
 from seap.config_writing import Writing
 from seap.corpus import build_corpus
-from seap.environment import command_line, commit, machine, versions
+from seap.environment import provenance
 from seap.files import digest, write_json
 from seap.metrics import Figure, Row, loss
 from seap.tasks import load_items
@@ -154,12 +154,9 @@ def main() -> None:
         "num_texts": arguments.num,
         "few": arguments.few,
         "tokens_per_text": arguments.tokens,
-        "commit": commit(),
+        **provenance(),
         "data_hash": digest([entry["data_hash"] for entry in rows]),
         "seeds": arguments.seeds,
-        "command": command_line(),
-        "versions": versions(),
-        "machine": machine(),
         "seconds": time.perf_counter() - started,
     }
     write_json(arguments.out, result)

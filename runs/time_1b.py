@@ -24,7 +24,7 @@ from seap.calibration import calibrate, num_blocks
 from seap.compensate import repair_axes
 from seap.config import Calibration, Pruning
 from seap.corpus import Corpus
-from seap.environment import command_line, commit, machine, versions
+from seap.environment import provenance
 from seap.files import write_json
 from seap.mask import realised_sparsity
 from seap.pruning import make_masks
@@ -99,10 +99,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "load_before": load,
         "computed_7b": {"tokens": 32768, "flops": work, "seconds": computed, "assumed": GPU_RATES},
-        "versions": versions(),
-        "machine": machine(),
-        "commit": commit(),
-        "command": command_line(),
+        **provenance(),
     }
     write_json(arguments.out, result)
     print(

@@ -19,7 +19,7 @@ from seap.arch import Arch, Axis, describe
 from seap.calibration import fingerprint
 from seap.config import Calibration, Pruning
 from seap.corpus import Batch, Corpus, batches
-from seap.environment import command_line, commit, machine, versions
+from seap.environment import provenance, versions
 from seap.errors import UserError, missing_extra, unknown
 from seap.moments import Moments
 from seap.pruning import Tasks, build_corpora, check
@@ -88,10 +88,8 @@ def analyze(
             "calibration": asdict(wanted),
         },
         "notes": notes + [f"{c.name}: {c.skipped} texts were too short" for c in corpora.values() if c.skipped],
+        **provenance(),
         "versions": versions() | {"scikit-learn": version("scikit-learn")},
-        "machine": machine(),
-        "commit": commit(),
-        "command": command_line(),
         "seconds": time.perf_counter() - started,
     }
 

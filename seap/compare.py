@@ -17,7 +17,7 @@ from seap.arch import AXIS_NAMES, describe
 from seap.calibration import about_statistics, calibrate, fingerprint
 from seap.config import Calibration
 from seap.corpus import Corpus, build_corpus, longest_sequence
-from seap.environment import command_line, commit, machine, versions
+from seap.environment import commit, provenance, versions
 from seap.evaluate import Exam, Test, evaluate, load_test, prepare
 from seap.files import digest, is_current, write_json
 from seap.likeness import Reference
@@ -270,10 +270,7 @@ def _result(name: str, bench: Bench, rows: list[Result], seconds: float) -> Resu
         "overlap": overlap(bench),
         "options": asdict(plan),
         "data_hash": digest({task: exam.test.data_hash for task, exam in bench.tests.items()}),
-        "versions": versions(),
-        "machine": machine(),
-        "commit": commit(),
-        "command": command_line(),
+        **provenance(),
         "seconds": seconds,
     }
 

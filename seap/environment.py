@@ -41,3 +41,8 @@ def commit() -> str | None:
 
 def command_line() -> str:
     return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def provenance() -> dict[str, Any]:
+    """What every result file says of its making: versions, machine, commit and command."""
+    return {"versions": versions(), "machine": machine(), "commit": commit(), "command": command_line()}

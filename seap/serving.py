@@ -10,7 +10,7 @@ from seap.arch import describe
 from seap.config import Evaluation
 from seap.config_serving import Routing
 from seap.endtoend import end_to_end
-from seap.environment import command_line, commit, machine, versions
+from seap.environment import provenance
 from seap.errors import UserError
 from seap.evaluate import load_test
 from seap.files import check_output_file
@@ -77,5 +77,4 @@ def evaluate_routing(
     for test in tests:
         runtime.known(test.name)
     found = end_to_end(runtime, tokenizer, guide, tests, options, fallback=runtime.known(fallback))
-    about = {"model": name, "router_key": guide.about.get("key"), "versions": versions(), "machine": machine()}
-    return found | about | {"commit": commit(), "command": command_line()}
+    return found | {"model": name, "router_key": guide.about.get("key")} | provenance()

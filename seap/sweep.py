@@ -17,7 +17,7 @@ from seap import checkpoint
 from seap.arch import describe
 from seap.calibration import fingerprint
 from seap.config import Calibration, Evaluation, Pruning
-from seap.environment import command_line, commit, machine, versions
+from seap.environment import provenance
 from seap.errors import UserError
 from seap.evaluate import ACC_NAMES, Exam, load_test, prepare
 from seap.files import digest, write_json
@@ -164,8 +164,5 @@ def about(name: str, frontier: Frontier, plan: Sweep) -> dict[str, Any]:
         "calibration_tokens": sum(corpus.num_tokens for corpus in frontier.corpora.values()),
         "calibration_hashes": {name: corpus.data_hash for name, corpus in frontier.corpora.items()},
         "options": asdict(plan),
-        "versions": versions(),
-        "machine": machine(),
-        "commit": commit(),
-        "command": command_line(),
+        **provenance(),
     }

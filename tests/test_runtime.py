@@ -34,7 +34,7 @@ def random_masks(net: Any, seed: int) -> Masks:
 
 
 def random_repairs(net: Any, masks: Masks, seed: int) -> Repairs:
-    """A weight and a bias for every cut axis of layer 1, a bias for those of layer 2."""
+    """A weight, a bias and mapped inputs for every cut axis of layer 1, a bias for those of layer 2."""
     arch, generator = describe(net), torch.Generator().manual_seed(seed)
     repairs: Repairs = {}
     for axis in arch.axes:
@@ -43,7 +43,10 @@ def random_repairs(net: Any, masks: Masks, seed: int) -> Repairs:
         outputs = arch.weight(axis.layer, axis.consumer).shape[0]
         inputs = int(masks[axis.key].sum()) * axis.unit_inputs
         weight = torch.randn(outputs, inputs, generator=generator).double() * 0.1 if axis.layer == 1 else None
-        repairs[axis.key] = Repair(torch.randn(outputs, generator=generator).double() * 0.1, weight)
+        hidden = net.config.hidden_size
+        mapped = torch.eye(hidden) + 0.05 * torch.randn(hidden, hidden, generator=generator)
+        bias = torch.randn(outputs, generator=generator).double() * 0.1
+        repairs[axis.key] = Repair(bias, weight, inputs=mapped.double() if axis.layer == 1 else None)
     return repairs
 
 
