@@ -6,7 +6,9 @@ Field docstrings become the help texts of the command line.
 import math
 import re
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
+
+from cyclopts import Parameter
 
 from seap.errors import UserError, unknown
 
@@ -161,7 +163,7 @@ class Pruning:
     """One task's mask, a general one of several tasks (scores normalised, or raw as published), or of pooled text."""
     compensate: Compensate | None = None
     """What makes up for the removed units."""
-    sequential: bool | None = None
+    sequential: Annotated[bool | None, Parameter(negative="--no-sequential")] = None
     """Refit what is left, layer after layer, on the pruned model's own activations (not with --compensate none)."""
     sparsity_convention: Convention | None = None
     """true: a fraction of all prunable parameters. seap-reference: SEAP's code, where less is really removed."""

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from toy import folder, texts_file
 
-from seap.cli import main
+from seap.cli import app, main
+from seap.config import Pruning
 
 COMMANDS = [*"prune calibrate mask merge eval compare sweep analyze report inspect tasks demo".split(), "corpus write"]
 
@@ -110,3 +111,12 @@ def test_tasks_lists_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tasks", "--json"]) == 0
     named = json.loads(capsys.readouterr().out)
     assert "gsm8k" in named["hub"] and len(named["builtin"]) >= 8
+
+
+def test_what_a_preset_turns_on_can_be_turned_off() -> None:
+    words = ["prune", "builtin", "--task", "arithmetic", "--out", "x"]
+    for more, expected in (([], None), (["--no-sequential"], False), (["--sequential"], True)):
+        _, bound, _ = app.parse_args([*words, *more], exit_on_error=False, print_error=False)
+        chosen = bound.arguments.get("pruning", Pruning())
+        assert chosen.sequential is expected
+        assert chosen.resolved().sequential is (expected is not False)
