@@ -214,6 +214,28 @@ def show_sweep(result: dict[str, Any], console: Console) -> None:
         )
 
 
+def show_bench(result: dict[str, Any], console: Console) -> None:
+    """Speed beside its ceiling, one line per phase, batch and model; or what calibration costs."""
+    if result["kind"] == "bench-calibration":
+        console.print(
+            f"a bare forward pass reads {result['forward_tokens_per_s']:,.0f} tokens a second; calibration takes "
+            f"×{result['calibration_cost']:.2f} as long, with second moments ×{result['second_moments_cost']:.2f}"
+        )
+        return
+    columns = ("phase", "batch", "model", "dense/s", "pruned/s", "ratio", "ceiling", "reached", "of this machine")
+    table = Table(*columns, title="tokens per second", title_justify="left", box=None, header_style="bold")
+    for row in result["rows"]:
+        spread = f"×{row['ratio']:.2f} ({row['ratio_low']:.2f}-{row['ratio_high']:.2f})"
+        speeds = [f"{row[name]:,.1f}" for name in ("dense_tokens_per_s", "pruned_tokens_per_s")]
+        reached = [f"×{row['ceiling']:.2f}", f"{row['ratio'] / row['ceiling']:.0%}", f"{row['pruned_of_limit']:.0%}"]
+        table.add_row(row["phase"], str(row["batch"]), escape(row["model"]), *speeds, spread, *reached)
+    console.print(table)
+    console.print(
+        "reached: the ratio over its ceiling, which is bytes read per step (decode) or operations (prefill). of this "
+        "machine: the pruned model's speed over what its copy bandwidth or matrix rate allows."
+    )
+
+
 def show_analysis(result: dict[str, Any], console: Console) -> None:
     """What `seap analyze` found, in short."""
     best = max(range(len(result["silhouette"])), key=lambda i: result["silhouette"][i])

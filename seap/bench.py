@@ -1,0 +1,180 @@
+"""`seap bench`: prefill and decode of really sliced models, interleaved, beside what the hardware allows.
+
+Decode reads every weight and the KV cache once a step, so its ceiling is dense bytes over pruned bytes; that of prefill
+is the ratio of the operations. The limit in tokens per second comes from this machine's own copy bandwidth and matrix rate.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from statistics import median
+from typing import Any
+
+import psutil
+import torch
+
+from seap import checkpoint
+from seap.arch import describe
+from seap.calibration import calibrate
+from seap.config import Calibration
+from seap.config_bench import Bench
+from seap.corpus import Corpus, batches
+from seap.environment import provenance
+from seap.errors import UserError
+from seap.layerwise import model_inputs
+from seap.pruning import prune
+from seap.shapes import random_model
+from seap.speed import clock, compare_speed
+
+Models = dict[str, Any]
+
+
+def bench(names: Sequence[str], options: Bench, *, loading: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Measure the first model against each other one, or a random one against itself pruned. See `Bench`."""
+    started = time.perf_counter()
+    models = _models(names, options, loading or {})
+    device = next(next(iter(models.values())).parameters()).device
+    limits = {"copy_bytes_per_s": copy_bandwidth(device), "matrix_flops_per_s": matrix_rate(models, device)}
+    rows = [row for batch in options.batch for row in _rows(models, batch, options, limits)]
+    return {
+        "kind": "bench",
+        "model": options.random_weights or names[0],
+        "models": {name: _about(model) for name, model in models.items()},
+        "rows": rows,
+        "limits": limits,
+        "peak_bytes": _peak(device),
+        "options": vars(options),
+        "seconds": time.perf_counter() - started,
+        **provenance(),
+    }
+
+
+def _models(names: Sequence[str], options: Bench, loading: Mapping[str, Any]) -> Models:
+    if options.random_weights:
+        if names:
+            raise UserError(f"--random-weights makes the model itself; leave out {names[0]}, or the option")
+        device = checkpoint.check_device(loading.get("device", "auto"))
+        dense = random_model(options.random_weights, dtype=loading.get("dtype", "auto"), device=device)
+        pruned = deepcopy(dense)
+        prune(pruned, method="random", sparsity=options.sparsity, round_to=options.round_to, progress=False)
+        return {"dense": dense, "pruned": pruned}
+    if len(names) < 2:
+        raise UserError("name two or more models, the dense one first, or --random-weights FAMILY:SIZE --sparsity 0.5")
+    return {name: checkpoint.load_for_work(name, **loading)[0] for name in names}
+
+
+def _rows(models: Models, batch: int, options: Bench, limits: Mapping[str, float]) -> list[dict[str, Any]]:
+    found = compare_speed(
+        models, batch=batch, length=options.prompt_length, new_tokens=options.new_tokens, repeats=options.repeats
+    )
+    (first, dense), *others = models.items()
+    rows = []
+    for phase, speeds in found.items():
+        most = {name: limit(model, phase, batch, options, limits) for name, model in models.items()}
+        for name, model in others:
+            mine, base = speeds[name], speeds[first]
+            rows.append(
+                {
+                    "phase": phase,
+                    "batch": batch,
+                    "model": name,
+                    "dense_tokens_per_s": base["tokens_per_s"],
+                    "pruned_tokens_per_s": mine["tokens_per_s"],
+                    "ratio": mine["ratio"],
+                    "ratio_low": mine["ratio_low"],
+                    "ratio_high": mine["ratio_high"],
+                    "ceiling": work(dense, phase, batch, options) / work(model, phase, batch, options),
+                    "dense_of_limit": base["tokens_per_s"] / most[first],
+                    "pruned_of_limit": mine["tokens_per_s"] / most[name],
+                }
+            )
+    return rows
+
+
+def work(model: Any, phase: str, batch: int, options: Bench) -> float:
+    """Bytes that a decode step reads, or operations that reading one token in the prompt takes (without lm_head)."""
+    embedding = model.get_input_embeddings().weight
+    head = model.get_output_embeddings().weight
+    linears = sum(p.numel() for p in model.parameters()) - embedding.numel() - (head is not embedding) * head.numel()
+    size, arch = embedding.element_size(), describe(model)
+    if phase == "prefill":
+        widths = sum(axis.num_inputs for axis in arch.axes if axis.name == "kv_groups")
+        return 2.0 * (linears + widths * options.prompt_length)  # scores and their sums, half of them masked
+    length = options.prompt_length + options.new_tokens / 2
+    groups = sum(axis.units for axis in arch.axes if axis.name == "kv_groups") if arch.can_cut_heads else 0
+    cache = 2 * groups * (arch.head_size if groups else 0) * length * batch
+    return float((linears + head.numel() + cache) * size)
+
+
+def limit(model: Any, phase: str, batch: int, options: Bench, limits: Mapping[str, float]) -> float:
+    """Tokens per second that this machine's bandwidth (decode) or matrix rate (prefill) allows at most."""
+    if phase == "prefill":
+        return limits["matrix_flops_per_s"] / work(model, phase, batch, options)
+    return batch * limits["copy_bytes_per_s"] / work(model, phase, batch, options)
+
+
+def copy_bandwidth(device: torch.device, *, size: int = 1 << 28, repeats: int = 5) -> float:
+    """Bytes read and written per second by a copy, the best of some."""
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    taken = []
+    for _ in range(repeats + 1):
+        started = clock(device)
+        target.copy_(source)
+        taken.append(clock(device) - started)
+    return 2 * size / min(taken)
+
+
+def matrix_rate(models: Models, device: torch.device, *, size: int = 2048, repeats: int = 5) -> float:
+    """Operations per second of a square matrix product in the models' dtype, the best of some."""
+    dtype = next(iter(models.values())).dtype
+    one = torch.randn(size, size, device=device).to(dtype)
+    taken = []
+    for _ in range(repeats + 1):
+        started = clock(device)
+        one @ one
+        taken.append(clock(device) - started)
+    return 2 * size**3 / min(taken)
+
+
+def _about(model: Any) -> dict[str, Any]:
+    dtype = str(model.dtype).removeprefix("torch.")
+    return {
+        "params": sum(p.numel() for p in model.parameters()),
+        "bytes": checkpoint.weight_bytes(model),
+        "dtype": dtype,
+    }
+
+
+def _peak(device: torch.device) -> int:
+    """Most memory in use so far: the device's, or this process's on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+
+
+@torch.no_grad()
+def bench_calibration(model: Any, *, tokens: int = 8192, length: int = 256, repeats: int = 3) -> dict[str, Any]:
+    """Tokens per second of a bare forward pass, of calibration, and of calibration with second moments, interleaved."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(0, model.config.vocab_size, (max(tokens // length, 1), length), generator=generator)
+    corpus = Corpus("random", tuple(tuple(row) for row in drawn.tolist()), "random")
+    arch, plain, second = describe(model), Calibration(), Calibration(second_moments=True)
+
+    def forward() -> None:
+        for batch in batches(corpus.rows, batch_tokens=plain.batch_tokens):
+            model.base_model(**model_inputs(arch, batch))
+
+    runs = {
+        "forward": forward,
+        "calibration": lambda: calibrate(model, corpus, plain, progress=False),
+        "second_moments": lambda: calibrate(model, corpus, second, progress=False),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats + 1):
+        for name, run in runs.items():
+            started = clock(model.device)
+            run()
+            taken[name].append(clock(model.device) - started)
+    speeds = {f"{name}_tokens_per_s": corpus.num_tokens / median(times[1:]) for name, times in taken.items()}
+    forward_s = median(taken["forward"][1:])
+    costs = {f"{name}_cost": median(taken[name][1:]) / forward_s for name in ("calibration", "second_moments")}
+    return {"kind": "bench-calibration", "num_tokens": corpus.num_tokens, **speeds, **costs, **provenance()}

@@ -1,0 +1,51 @@
+"""The command that measures speed: bench."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.markup import escape
+
+from seap.cli_base import Flat, Json, app, print_json, results
+from seap.config import Loading
+from seap.config_bench import Bench
+from seap.errors import UserError
+
+
+@app.command
+def bench(
+    *models: Annotated[str, Parameter(help="Model folders, the dense one first.")],
+    bench: Annotated[Bench, Flat] = Bench(),  # noqa: B008
+    calibration: Annotated[
+        str | None, Parameter(help="Measure calibration of this model against a bare forward pass instead.")
+    ] = None,
+    tokens: Annotated[int, Parameter(help="Tokens that calibration is measured on.")] = 8192,
+    out: Annotated[Path | None, Parameter(help="Also write the result file, which `seap report` reads.")] = None,
+    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    json: Json = False,
+) -> None:
+    """Measure prefill and decode of pruned against dense models, interleaved, beside the machine's own limits.
+
+    Example: `seap bench --random-weights llama:0.5b --sparsity 0.5`
+    """
+    from seap import checkpoint
+    from seap.bench import bench as run
+    from seap.bench import bench_calibration
+    from seap.describe import show_bench
+    from seap.files import write_json
+
+    if calibration and (models or bench.random_weights):
+        raise UserError("--calibration measures one model's calibration; leave out the other models")
+    if calibration:
+        found = bench_calibration(checkpoint.load_for_work(calibration, **asdict(loading))[0], tokens=tokens)
+    else:
+        found = run(models, bench, loading=asdict(loading))
+    if out is not None:
+        write_json(out, found)
+    if json:
+        print_json(found)
+        return
+    show_bench(found, results)
+    if out is not None:
+        results.print(f"written to {escape(str(out))}; a page of it: seap report {escape(str(out))}")
