@@ -1,7 +1,7 @@
 """`seap bench`: prefill and decode of really sliced models, interleaved, beside what the hardware allows.
 
 Decode reads every weight and the KV cache once a step, so its ceiling is dense bytes over pruned bytes; that of prefill
-is the ratio of the operations. The limit in tokens per second comes from this machine's own copy bandwidth and matrix rate.
+is the ratio of the operations. The limit in tokens per second comes from this machine's copy bandwidth and matrix rate.
 """
 
 import time
