@@ -5,13 +5,12 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from seap import calibration as calibrating
 from seap.config import Calibration, Pruning
 from seap.corpus import Corpus
 from seap.errors import UserError
 from seap.files import digest
 from seap.mixture import check_mixture
-from seap.pruning import build_corpora, check, prune
+from seap.pruning import build_corpora, calibrate_corpora, check, prune, with_what_is_needed
 from seap.ranking import Ranking, rank
 from seap.report import Report
 from seap.stats import Statistics
@@ -45,10 +44,7 @@ class Frontier:
             return cls(model, calibration, rank(model, statistics or {}, pruning, seed=seed, progress=progress))
         corpora = build_corpora(model, tokenizer, list(tasks), calibration)
         check_mixture(pruning, list(corpora))
-        wanted = replace(calibration, second_moments=pruning.needs_second_moments)
-        made = {
-            name: calibrating.calibrate(model, corpus, wanted, progress=progress) for name, corpus in corpora.items()
-        }
+        made = calibrate_corpora(model, corpora, with_what_is_needed(calibration, pruning), progress=progress)
         ranking = rank(model, made, pruning, seed=calibration.seed, progress=progress)
         return cls(model, calibration, ranking, corpora)
 

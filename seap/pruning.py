@@ -55,8 +55,19 @@ def calibrate(
     options are those of `seap.config.Calibration`. Returns task → axis key → Moments.
     """
     settings = Calibration(**options)
-    corpora = build_corpora(model, tokenizer, task, settings)
-    return {name: calibrating.calibrate(model, corpus, settings, progress=progress) for name, corpus in corpora.items()}
+    return calibrate_corpora(model, build_corpora(model, tokenizer, task, settings), settings, progress=progress)
+
+
+def with_what_is_needed(calibration: Calibration, options: Pruning) -> Calibration:
+    """With second moments where a stage of the run looks at them."""
+    return replace(calibration, second_moments=calibration.second_moments or options.needs_second_moments)
+
+
+def calibrate_corpora(
+    model: Any, corpora: Mapping[str, Corpus], options: Calibration, *, progress: bool = True
+) -> dict[str, Statistics]:
+    """The statistics of each."""
+    return {name: calibrating.calibrate(model, corpus, options, progress=progress) for name, corpus in corpora.items()}
 
 
 def make_masks(
@@ -154,14 +165,13 @@ def measure_(
 ) -> None:
     """Calibrate where the run needs statistics and has none; note what has no effect."""
     settings = run.calibration
-    wanted = replace(settings, second_moments=settings.second_moments or run.pruning.needs_second_moments)
     if not run.statistics and needs_text(run.pruning, masks):
         if task is None or tokenizer is None:
             raise UserError("this method measures activations: give a tokenizer and a task (NAME or NAME=PATH)")
+        wanted = with_what_is_needed(settings, run.pruning)
         run.corpora = build_corpora(model, tokenizer, task, settings)
         check_mixture(run.pruning, list(run.corpora), general=general is not None)
-        for name, corpus in run.corpora.items():
-            run.statistics[name] = calibrating.calibrate(model, corpus, wanted, progress=progress)
+        run.statistics = calibrate_corpora(model, run.corpora, wanted, progress=progress)
         if general is not None and run.pruning.mix:
             [corpus] = build_corpora(model, tokenizer, general, settings).values()
             run.general = calibrating.calibrate(model, corpus, wanted, progress=progress)
