@@ -66,6 +66,15 @@ def compare(
         Path("comparison")
     ),
     min_channels: Annotated[int, Parameter(help="MLP channels that every layer keeps.")] = Pruning.min_channels,
+    fisher_tokens: Annotated[int, Parameter(help="As in `seap prune`, for methods of that kind.")] = (
+        Pruning.fisher_tokens
+    ),
+    probe_tokens: Annotated[int, Parameter(help="As in `seap prune`, for methods of that kind.")] = (
+        Pruning.probe_tokens
+    ),
+    search_evaluations: Annotated[int, Parameter(help="As in `seap prune`, for methods of that kind.")] = (
+        Pruning.search_evaluations
+    ),
     calibration: Annotated[Calibration, Flat] = Calibration(),  # noqa: B008
     evaluation: Annotated[Evaluation, Flat] = Evaluation(),  # noqa: B008
     loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
@@ -79,6 +88,12 @@ def compare(
     from seap.describe import show_comparison
     from seap.plan import Comparison, numbers
 
+    pruning = Pruning(
+        min_channels=min_channels,
+        fisher_tokens=fisher_tokens,
+        probe_tokens=probe_tokens,
+        search_evaluations=search_evaluations,
+    )
     plan = Comparison(
         tasks=tuple(tasks.split(",")),
         methods=tuple(methods.split(",")),
@@ -88,7 +103,7 @@ def compare(
         general=general,
         calibration=calibration,
         evaluation=evaluation,
-        pruning=Pruning(min_channels=min_channels),
+        pruning=pruning,
     )
     result = run(model, plan, out, loading=asdict(loading), progress=not json)
     if json:
