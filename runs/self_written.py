@@ -19,7 +19,6 @@ from typing import Any
 from tqdm import tqdm
 
 from seap import checkpoint, pruning
-from seap.author import Written, write
 from seap.config import Calibration
 from seap.config_writing import Writing
 from seap.corpus import build_corpus
@@ -27,6 +26,7 @@ from seap.environment import provenance
 from seap.files import digest, write_json
 from seap.metrics import Figure, Row, loss
 from seap.tasks import load_items
+from seap.writing import Written, write
 
 HELD_OUT = Calibration(num_texts=2000, seq_len=256, pack=True, max_tokens=32 * 256)
 

@@ -39,7 +39,7 @@ def write(
 
     Example: `seap corpus write builtin --like examples.jsonl --num 200 --out texts.jsonl`
     """
-    from seap.author import write_to_file
+    from seap.writing import write_to_file
 
     told = write_to_file(
         model,

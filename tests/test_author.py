@@ -11,7 +11,7 @@ import torch
 from tiny import model
 from toy import TEXTS, folder, texts_file, tokenizer
 
-from seap import author, builtin, sieve
+from seap import author, builtin, sieve, writing
 from seap.author import Author, Prompt
 from seap.cli import main
 from seap.config_writing import Writing
@@ -29,7 +29,7 @@ def candidate(text: str, *, loss: float = 2.0) -> Candidate:
 
 def write(seed: int = 0, **changes: Any) -> list[str]:
     options = Writing(**(SMALL.__dict__ | {"seed": seed} | changes))
-    written = author.write(model(), tokenizer(), options, examples=TEXTS[:8], progress=False)
+    written = writing.write(model(), tokenizer(), options, examples=TEXTS[:8], progress=False)
     return [text.text for text in written.texts]
 
 
@@ -99,9 +99,9 @@ def test_examples_raise_the_limits_that_they_would_not_keep() -> None:
 
 def test_without_examples_the_band_is_that_of_the_texts_without_loops() -> None:
     pool = [candidate(PROSE, loss=loss) for loss in (2.0, 3.0)] + [candidate("ha ho " * 40, loss=0.1)]
-    found = author.limits_without_examples(pool, 4)
+    found = writing.limits_without_examples(pool, 4)
     assert found.lowest == pytest.approx(2.05) and found.highest == pytest.approx(2.95)
-    assert author.limits_without_examples(pool[2:], 4).lowest == -math.inf
+    assert writing.limits_without_examples(pool[2:], 4).lowest == -math.inf
 
 
 def test_the_same_seed_writes_the_same_whatever_was_drawn_before() -> None:
@@ -109,7 +109,7 @@ def test_the_same_seed_writes_the_same_whatever_was_drawn_before() -> None:
     dense, words = model(), tokenizer()
     torch.manual_seed(77)
     state = torch.get_rng_state()
-    author.write(dense, words, SMALL, examples=TEXTS[:8], progress=False)
+    writing.write(dense, words, SMALL, examples=TEXTS[:8], progress=False)
     assert torch.equal(torch.get_rng_state(), state)
     assert write() == first
     assert write(seed=1) != first
@@ -158,7 +158,7 @@ def test_about_uses_the_chat_template_where_there_is_one() -> None:
     words.chat_template = "w3 {% for m in messages %}{{ m.content }}{% endfor %} w4"
     chat = author.prompt_about(Author(model(), words, Writing()), "w5 w6")(random.Random(0))
     assert isinstance(chat, Prompt) and chat.ids[0] == 3 and chat.ids[-1] == 4
-    written = author.write(model(), words, SMALL, about="w5 w6", progress=False)
+    written = writing.write(model(), words, SMALL, about="w5 w6", progress=False)
     assert len(written.texts) == 12 and written.tried >= 12 == written.tried - sum(written.rejected.values())
 
 
@@ -241,7 +241,7 @@ def test_a_real_model_writes_of_the_kind_shown_and_its_wrong_sums_are_dropped() 
     dense, words = checkpoint.load("builtin", device="cpu", dtype="float32")
     examples = [item.text for item in builtin.items("calendar", "train", 8, seed=0)]
     options = Writing(num=12, max_new_tokens=32, batch_size=16)
-    written = author.write(dense, words, options, examples=examples, progress=False)
+    written = writing.write(dense, words, options, examples=examples, progress=False)
     texts = [text.text for text in written.texts]
     assert sum(" day" in text.lower() or " date " in text for text in texts) >= 10
     assert not set(texts) & set(examples)
