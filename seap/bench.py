@@ -4,10 +4,10 @@ Decode reads every weight and the KV cache once a step, so its ceiling is dense 
 is the ratio of the operations. The limit in tokens per second comes from this machine's copy bandwidth and matrix rate.
 """
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from statistics import median
 from typing import Any
 
 import psutil
@@ -15,13 +15,9 @@ import torch
 
 from seap import checkpoint
 from seap.arch import describe
-from seap.calibration import calibrate
-from seap.config import Calibration
 from seap.config_bench import Bench
-from seap.corpus import Corpus, batches
 from seap.environment import provenance
 from seap.errors import UserError
-from seap.layerwise import model_inputs
 from seap.pruning import prune
 from seap.shapes import random_model
 from seap.speed import clock, compare_speed
@@ -35,7 +31,8 @@ def bench(names: Sequence[str], options: Bench, *, loading: Mapping[str, Any] | 
     models = _models(names, options, loading or {})
     device = next(next(iter(models.values())).parameters()).device
     limits = {"copy_bytes_per_s": copy_bandwidth(device), "matrix_flops_per_s": matrix_rate(models, device)}
-    rows = [row for batch in options.batch for row in _rows(models, batch, options, limits)]
+    runs = list(itertools.product(options.mode, options.batch))
+    rows = [row for mode, batch in runs for row in _rows(models, mode, batch, options, limits)]
     return {
         "kind": "bench",
         "model": options.random_weights or names[0],
@@ -63,9 +60,14 @@ def _models(names: Sequence[str], options: Bench, loading: Mapping[str, Any]) ->
     return {name: checkpoint.load_for_work(name, **loading)[0] for name in names}
 
 
-def _rows(models: Models, batch: int, options: Bench, limits: Mapping[str, float]) -> list[dict[str, Any]]:
+def _rows(models: Models, mode: str, batch: int, options: Bench, limits: Mapping[str, float]) -> list[dict[str, Any]]:
     found = compare_speed(
-        models, batch=batch, length=options.prompt_length, new_tokens=options.new_tokens, repeats=options.repeats
+        models,
+        batch=batch,
+        length=options.prompt_length,
+        new_tokens=options.new_tokens,
+        repeats=options.repeats,
+        mode=mode,
     )
     (first, dense), *others = models.items()
     rows = []
@@ -76,6 +78,7 @@ def _rows(models: Models, batch: int, options: Bench, limits: Mapping[str, float
             rows.append(
                 {
                     "phase": phase,
+                    "mode": mode,
                     "batch": batch,
                     "model": name,
                     "dense_tokens_per_s": base["tokens_per_s"],
@@ -149,32 +152,3 @@ def _about(model: Any) -> dict[str, Any]:
 def _peak(device: torch.device) -> int:
     """Most memory in use so far: the device's, or this process's on a CPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
-
-
-@torch.no_grad()
-def bench_calibration(model: Any, *, tokens: int = 8192, length: int = 256, repeats: int = 3) -> dict[str, Any]:
-    """Tokens per second of a bare forward pass, of calibration, and of calibration with second moments, interleaved."""
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(0, model.config.vocab_size, (max(tokens // length, 1), length), generator=generator)
-    corpus = Corpus("random", tuple(tuple(row) for row in drawn.tolist()), "random")
-    arch, plain, second = describe(model), Calibration(), Calibration(second_moments=True)
-
-    def forward() -> None:
-        for batch in batches(corpus.rows, batch_tokens=plain.batch_tokens):
-            model.base_model(**model_inputs(arch, batch))
-
-    runs = {
-        "forward": forward,
-        "calibration": lambda: calibrate(model, corpus, plain, progress=False),
-        "second_moments": lambda: calibrate(model, corpus, second, progress=False),
-    }
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats + 1):
-        for name, run in runs.items():
-            started = clock(model.device)
-            run()
-            taken[name].append(clock(model.device) - started)
-    speeds = {f"{name}_tokens_per_s": corpus.num_tokens / median(times[1:]) for name, times in taken.items()}
-    forward_s = median(taken["forward"][1:])
-    costs = {f"{name}_cost": median(taken[name][1:]) / forward_s for name in ("calibration", "second_moments")}
-    return {"kind": "bench-calibration", "num_tokens": corpus.num_tokens, **speeds, **costs, **provenance()}

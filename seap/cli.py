@@ -77,7 +77,7 @@ def prune(
 
     show_report(report.to_dict(), results)
     if promise.kind:
-        from seap.describe import show_promise
+        from seap.terminal import show_promise
 
         show_promise(report.to_dict()["promise"], results)
     results.print(f"saved [bold]{escape(str(out))}[/bold]; look at it with: seap inspect {escape(str(out))}")

@@ -18,7 +18,7 @@ def bench(
     *models: Annotated[str, Parameter(help="Model folders, the dense one first.")],
     bench: Annotated[Bench, Flat] = Bench(),  # noqa: B008
     calibration: Annotated[
-        str | None, Parameter(help="Measure calibration of this model against a bare forward pass instead.")
+        str | None, Parameter(help="Measure calibration of this model or random shape against a bare forward pass.")
     ] = None,
     tokens: Annotated[int, Parameter(help="Tokens that calibration is measured on.")] = 8192,
     out: Annotated[Path | None, Parameter(help="Also write the result file, which `seap report` reads.")] = None,
@@ -29,16 +29,15 @@ def bench(
 
     Example: `seap bench --random-weights llama:0.5b --sparsity 0.5`
     """
-    from seap import checkpoint
     from seap.bench import bench as run
-    from seap.bench import bench_calibration
-    from seap.describe import show_bench
+    from seap.bench_calibration import bench_calibration, model_or_shape
     from seap.files import write_json
+    from seap.terminal import show_bench
 
     if calibration and (models or bench.random_weights):
         raise UserError("--calibration measures one model's calibration; leave out the other models")
     if calibration:
-        found = bench_calibration(checkpoint.load_for_work(calibration, **asdict(loading))[0], tokens=tokens)
+        found = bench_calibration(model_or_shape(calibration, asdict(loading)), tokens=tokens)
     else:
         found = run(models, bench, loading=asdict(loading))
     if out is not None:

@@ -33,7 +33,7 @@ def evaluate(
     Example: `seap eval small --task arithmetic --dense builtin`
     """
     from seap.commands import evaluate_tasks, run_harness
-    from seap.describe import show_rows
+    from seap.terminal import show_rows
 
     rows = []
     if task or not harness:
@@ -85,8 +85,8 @@ def compare(
     Example: `seap compare builtin --tasks arithmetic,calendar --methods seap,flap --sparsity 0.5`
     """
     from seap.compare import compare as run
-    from seap.describe import show_comparison
     from seap.plan import Comparison, numbers
+    from seap.terminal import show_comparison
 
     pruning = Pruning(
         min_channels=min_channels,
@@ -135,8 +135,8 @@ def analyze(
     Example: `seap analyze builtin --tasks arithmetic,calendar,facts --out analyze.json`
     """
     from seap.commands import analyze_tasks
-    from seap.describe import show_analysis
     from seap.plan import numbers
+    from seap.terminal import show_analysis
 
     result = analyze_tasks(
         model,

@@ -33,10 +33,10 @@ def sweep(
 
     Example: `seap sweep builtin --task arithmetic --sparsity 0.2,0.4 --out sweep`
     """
-    from seap.describe import show_sweep
     from seap.plan import numbers
     from seap.sweep import Sweep
     from seap.sweep import sweep as run
+    from seap.terminal import show_sweep
 
     plan = Sweep(
         tasks=task,

@@ -1,6 +1,7 @@
 """The options of `seap bench`."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from seap.config import at_least
 from seap.errors import UserError
@@ -16,7 +17,9 @@ class Bench:
     """Of the random model's pruned copy."""
     round_to: int = 1
     """Its MLP widths are multiples of so many channels."""
-    batch: tuple[int, ...] = (1, 8)
+    mode: tuple[Literal["eager", "compile"], ...] = ("eager",)
+    """compile: by torch.compile, decoding with a static cache, and CUDA graphs on a GPU; may be repeated."""
+    batch: tuple[int, ...] = (1, 8, 32)
     """Sequences at a time; may be repeated."""
     prompt_length: int = 128
     """Tokens of each prompt."""

@@ -5,7 +5,6 @@ padding and positions count real tokens only. The cache's buffers grow by doubli
 Shapes: B rows, T tokens, G KV groups, K head size, V vocabulary.
 """
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +14,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
+
+from seap.layerwise import cache_name
 
 SPARE = 32  # tokens of room that a new buffer has
 
@@ -108,11 +109,6 @@ def decode(model: Any, rows: Rows) -> Tensor:
 def _forward(model: Any, rows: Rows, ids: Tensor) -> Tensor:
     mask = rows.mask.long()
     positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, _cache_name(model): rows.cache}
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, cache_name(model): rows.cache}
     logits: Tensor = model(**inputs, use_cache=True, logits_to_keep=1).logits
     return logits[:, -1]
-
-
-def _cache_name(model: Any) -> str:
-    """What the model calls its cache: transformers renamed it in 5.24."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

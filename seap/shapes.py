@@ -50,7 +50,13 @@ PUBLIC: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+SIZED = re.compile(r"(llama|mistral|qwen2|qwen3):(\d+(?:\.\d+)?)([mb])")
 HEAD_SIZE = 64  # of shapes that are made up from a size
+
+
+def is_shape(name: str) -> bool:
+    """Whether `shape_config` knows the name."""
+    return name in PUBLIC or SIZED.fullmatch(name.lower()) is not None
 
 
 def shape_config(name: str) -> Any:
@@ -60,7 +66,7 @@ def shape_config(name: str) -> Any:
     if name in PUBLIC:
         model_type, values = PUBLIC[name]
         return AutoConfig.for_model(model_type, **values)
-    found = re.fullmatch(r"(llama|mistral|qwen2|qwen3):(\d+(?:\.\d+)?)([mb])", name.lower())
+    found = SIZED.fullmatch(name.lower())
     if not found:
         raise UserError(
             f"--random-weights {name}: name a shape ({', '.join(PUBLIC)}) or FAMILY:SIZE, such as llama:0.5b "

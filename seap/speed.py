@@ -5,12 +5,13 @@ Models are timed in turn within every repeat, after one repeat of warm-up, so th
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Any
 
 import torch
 
-PHASES = ("prefill", "decode")
+from seap.layerwise import cache_name
 
 
 def tokens_per_second(
@@ -21,20 +22,30 @@ def tokens_per_second(
 
 
 def compare_speed(
-    models: Mapping[str, Any], *, batch: int = 1, length: int = 256, new_tokens: int = 32, repeats: int = 7
+    models: Mapping[str, Any],
+    *,
+    batch: int = 1,
+    length: int = 256,
+    new_tokens: int = 32,
+    repeats: int = 7,
+    mode: str = "eager",
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """phase → name → `tokens_per_s`, and `ratio` to the first model: the median over repeats, and quartiles."""
+    """phase → name → `tokens_per_s`, and `ratio` to the first model: the median over repeats, and quartiles.
+
+    mode: eager, or compile, whose decoding has a static cache (and CUDA graphs on a GPU).
+    """
     lengths = {name: getattr(model.config, "max_position_embeddings", None) for name, model in models.items()}
     room = min([length + new_tokens, *[value for value in lengths.values() if value]])
     new_tokens = min(new_tokens, room // 2)
     length = min(length, room - new_tokens)
-    runs: dict[str, tuple[Callable[[Any], float], int]] = {
-        "prefill": (lambda model: prefill(model, batch, length), batch * length),
-        "decode": (lambda model: decode(model, batch, length, new_tokens), batch * new_tokens),
+    made = {name: Runner.of(model, mode, length + new_tokens) for name, model in models.items()}
+    runs: dict[str, tuple[Callable[[Runner], float], int]] = {
+        "prefill": (lambda runner: runner.prefill(batch, length), batch * length),
+        "decode": (lambda runner: runner.decode(batch, length, new_tokens), batch * new_tokens),
     }
     found = {}
     for phase, (run, count) in runs.items():
-        times = _times(models, run, repeats)
+        times = _times(made, run, repeats)
         first = next(iter(times.values()))
         found[phase] = {name: _figures(first, taken, count) for name, taken in times.items()}
     return found
@@ -72,23 +83,62 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-@torch.inference_mode()
+@dataclass
+class Runner:
+    """A model as it is run: its forward pass, eager or compiled, and the cache that compiled decoding writes to."""
+
+    model: Any
+    forward: Callable[..., Any]
+    read: Callable[..., Any]
+    cache: Any = None
+
+    @classmethod
+    def of(cls, model: Any, mode: str = "eager", room: int = 0, **compiling: Any) -> "Runner":
+        """room: tokens that a compiled model's cache has space for. compiling: for `torch.compile`."""
+        if mode == "eager":
+            return cls(model, model, model.base_model)
+        from transformers import StaticCache
+
+        if "backend" not in compiling:
+            compiling["mode"] = "reduce-overhead" if model.device.type == "cuda" else "default"
+        torch._dynamo.reset()  # or the models before this one count towards its limit of recompilations
+        compiled = torch.compile(model, dynamic=False, **compiling)
+        read = torch.compile(model.base_model, dynamic=False, **({} if "mode" in compiling else compiling))
+        return cls(model, compiled, read, StaticCache(config=model.config, max_cache_len=room))
+
+    @torch.no_grad()
+    def prefill(self, rows: int, length: int) -> float:
+        """Seconds that a forward pass over whole sequences takes, without the output layer."""
+        ids = _ids(self.model, rows, length)
+        started = clock(ids.device)
+        self.read(ids, use_cache=False)
+        return clock(ids.device) - started
+
+    def decode(self, rows: int, length: int, new_tokens: int) -> float:
+        """Seconds of `new_tokens` greedy steps after a prompt of `length` tokens, whose own time isn't counted."""
+        return self.write(_ids(self.model, rows, length), new_tokens)[1]
+
+    @torch.no_grad()
+    def write(self, ids: torch.Tensor, new_tokens: int) -> tuple[torch.Tensor, float]:
+        """Greedy tokens after the first one that follows the prompt, and the seconds that they took."""
+        name = cache_name(self.model)
+        if self.cache is not None:
+            self.cache.reset()
+        found = self.model(ids, use_cache=True, **({} if self.cache is None else {name: self.cache}))
+        ids, made = found.logits[:, -1:].argmax(-1), []
+        started = clock(ids.device)
+        for _ in range(new_tokens):
+            found = self.forward(ids, use_cache=True, **{name: found[name]})
+            ids = found.logits[:, -1:].argmax(-1)
+            made.append(ids)
+        return torch.cat(made, 1), clock(ids.device) - started
+
+
 def prefill(model: Any, rows: int, length: int) -> float:
     """Seconds that a forward pass over whole sequences takes."""
-    ids = _ids(model, rows, length)
-    started = clock(ids.device)
-    model.base_model(ids, use_cache=False)
-    return clock(ids.device) - started
+    return Runner.of(model).prefill(rows, length)
 
 
-@torch.inference_mode()
 def decode(model: Any, rows: int, length: int, new_tokens: int) -> float:
-    """Seconds that `new_tokens` greedy steps take after a prompt of `length` tokens, whose own time isn't counted."""
-    found = model(_ids(model, rows, length), use_cache=True)
-    name = "cache" if "cache" in found else "past_key_values"  # as transformers calls it from 5.24 on, and before
-    ids = found.logits[:, -1:].argmax(-1)
-    started = clock(ids.device)
-    for _ in range(new_tokens):
-        found = model(ids, use_cache=True, **{name: found[name]})
-        ids = found.logits[:, -1:].argmax(-1)
-    return clock(ids.device) - started
+    """Seconds that `new_tokens` greedy steps take after a prompt of `length` tokens."""
+    return Runner.of(model).decode(rows, length, new_tokens)

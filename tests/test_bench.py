@@ -4,15 +4,21 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import model
 from toy import folder, texts_file
 
 from seap import bench, shapes
 from seap.arch import describe
+from seap.bench_calibration import one_by_one, random_corpus
+from seap.calibration import calibrate
 from seap.cli import main
 from seap.commands import prune_to_folder
+from seap.config import Calibration
 from seap.config_bench import Bench
 from seap.errors import UserError
+from seap.pruning import prune
+from seap.speed import Runner
 
 QUICK = {"prompt_length": 8, "new_tokens": 4, "repeats": 2}
 
@@ -22,7 +28,6 @@ QUICK = {"prompt_length": 8, "new_tokens": 4, "repeats": 2}
     [("llama-2-7b", 6.74), ("llama-2-13b", 13.02), ("llama-3-8b", 8.03), ("llama-3.2-1b", 1.24), ("qwen3-0.6b", 0.60)],
 )
 def test_public_shapes_have_their_published_sizes(name: str, billions: float) -> None:
-    import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -76,16 +81,39 @@ def test_folders_are_measured_in_one_run(tmp_path: Path, capsys: pytest.CaptureF
     found = bench.bench([dense, str(tmp_path / "small")], Bench(batch=(1,), **QUICK), loading={"device": "cpu"})
     assert {row["model"] for row in found["rows"]} == {str(tmp_path / "small")} and len(found["rows"]) == 2
     assert main(["bench", dense, str(tmp_path / "small"), "--repeats", "1", "--new-tokens", "2", "--batch", "1"]) == 0
-    assert "of this machine" in capsys.readouterr().out
+    assert "limit: the pruned" in capsys.readouterr().out
 
 
 def test_calibration_beside_a_bare_forward_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dense = str(folder(tmp_path / "dense"))
     assert main(["bench", "--calibration", dense, "--tokens", "512", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    names = ("forward", "calibration", "second_moments")
+    names = ("forward", "calibration", "second_moments", "prompts", "one_by_one")
     assert all(found[f"{name}_tokens_per_s"] > 0 for name in names) and found["num_tokens"] == 512
-    assert describe(model("llama")).axes
+    assert main(["bench", "--calibration", dense, "--tokens", "128"]) == 0
+    assert "as many as one prompt at a time" in capsys.readouterr().out
+
+
+def test_one_prompt_at_a_time_measures_the_same() -> None:
+    """Prompts of one length: the mean over prompts of their means is the mean over tokens."""
+    dense = model("llama")
+    corpus = random_corpus(dense, 64, 16)
+    found, ours = one_by_one(dense, corpus), calibrate(dense, corpus, Calibration(), progress=False)
+    for axis in describe(dense).axes:
+        assert torch.allclose(found[axis.key][0].double(), ours[axis.key].mean, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_compiled_decoding_writes_what_eager_writes(name: str) -> None:
+    """With a static cache whose layers differ in KV groups; the compiler's own code generation is left out."""
+    pruned = model(name)
+    prune(pruned, method="random", sparsity=0.4, min_channels=4, progress=False)
+    ids = torch.arange(12).reshape(2, 6)
+    compiled = Runner.of(pruned, "compile", 14, backend="eager")
+    expected = Runner.of(pruned).write(ids, 8)[0]
+    assert torch.equal(compiled.write(ids, 8)[0], expected)
+    assert torch.equal(compiled.write(ids, 8)[0], expected)  # the cache was emptied
+    assert compiled.prefill(2, 6) > 0
 
 
 @pytest.mark.parametrize(

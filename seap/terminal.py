@@ -1,0 +1,176 @@
+"""Results in a terminal: figures on tasks, comparisons, promises, sweeps, speed and analyses."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+def show_promise(promise: dict[str, Any], console: Console) -> None:
+    """The steps of the search, and in words what was promised."""
+    table = Table("sparsity", "damage", "at most", "surely", "kept", header_style="bold")
+    for step in promise["steps"]:
+        numbers = [f"{step['sparsity']:g}", f"{100 * step['estimate']:.2f}%", f"{100 * step['upper']:.2f}%"]
+        table.add_row(*numbers, f"{100 * step['confidence']:.1f}%", "yes" if step["kept"] else "no")
+    console.print(table)
+    things = "items" if promise["kind"] == "max_acc_drop" else "texts"
+    for task, found in promise["tasks"].items():
+        console.print(
+            f"[bold]promised[/bold], {100 * promise['confidence']:.4g}% sure: on text like the {found['n']} held-out "
+            f"{things} of {escape(task)}, {promise['words']}; there it is {seen(promise['kind'], found['estimate'])}."
+        )
+    if promise["assumes"]:
+        console.print(f"[dim]assumed: {escape(promise['assumes'])}[/dim]")
+
+
+def seen(kind: str, damage: float) -> str:
+    """`+1.20%` of loss, `−0.50 points` of accuracy, `98.70%` of tokens alike"""
+    if kind == "max_loss":
+        return f"{100 * damage:+.2f}%".replace("-", "−")
+    return f"{-100 * damage:+.2f} points".replace("-", "−") if kind == "max_acc_drop" else f"{100 - 100 * damage:.2f}%"
+
+
+def show_rows(rows: list[dict[str, Any]], console: Console) -> None:
+    """The rows of `seap eval`."""
+    own = [row for row in rows if "loss" in row]
+    if own:
+        table = Table("task", "loss", "ppl", "accuracy, %", "KL", "same token, %", header_style="bold")
+        for row in own:
+            accuracy, kl, same = row.get("acc"), row.get("kl"), row.get("agreement")
+            cells = [with_error(row["loss"], row["loss_stderr"], 3), f"{row['ppl']:.2f}"]
+            cells.append("" if accuracy is None else with_error(100 * accuracy, 100 * row["acc_stderr"], 1))
+            cells += ["" if kl is None else f"{kl:.3f}", "" if same is None else f"{100 * same:.1f}"]
+            table.add_row(row["task"], *cells)
+        console.print(table)
+        for row in own:
+            if row.get("acc") is not None:
+                console.print(f"accuracy of {escape(row['task'])}: {row['acc_metric']}, n = {row['n']}")
+    theirs = [row for row in rows if "metric" in row]
+    if theirs:
+        table = Table("harness task", "metric", "value", "n", "note", header_style="bold")
+        for row in theirs:
+            metric = row["metric"] + (f" ({row['filter']})" if row["filter"] not in (None, "none") else "")
+            value = with_error(row["value"], row["stderr"], 4)
+            table.add_row(row["task"], metric, value, str(row["n"]), escape(row["note"] or ""))
+        console.print(table)
+
+
+def with_error(value: float, stderr: float | None, digits: int) -> str:
+    """`2.413 ± 0.021`"""
+    known = stderr is not None and stderr == stderr
+    return f"{value:.{digits}f} ± {stderr:.{digits}f}" if known else f"{value:.{digits}f}"
+
+
+def show_comparison(result: dict[str, Any], console: Console) -> None:
+    """Mean over tasks and seeds of every method: added loss and accuracy."""
+    dense = {row["task"]: row for row in result["rows"] if row["method"] == "dense"}
+    groups: dict[tuple[float, str, str], list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        if row["method"] != "dense":
+            groups.setdefault((row["target_sparsity"], row["method"], row["control"] or ""), []).append(row)
+    table = Table("removed", "method", "control", "added loss", "accuracy", "same token", header_style="bold")
+    base = [row["acc"] for row in dense.values() if row["acc"] is not None]
+    table.add_row("0", "dense", "", "0", f"{100 * sum(base) / len(base):.1f}%" if base else "", "100%")
+    for (_, method, control), rows in sorted(groups.items(), key=lambda pair: pair[0]):
+        removed = sum(row["realised_sparsity"] for row in rows) / len(rows)
+        added = sum(row["loss"] - dense[row["task"]]["loss"] for row in rows) / len(rows)
+        right = [row["acc"] for row in rows if row["acc"] is not None]
+        same = sum(row["agreement"] for row in rows) / len(rows)
+        accuracy = f"{100 * sum(right) / len(right):.1f}%" if right else ""
+        table.add_row(f"{removed:.1%}", method, control, f"{added:.3f}", accuracy, f"{100 * same:.1f}%")
+    console.print(table)
+    console.print(
+        f"means over {len(result['tasks'])} tasks and {len(result['seeds'])} seeds; chance is counted in accuracy"
+    )
+
+
+def show_sweep(result: dict[str, Any], console: Console) -> None:
+    """The frontier of each task, one line per sparsity."""
+    columns = ("removed", "added loss", "ppl", "accuracy, %", "same, %", "MB", "prefill", "decode")
+    for task in result["tasks"]:
+        table = Table(*columns, title=escape(task), title_justify="left", box=None, header_style="bold")
+        for row in (row for row in result["rows"] if row["task"] == task):
+            speed = row.get("speed") or {}
+            cells = [f"{100 * row['realised_sparsity']:.1f}%"]
+            cells += [with_error(row["added_loss"], row["added_loss_stderr"], 3), f"{row['ppl']:.2f}"]
+            cells.append(with_error(100 * row["acc"], 100 * row["acc_stderr"], 1) if "acc" in row else "")
+            cells += [f"{100 - 100 * row['disagreement']:.1f}", f"{row['bytes'] / 1e6:,.1f}"]
+            cells += [f"×{speed[phase]['ratio']:.2f}" if phase in speed else "" for phase in ("prefill", "decode")]
+            table.add_row(*cells)
+        console.print(table)
+    dense: dict[str, Any] = next((row["speed"] for row in result["rows"] if row.get("speed")), {})
+    rates = [f"{found['dense_tokens_per_s']:,.0f} ({phase})" for phase, found in dense.items()]
+    if rates:
+        console.print(
+            f"same: first choices equal to the dense model's. Speed is relative to its {' and '.join(rates)} tokens a "
+            f"second at batch {result['options']['batch']}."
+        )
+
+
+def show_bench(result: dict[str, Any], console: Console) -> None:
+    """Speed beside its ceiling, one line per phase, batch and model; or what calibration costs."""
+    if result["kind"] == "bench-calibration":
+        console.print(
+            f"a bare forward pass reads {result['forward_tokens_per_s']:,.0f} tokens a second; calibration takes "
+            f"×{result['calibration_cost']:.2f} as long, with second moments ×{result['second_moments_cost']:.2f}"
+        )
+        console.print(
+            f"prompts of {result['prompt_tokens']} tokens: {result['prompts_tokens_per_s']:,.0f} tokens a second, "
+            f"×{result['times_one_by_one']:.1f} as many as one prompt at a time with copies to the host"
+        )
+        return
+    rows = [_bench_cells(row) for row in result["rows"]]
+    told = [name for name in rows[0] if name not in ("mode", "model") or len({row[name] for row in rows}) > 1]
+    table = Table(title="tokens per second", title_justify="left", box=None, header_style="bold")
+    for name in told:
+        table.add_column(name, no_wrap=name != "model")
+    for row in rows:
+        table.add_row(*(row[name] for name in told))
+    console.print(table)
+    console.print(
+        "reached: the ratio over its ceiling, which is bytes read per step (decode) or operations (prefill). "
+        "limit: the pruned model's speed over what this machine's copy bandwidth or matrix rate allows."
+    )
+
+
+def _bench_cells(row: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "phase": row["phase"],
+        "mode": row.get("mode", "eager"),
+        "batch": str(row["batch"]),
+        "model": escape(row["model"]),
+        "dense/s": f"{row['dense_tokens_per_s']:,.1f}",
+        "pruned/s": f"{row['pruned_tokens_per_s']:,.1f}",
+        "ratio": f"×{row['ratio']:.2f}",
+        "quartiles": f"{row['ratio_low']:.2f}-{row['ratio_high']:.2f}",
+        "ceiling": f"×{row['ceiling']:.2f}",
+        "reached": f"{row['ratio'] / row['ceiling']:.0%}",
+        "limit": f"{row['pruned_of_limit']:.0%}",
+    }
+
+
+def show_analysis(result: dict[str, Any], console: Console) -> None:
+    """What `seap analyze` found, in short."""
+    best = max(range(len(result["silhouette"])), key=lambda i: result["silhouette"][i])
+    console.print(f"hidden states part the tasks best after layer {best}: silhouette {result['silhouette'][best]:.2f}")
+    table = Table("axis", "sparsity", "overlap of two tasks' masks", "by chance", header_style="bold")
+    for entry in result["overlap"]:
+        n = len(entry["tasks"])
+        pairs = [entry["jaccard"][i][j] for i in range(n) for j in range(i)]
+        table.add_row(
+            entry["axis"], str(entry["sparsity"]), f"{sum(pairs) / len(pairs):.2f}", f"{entry['expected']:.2f}"
+        )
+    console.print(table)
+    table = Table("task", "axis", "sparsity", "texts per half", "overlap of the halves' masks", header_style="bold")
+    for entry in result["stability"]:
+        cells = [
+            entry["task"],
+            entry["axis"],
+            str(entry["sparsity"]),
+            str(entry["num_texts"]),
+            f"{entry['jaccard']:.2f}",
+        ]
+        table.add_row(*cells)
+    console.print(table)
