@@ -124,7 +124,8 @@ class Runner:
         name = cache_name(self.model)
         if self.cache is not None:
             self.cache.reset()
-        found = self.model(ids, use_cache=True, **({} if self.cache is None else {name: self.cache}))
+        known = {} if self.cache is None else {name: self.cache}
+        found = self.model(ids, use_cache=True, logits_to_keep=1, **known)
         ids, made = found.logits[:, -1:].argmax(-1), []
         started = clock(ids.device)
         for _ in range(new_tokens):
