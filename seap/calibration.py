@@ -23,6 +23,7 @@ from seap.errors import UserError
 from seap.files import digest
 from seap.layerwise import Walk, evaluation, model_inputs
 from seap.moments import Moments
+from seap.residency import offloading, resident, streamed
 from seap.stats import IN_MEMORY_BYTES, Statistics
 
 
@@ -36,7 +37,7 @@ def calibrate(model: Any, corpus: Corpus, options: Calibration, *, progress: boo
     """
     arch = describe(model)
     with evaluation(model):
-        if options.second_moments:
+        if options.second_moments or streamed(model):
             return _by_layer(arch, corpus, options, progress=progress)
         moments = _in_one_pass(arch, corpus, options, progress=progress)
         return Statistics({key: value.cpu() for key, value in moments.items()}, corpus.rows)
@@ -56,26 +57,47 @@ def _in_one_pass(arch: Arch, corpus: Corpus, options: Calibration, *, progress: 
 
 def _by_layer(arch: Arch, corpus: Corpus, options: Calibration, *, progress: bool) -> Statistics:
     """One layer over all batches before the next one, so that only its own co-moments are in memory where they go."""
-    found = Statistics(rows=corpus.rows, on_disk=_too_large(arch, options))
-    walk = Walk.start(arch, corpus.rows, batch_tokens=options.batch_tokens)
+    second = options.second_moments
+    found = Statistics(rows=corpus.rows, on_disk=second and _too_large(arch, options))
+    with resident(arch, None):
+        walk = Walk.start(arch, corpus.rows, batch_tokens=options.batch_tokens, apart=second)
     layers = range(len(arch.layers))
-    for layer in tqdm(layers, desc=f"calibrate {corpus.name}", unit="layer", disable=not progress, leave=False):
-        axes = [axis for axis in arch.axes if axis.layer == layer]
-        blocks = {axis.key: num_blocks(axis, options.moments) for axis in axes}
-        parts = [{axis.key: _zeros(arch, axis, blocks[axis.key]) for axis in axes} for _ in range(2)]
-        for index, batch in enumerate(walk.batches):
-            with _recording(arch, axes, parts[walk.held[index]], batch):
-                walk.hidden[index] = walk.run(layer, index)
-        _check_finite(axes, parts[0])
-        for axis in axes:
-            found[axis.key] = _with_held(parts[0].pop(axis.key), parts[1].pop(axis.key)).cpu()
+    bar = tqdm(layers, desc=f"calibrate {corpus.name}", unit="layer", disable=not progress, leave=False)
+    with offloading(arch.model) as offload:
+        walk.hidden = [offload(index, hidden) for index, hidden in enumerate(walk.hidden)]
+        for layer in bar:
+            axes = [axis for axis in arch.axes if axis.layer == layer]
+            with resident(arch, layer):
+                _measure_layer(walk, layer, axes, options, found, offload)
     return found
+
+
+def _measure_layer(
+    walk: Walk,
+    layer: int,
+    axes: Sequence[Axis],
+    options: Calibration,
+    found: Statistics,
+    offload: Callable[[int, Tensor], Tensor],
+) -> None:
+    """Run all batches through one layer; its axes' moments go into `found`."""
+    arch = walk.arch
+    blocks = {axis.key: num_blocks(axis, options.moments) if options.second_moments else 0 for axis in axes}
+    parts = [{axis.key: _zeros(arch, axis, blocks[axis.key]) for axis in axes} for _ in range(2)]
+    device = arch.consumer(axes[0]).weight.device
+    for index, batch in enumerate(walk.batches):
+        with _recording(arch, axes, parts[walk.held[index]], batch):
+            walk.hidden[index] = offload(index, walk.run(layer, index, walk.hidden[index].to(device)))
+    _check_finite(axes, parts[0])
+    for axis in axes:
+        found[axis.key] = _with_held(parts[0].pop(axis.key), parts[1].pop(axis.key)).cpu()
 
 
 def _with_held(fit: Moments, held: Moments) -> Moments:
     """All rows' moments, with the held-out ones apart. A function, so that no layer's outlive it in a variable."""
-    fit.add_(held)
-    fit.held = held if held.count else None
+    if held.count:
+        fit.add_(held)
+        fit.held = held
     return fit
 
 

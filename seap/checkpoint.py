@@ -16,8 +16,11 @@ from seap.arch import find_family
 from seap.errors import UserError
 from seap.files import written_whole
 from seap.mask import Masks, load_masks, save_masks
+from seap.residency import Streamed, mark_, streamed
+from seap.streaming import save_streamed
 
 BUILTIN = "builtin"
+HALF = (torch.bfloat16, torch.float16)
 
 
 def resolve_model(name: str) -> str:
@@ -112,16 +115,60 @@ def load_for_work(
     return model.float() if dtype == "auto" and slow_on_cpu(model) else model, tokenizer
 
 
+def load_streamed(
+    name: str,
+    shards: Path,
+    *,
+    offload_dir: Path | None = None,
+    save_dtype: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> tuple[Any, Any]:
+    """A model whose weights stay in their files, to be worked with layer by layer (see `residency.py`).
+
+    dtype and device are those of the arithmetic; auto is as in `load_for_work`. shards: a folder for finished layers.
+    """
+    place = torch.device(check_device(device))
+    model, tokenizer = load(name, device="cpu", trust_remote_code=trust_remote_code)
+    own = model.dtype
+    if dtype == "auto":
+        working = torch.float32 if place.type == "cpu" and own in HALF and not has_16_bit() else own
+    else:
+        working = getattr(torch, dtype)
+    stored = getattr(torch, save_dtype) if save_dtype else own if dtype == "auto" else working
+    mark_(model, Streamed(working, place, stored, shards, offload_dir))
+    return model, tokenizer
+
+
 def slow_on_cpu(model: Any) -> bool:
     """Whether a 16-bit model is better computed with in float32: no 16-bit instructions, and it would fit."""
-    if model.device.type != "cpu" or model.dtype not in (torch.bfloat16, torch.float16):
+    if model.device.type != "cpu" or model.dtype not in HALF or has_16_bit():
         return False
-    fast = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private; without them float32 is the safe guess
-    if any(getattr(torch.cpu, check, lambda: False)() for check in fast):
-        return False
+    return 2 * weight_bytes(model) < free_memory() // 2
+
+
+def has_16_bit() -> bool:
+    """Whether the CPU computes in 16 bits; where that can't be known, no, since float32 is the safe guess."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private
+    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+
+
+def free_memory() -> int:
+    """Bytes."""
     import psutil
 
-    return 2 * weight_bytes(model) < psutil.virtual_memory().available // 2
+    return int(psutil.virtual_memory().available)
+
+
+def check_memory(name: str) -> None:
+    """Raise UserError for a model folder whose weights don't fit in memory."""
+    files = Path(resolve_model(name)).glob("*.safetensors")
+    needed, free = sum(file.stat().st_size for file in files), free_memory()
+    if needed > free:
+        raise UserError(
+            f"{name} has {needed / 1e9:.1f} GB of weights and {free / 1e9:.1f} GB of memory is free; add --stream"
+        )
 
 
 def previous(name: str, model: Any) -> tuple[Masks, dict[str, Any]] | None:
@@ -156,7 +203,10 @@ def save(model: Any, tokenizer: Any, masks: Masks, provenance: Mapping[str, Any]
     """
     with written_whole(out) as draft:
         draft.mkdir()
-        model.save_pretrained(draft)
+        if streamed(model) is None:
+            model.save_pretrained(draft)
+        else:
+            save_streamed(model, draft)
         shutil.copyfile(modeling_seap.__file__, draft / "modeling_seap.py")
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)

@@ -18,6 +18,7 @@ from seap import cli_serving as cli_serving
 from seap.cli_base import Flat, Json, Model, TaskOption, app, errors, given, merged_options, note, print_json, results
 from seap.config import Calibration, Evaluation, Loading, Pruning
 from seap.config_promise import Promise
+from seap.config_streaming import Streaming
 from seap.errors import UserError
 
 
@@ -36,6 +37,7 @@ def prune(
     mask_file: Annotated[Path | None, Parameter(help="A mask of `seap mask`, in place of choosing one.")] = None,
     general: Annotated[str | None, Parameter(help="Text to mix in with --mix, NAME or NAME=PATH.")] = None,
     loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    streaming: Annotated[Streaming, Flat] = Streaming(),  # noqa: B008
     save_dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
         Parameter(help="Of the weights on disk; by default --dtype, and with auto the checkpoint's own."),
@@ -64,6 +66,7 @@ def prune(
         progress=not json,
         loading=asdict(loading),
         save_dtype=save_dtype,
+        streaming=streaming,
         promise=promise if promise.kind else None,
         evaluation=evaluation,
         **merged_options(pruning, calibration),
@@ -104,6 +107,7 @@ def calibrate(
     out: Annotated[Path, Parameter(help="Folder for TASK.safetensors.")] = Path("stats"),
     calibration: Annotated[Calibration, Flat] = Calibration(),  # noqa: B008
     loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    streaming: Annotated[Streaming, Flat] = Streaming(),  # noqa: B008
     json: Json = False,
 ) -> None:
     """Measure which parts of a model each task uses: one statistics file per task, made once and used many times.
@@ -112,7 +116,9 @@ def calibrate(
     """
     from seap.commands import calibrate_to_files
 
-    made = calibrate_to_files(model, task, out, calibration, loading=asdict(loading), progress=not json)
+    made = calibrate_to_files(
+        model, task, out, calibration, loading=asdict(loading), streaming=streaming, progress=not json
+    )
     if json:
         print_json({"files": made})
         return

@@ -1,6 +1,7 @@
 """The stages over files, one function per command: what can be refused is refused before anything long starts."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from seap.calibration import about_statistics, check_same_model, identity
 from seap.calibration import calibrate as measure
 from seap.config import Calibration, Evaluation, Pruning
 from seap.config_promise import Promise
+from seap.config_streaming import Streaming
 from seap.environment import versions
 from seap.errors import UserError
 from seap.evaluate import evaluate, load_test, prepare
-from seap.files import check_output, digest, is_current, write_json
+from seap.files import check_output, digest, folder_beside, is_current, write_json
 from seap.likeness import Reference
 from seap.mask import Masks, compose, load_masks, realised_sparsity, save_masks
 from seap.mixture import check_mixture
@@ -24,6 +26,7 @@ from seap.promised import load_tests, prune_to_promise
 from seap.pruning import build_corpora, check, make_masks, needs_text, prune, split_options
 from seap.report import Report, choices
 from seap.stats import Statistics, load_statistics, merge, save_statistics
+from seap.streaming import check_streamable
 from seap.tasks import load_items, parse_spec
 
 
@@ -41,6 +44,7 @@ def prune_to_folder(
     save_dtype: str | None = None,
     promise: Promise | None = None,
     evaluation: Evaluation | None = None,
+    streaming: Streaming = Streaming(),  # noqa: B008
     **options: Any,
 ) -> Report:
     """`seap prune`: refuse what can be refused, load, prune, and save the folder whole or not at all.
@@ -64,37 +68,57 @@ def prune_to_folder(
             raise UserError("--mix can't be combined with a promise yet; give a --sparsity, or leave --mix out")
         if mask_file:
             raise UserError("--mask-file has its sparsity already, so no promise can choose it; leave one of them out")
+        if streaming.stream:
+            raise UserError("a promise is measured with the whole model in memory; give a --sparsity with --stream")
         load_tests(tasks, promise, evaluation or Evaluation())
-    model, tokenizer = checkpoint.load_for_work(name, **(loading or {}))
-    check_same_model(stats_files, [about for _, about in stored.values()], model)
-    if mask_file:
-        check_same_model([mask_file], [about_mask], model)
-    least = 0.0 if promise is not None else pruning.sparsity
-    checkpoint.check_space(out, int(checkpoint.weight_bytes(model) * (1 - least)))
-    made_with, before = identity(model), checkpoint.previous(name, model)
-    statistics = {task: part for task, (part, _) in stored.items()} or None
-    if promise is not None:
-        asked = {name: value for name, value in options.items() if name != "sparsity"}
-        asked |= {"promise": promise, "evaluation": evaluation}
-        report = prune_to_promise(model, tokenizer, task=tasks, statistics=statistics, progress=progress, **asked)
-    else:
-        task = list(tasks) or None
-        report = prune(
-            model,
-            tokenizer,
-            task=task,
-            statistics=statistics,
-            masks=given,
-            general=general,
-            progress=progress,
-            **options,
+    if streaming.stream:
+        check_streamable(pruning)
+    with _loaded(name, out, loading or {}, save_dtype, streaming) as (model, tokenizer):
+        check_same_model(stats_files, [about for _, about in stored.values()], model)
+        if mask_file:
+            check_same_model([mask_file], [about_mask], model)
+        least = 0.0 if promise is not None else pruning.sparsity
+        checkpoint.check_space(out, int(checkpoint.weight_bytes(model) * (1 - least)))
+        made_with, before = identity(model), checkpoint.previous(name, model)
+        statistics = {task: part for task, (part, _) in stored.items()} or None
+        if promise is not None:
+            asked = {name: value for name, value in options.items() if name != "sparsity"}
+            asked |= {"promise": promise, "evaluation": evaluation}
+            report = prune_to_promise(model, tokenizer, task=tasks, statistics=statistics, progress=progress, **asked)
+        else:
+            task = list(tasks) or None
+            report = prune(
+                model,
+                tokenizer,
+                task=task,
+                statistics=statistics,
+                masks=given,
+                general=general,
+                progress=progress,
+                **options,
+            )
+        if mask_file:
+            tokens = report.num_tokens or about_mask["num_tokens"]
+            report = replace(report, tasks=tuple(about_mask["tasks"]), num_tokens=tokens)
+        if not streaming.stream:
+            model.to(getattr(torch, save_dtype) if save_dtype else model.config.dtype or model.dtype)
+        save_pruned(model, tokenizer, report, out, made_with, before)
+        return report
+
+
+@contextlib.contextmanager
+def _loaded(
+    name: str, out: Path, loading: Mapping[str, Any], save_dtype: str | None, streaming: Streaming
+) -> Iterator[tuple[Any, Any]]:
+    """Model and tokenizer, in memory or to be streamed with a folder beside `out` for what is finished."""
+    if not streaming.stream:
+        checkpoint.check_memory(name)
+        yield checkpoint.load_for_work(name, **loading)
+        return
+    with folder_beside(out) as shards:
+        yield checkpoint.load_streamed(
+            name, shards, offload_dir=streaming.offload_dir, save_dtype=save_dtype, **loading
         )
-    if mask_file:
-        tokens = report.num_tokens or about_mask["num_tokens"]
-        report = replace(report, tasks=tuple(about_mask["tasks"]), num_tokens=tokens)
-    model.to(getattr(torch, save_dtype) if save_dtype else model.config.dtype or model.dtype)
-    save_pruned(model, tokenizer, report, out, made_with, before)
-    return report
 
 
 def options_of_mask(options: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,11 +186,18 @@ def calibrate_to_files(
     options: Calibration,
     *,
     loading: Mapping[str, Any] | None = None,
+    streaming: Streaming = Streaming(),  # noqa: B008
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """`seap calibrate`: one `OUT/TASK.safetensors` per task; a file with the same key is left as it is."""
     check_tasks(tasks, needed=True)
-    model, tokenizer = checkpoint.load_for_work(name, **(loading or {}))
+    with _loaded(name, out, loading or {}, None, streaming) as (model, tokenizer):
+        return _calibrate_to_files(model, tokenizer, tasks, out, options, progress=progress)
+
+
+def _calibrate_to_files(
+    model: Any, tokenizer: Any, tasks: Sequence[str], out: Path, options: Calibration, *, progress: bool
+) -> list[dict[str, Any]]:
     corpora = build_corpora(model, tokenizer, list(tasks), options)
     entries = []
     planned = {task: about_statistics(model, corpus, options) for task, corpus in corpora.items()}

@@ -108,10 +108,10 @@ def weight_of(arch: Arch, axis: Axis) -> Tensor:
     return weight
 
 
-def repair_axes(arch: Arch, masks: Masks, source: Source, name: str) -> Repairs:
-    """The repair of every axis that loses units; axes left whole get none."""
+def repair_axes(arch: Arch, masks: Masks, source: Source, name: str, *, layer: int | None = None) -> Repairs:
+    """The repair of every axis (of one layer) that loses units; axes left whole get none."""
     repairs: Repairs = {}
-    for axis in arch.axes:
+    for axis in arch.axes if layer is None else [axis for axis in arch.axes if axis.layer == layer]:
         keep = kept_inputs(axis, masks[axis.key])
         if name != "none" and not keep.all():
             repairs[axis.key] = COMPENSATIONS[name](weight_of(arch, axis), source[axis.key], keep)

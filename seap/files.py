@@ -64,6 +64,18 @@ def written_whole(target: Path) -> Iterator[Path]:
                     path.rmdir()
 
 
+@contextlib.contextmanager
+def folder_beside(target: Path) -> Iterator[Path]:
+    """A temporary folder on the disk of `target`, for parts that are moved there; gone afterwards."""
+    parent = next(p for p in target.resolve().parents if p.exists())
+    try:
+        room = tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=parent)
+    except OSError as error:
+        raise UserError(f"can't write to {parent}: {error.strerror or error}") from error
+    with room as folder:
+        yield Path(folder)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Indented, but for the records of a list at the top (`rows`), which take a line each: a third of the size."""
     with written_whole(path) as draft:

@@ -39,9 +39,9 @@ class Walk:
     calls: list[list[Call]]  # per batch, per layer
 
     @classmethod
-    def start(cls, arch: Arch, rows: Sequence[Sequence[int]], *, batch_tokens: int) -> "Walk":
-        """Embed the rows. Held-out rows (see `is_held`) come in batches of their own."""
-        parts = split_rows(rows)
+    def start(cls, arch: Arch, rows: Sequence[Sequence[int]], *, batch_tokens: int, apart: bool = True) -> "Walk":
+        """Embed the rows. apart: held-out rows (see `is_held`) come in batches of their own."""
+        parts = split_rows(rows) if apart else (rows,)
         made = [(batch, held) for held, part in enumerate(parts) for batch in batches(part, batch_tokens=batch_tokens)]
         begun = [_begin(arch, batch) for batch, _ in made]
         return cls(arch, [b for b, _ in made], [bool(h) for _, h in made], [h for h, _ in begun], [c for _, c in begun])

@@ -73,7 +73,12 @@ def adopted(base: type) -> type | None:
 
 
 def adopt_(model: Any) -> None:
-    """Make a pruned model's class one that saves this file with the model."""
+    """Make a pruned model's class one that saves this file with the model, and weights under the names that it has.
+
+    transformers saves some families' weights under older names (GPT-NeoX's lm_head as embed_out), which it doesn't
+    know again for a class that isn't its own.
+    """
+    model._weight_conversions = []
     if type(model) not in _subclasses.values():
         model.__class__ = adopted(type(model)) or type(model)
 

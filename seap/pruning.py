@@ -18,8 +18,10 @@ from seap.mask import Masks, check_fits
 from seap.mixture import check_mixture, pool
 from seap.ranking import Ranking, rank, with_second_moments
 from seap.report import Before, Report, Run, build_report
+from seap.residency import streamed
 from seap.sequential import refit_layers
 from seap.stats import Statistics
+from seap.streaming import check_streamable, cut_streamed_
 from seap.surgery import check_in_memory, cut_
 from seap.tasks import load_items, parse_spec, spec_source
 
@@ -136,10 +138,14 @@ def prune(
         made = ranking.masks(run.pruning.sparsity, progress=progress)
         run.statistics, run.notes = ranking.statistics, [*run.notes, *ranking.notes]
         run.pruning = replace(ranking.options, sparsity=run.pruning.sparsity)
-    repairs = make_repairs(model, made, run.statistics, run.pruning, progress=progress)
-    run.notes += notes_on(repairs, run.pruning)
     before = Before.of(model, made)
-    cut_(model, made, repairs)
+    if streamed(model) is None:
+        repairs = make_repairs(model, made, run.statistics, run.pruning, progress=progress)
+        cut_(model, made, repairs)
+    else:
+        source = pool(run.statistics, run.pruning) if run.statistics else {}
+        repairs = cut_streamed_(model, made, source, run.pruning.resolved().compensate, progress=progress)
+    run.notes += notes_on(repairs, run.pruning)
     asked = masks is None or "sparsity" in options
     target = run.pruning.sparsity if asked else before.realised_sparsity
     return build_report(model, before, made, run, target=target, seconds=time.perf_counter() - started)
@@ -216,6 +222,8 @@ def needs_text(options: Pruning, masks: Masks | None) -> bool:
 def check(model: Any, options: Pruning, masks: Masks | None = None) -> list[str]:
     """Refuse what can't be done before any text is read; return what the user should know about this run."""
     check_in_memory(model)
+    if streamed(model) is not None:
+        check_streamable(options)
     arch = describe(model)
     if masks is None:
         allocate(arch, options, {axis.key: torch.zeros(axis.num_inputs, dtype=torch.float64) for axis in arch.axes})

@@ -25,6 +25,7 @@ from seap.arch import KV_GROUPS, Arch, Axis
 from seap.errors import UserError
 from seap.moments import Moments
 from seap.obs import removal
+from seap.residency import release
 from seap.stats import Statistics
 
 Scores = dict[str, Tensor]  # axis key → float64 (C,), one per input of the consumer
@@ -113,6 +114,7 @@ def score_inputs(
         if not torch.isfinite(score).all():
             raise UserError(f"{arch.name_of(axis)}: score {name} is not finite; are the model's weights sound?")
         scores[axis.key] = score.cpu()
+        release(arch, axis.layer)
     return scores
 
 

@@ -5,7 +5,7 @@ empty, by its family's own constructor with the new widths, and its attributes a
 it when the checkpoint is loaded, so the two can't differ.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -39,8 +39,16 @@ def cut_(model: Any, masks: Masks, repairs: Repairs | None = None) -> Arch:
     arch = describe(model)
     check_in_memory(model)
     check_fits(arch, masks)
-    for axis in arch.axes:
-        repair = (repairs or {}).get(axis.key)
+    for layer in range(len(arch.layers)):
+        cut_layer_(arch, layer, masks, repairs or {})
+    return finish_(arch, masks, (repairs or {}).keys())
+
+
+@torch.no_grad()
+def cut_layer_(arch: Arch, layer: int, masks: Masks, repairs: Repairs) -> None:
+    """Cut one layer's weights; the model runs again once all layers are cut and it is finished (`finish_`)."""
+    for axis in [axis for axis in arch.axes if axis.layer == layer]:
+        repair = repairs.get(axis.key)
         if repair is not None:
             _add_bias_(arch, axis, repair)
         if not masks[axis.key].all():
@@ -52,7 +60,12 @@ def cut_(model: Any, masks: Masks, repairs: Repairs | None = None) -> Arch:
             for module in axis.producers:
                 weight = arch.weight(axis.layer, module)
                 weight.copy_(map_inputs(weight, repair.inputs))
-    _write_config_(arch, masks, repairs or {})
+
+
+def finish_(arch: Arch, masks: Masks, repaired: Collection[str]) -> Arch:
+    """Tell config and layers of their new widths. repaired: the keys of the axes whose consumer got a bias."""
+    model = arch.model
+    _write_config_(arch, masks, repaired)
     _copy_attributes_(arch)
     modeling_seap.adopt_(model)
     if model.base_model is not model:
@@ -77,7 +90,7 @@ def _add_bias_(arch: Arch, axis: Axis, repair: Repair) -> None:
     consumer.bias.copy_((consumer.bias.cpu().double() + repair.bias.cpu()).to(consumer.bias))
 
 
-def _write_config_(arch: Arch, masks: Masks, repairs: Repairs) -> None:
+def _write_config_(arch: Arch, masks: Masks, repaired: Collection[str]) -> None:
     """Per-layer widths for transformers, and under `seap` what modeling_seap.py needs to build the layers."""
     config, family = arch.model.config, arch.family
     budgets = budgets_of(masks)
@@ -86,7 +99,7 @@ def _write_config_(arch: Arch, masks: Masks, repairs: Repairs) -> None:
         path: list(i) for path, i in (getattr(config, "seap", None) or {}).get("added_bias", {}).items()
     }
     for axis in arch.axes:
-        if axis.key in repairs and axis.layer not in added.setdefault(axis.consumer, []):
+        if axis.key in repaired and axis.layer not in added.setdefault(axis.consumer, []):
             added[axis.consumer].append(axis.layer)
     head_size = arch.head_size if arch.can_cut_heads else None
     if head_size is not None:
