@@ -13,6 +13,8 @@ from seap.config_deploy import Export, Target
 from seap.errors import UserError
 from seap.files import check_output, check_output_file, written_whole
 
+BYTES = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 2}  # at most, per parameter
+
 
 def export(
     name: str,
@@ -34,11 +36,11 @@ def export(
     else:
         check_output(out, overwrite=overwrite, source=checkpoint.resolve_model(name))
     config = checkpoint.load_config(name, trust_remote_code=trust_remote_code)
-    if target in ("uniform", "padded"):
+    if target == "gguf":
+        notes = _export_gguf(name, out, config, options, trust_remote_code)
+    else:
         _check_pruned(name, config, target)
         notes = _export_stock(name, out, target, options, trust_remote_code)
-    else:
-        raise NotImplementedError(target)
     return {"out": str(out), "to": target, "bytes": size_of(out), "notes": notes}
 
 
@@ -70,6 +72,19 @@ def _export_stock(name: str, out: Path, target: Target, options: Export, trust_r
             (draft / "seap.json").write_text(json.dumps(told | {"exported": target}, indent=2) + "\n")
             (draft / "README.md").write_text(stock_card(told, target, type(stock).__name__))
     return [*notes, *_about_padding(model, stock, target)]
+
+
+def _export_gguf(name: str, out: Path, config: Any, options: Export, trust_remote_code: bool) -> list[str]:
+    from seap.gguf_file import check_config, gguf_package, write_gguf
+    from seap.gguf_vocabulary import vocabulary_of
+
+    gguf_package()
+    check_config(config)
+    model, tokenizer = checkpoint.load(name, device="cpu", trust_remote_code=trust_remote_code)
+    vocabulary = vocabulary_of(tokenizer, model.config, options.tokenizer)
+    checkpoint.check_space(out, sum(p.numel() for p in model.parameters()) * BYTES[options.quantize])
+    with written_whole(out) as draft:
+        return write_gguf(model, vocabulary, draft, options)
 
 
 def _dense_widths(name: str, model: Any) -> Mapping[str, int]:

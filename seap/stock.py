@@ -86,8 +86,8 @@ def _forms(arch: Arch, units: Mapping[str, int], reasons: list[str]) -> Iterator
     from huggingface_hub.errors import StrictDataclassError
 
     own = arch.model.config.model_type
-    slides = _slides(arch.model.config)
-    for model_type in (own, *(() if slides else REWRITES.get(own, ()))):
+    others = () if slides(arch.model.config) else REWRITES.get(own, ())
+    for model_type in (own, *others):
         try:
             config, model_class = _config(arch, model_type, units)
             with torch.device("meta"):
@@ -135,7 +135,7 @@ def _has_bias(arch: Arch, flag: str) -> bool:
     )
 
 
-def _slides(config: Any) -> bool:
+def slides(config: Any) -> bool:
     """Whether a sliding window ever hides a token."""
     window = getattr(config, "sliding_window", None)
     types = getattr(config, "layer_types", None)
