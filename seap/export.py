@@ -38,6 +38,8 @@ def export(
     config = checkpoint.load_config(name, trust_remote_code=trust_remote_code)
     if target == "gguf":
         notes = _export_gguf(name, out, config, options, trust_remote_code)
+    elif target == "openvino":
+        notes = _export_openvino(name, out, config, options, trust_remote_code)
     else:
         _check_pruned(name, config, target)
         notes = _export_stock(name, out, target, options, trust_remote_code)
@@ -85,6 +87,18 @@ def _export_gguf(name: str, out: Path, config: Any, options: Export, trust_remot
     checkpoint.check_space(out, sum(p.numel() for p in model.parameters()) * BYTES[options.quantize])
     with written_whole(out) as draft:
         return write_gguf(model, vocabulary, draft, options)
+
+
+def _export_openvino(name: str, out: Path, config: Any, options: Export, trust_remote_code: bool) -> list[str]:
+    from seap.openvino_folder import check_config, openvino_packages, write_openvino
+
+    openvino_packages(options)
+    check_config(config)
+    model, tokenizer = checkpoint.load(name, device="cpu", trust_remote_code=trust_remote_code)
+    checkpoint.check_space(out, checkpoint.weight_bytes(model))
+    with written_whole(out) as draft:
+        draft.mkdir()
+        return write_openvino(model, tokenizer, draft, options)
 
 
 def _dense_widths(name: str, model: Any) -> Mapping[str, int]:
