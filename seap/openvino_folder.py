@@ -223,6 +223,6 @@ def compressed(converted: Any, weights: str) -> Any:
     with contextlib.redirect_stdout(sys.stderr):  # its progress bar
         if weights == "int8":
             return nncf.compress_weights(converted, mode=nncf.CompressWeightsMode.INT8_ASYM)
-        ragged = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.IGNORE)
+        ragged = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)
         mode = nncf.CompressWeightsMode.INT4_SYM
         return nncf.compress_weights(converted, mode=mode, group_size=GROUP, advanced_parameters=ragged)
