@@ -16,7 +16,7 @@ ENGINES = """## Other engines
 
 ```
 vllm serve DIR                            # where seap is installed; --trust-remote-code where it isn't
-seap export DIR --to gguf --out m.gguf    # llama.cpp: llama-server -m m.gguf
+seap export DIR --to gguf --out m.gguf    # llama.cpp (Llama, Mistral, Qwen2): llama-server -m m.gguf
 seap export DIR --to openvino --out ov    # openvino-genai: LLMPipeline("ov", "CPU")
 seap export DIR --to padded --out stock   # anything that runs the stock class; zeros in place of what was cut
 ```"""

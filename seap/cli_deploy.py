@@ -79,3 +79,36 @@ def show_check(found: dict[str, Any]) -> None:
         results.print(f"{escape(found['model'])} fits {found['engine']} with tp {found['tp']}")
     for text in found["advice"]:
         note(text)
+
+
+@app.command
+def push(
+    folder: Annotated[Path, Parameter(help="A pruned checkpoint, or one that seap export made a stock class.")],
+    repo: Annotated[str, Parameter(help="Its name on the Hub, such as me/llama-gsm8k.")],
+    /,
+    *,
+    eval_results: Annotated[
+        Path | None, Parameter(name="--results", help="What `seap eval FOLDER --json` printed, for the card.")
+    ] = None,
+    also: Annotated[tuple[Path, ...], Parameter(help="Files to put beside it, such as its GGUF.")] = (),
+    private: Annotated[bool, Parameter(help="A new repository is private.")] = False,
+    dry_run: Annotated[bool, Parameter(help="Show the card and the files, and send nothing.")] = False,
+    json: Json = False,
+) -> None:
+    """Upload a checkpoint to the Hub, with a card of its numbers and a snippet for every engine.
+
+    Example: `seap push small me/small --dry-run`
+    """
+    from seap.push import push as run
+
+    told = run(folder, repo, results=eval_results, also=also, private=private, dry_run=dry_run)
+    if json:
+        print_json(told)
+        return
+    for text in told["notes"]:
+        note(text)
+    if dry_run:
+        sizes = "\n".join(f"{size / 1e6:10,.1f} MB  {name}" for name, size in told["files"].items())
+        results.print(escape(f"{told['card']}\n{sizes}\nnothing was sent"))
+    else:
+        results.print(f"uploaded {len(told['files'])} files and the card to {told['url']}")

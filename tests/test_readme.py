@@ -46,7 +46,14 @@ def test_there_are_commands() -> None:
     assert {command.split()[1] for command in COMMANDS} >= set(named)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+DEPLOY = [
+    line.split("   ")[0].split(" > ")[0].strip()
+    for line in (ROOT / "docs" / "deploy.md").read_text().splitlines()
+    if re.match(r"seap [a-z]+ ", line)
+]
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *DEPLOY])
 def test_every_command_parses(command: str) -> None:
     chosen, _, _ = app.parse_args(shlex.split(command)[1:], exit_on_error=False, print_error=False)
     assert chosen.__name__.removesuffix("uate") in command.split()[1:3]
