@@ -12,6 +12,20 @@ model = AutoModelForCausalLM.from_pretrained(DIR)
 tokenizer = AutoTokenizer.from_pretrained(DIR)
 ```"""
 STOCK_TRANSFORMERS = TRANSFORMERS.partition("\n")[0] + TRANSFORMERS[TRANSFORMERS.index("\nfrom") :]
+OPENVINO = """```python
+import openvino_genai
+from huggingface_hub import snapshot_download
+
+pipeline = openvino_genai.LLMPipeline(snapshot_download(DIR), "CPU")
+print(pipeline.generate("…", max_new_tokens=100))
+```"""
+_STOCK = "This is a stock `{}`: whatever runs that runs it, with no code of its own. "
+_PADDED = "Its layers are padded with zeros to one width: the outputs are those of the pruned model, its speed isn't."
+FORMS = {
+    "uniform": (_STOCK + "Every layer has the same width.", STOCK_TRANSFORMERS),
+    "padded": (_STOCK + _PADDED, STOCK_TRANSFORMERS),
+    "openvino": ("This is the model for OpenVINO, its layers as wide as pruning left them.", OPENVINO),
+}
 ENGINES = """## Other engines
 
 ```
@@ -28,7 +42,7 @@ def model_card(about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = (),
     return _placed(f"{_head(about)}\n{_measured(about, rows)}\n{TRANSFORMERS}\n\n{own}\n", repo)
 
 
-def stock_card(
+def exported_card(
     about: Mapping[str, Any],
     target: str,
     class_name: str,
@@ -36,13 +50,9 @@ def stock_card(
     *,
     repo: str | None = None,
 ) -> str:
-    """Of a checkpoint that was exported to a stock class."""
-    padded = (
-        "Its layers are padded with zeros to one width: the outputs are those of the pruned model, its speed isn't."
-    )
-    told = padded if target == "padded" else "Every layer has the same width."
-    form = f"This is a stock `{class_name}`: whatever runs that runs it, with no code of its own. {told}"
-    return _placed(f"{_head(about)}\n{_measured(about, rows)}\n{form}\n\n{STOCK_TRANSFORMERS}\n", repo)
+    """Of a checkpoint that was exported: uniform, padded or openvino."""
+    form, snippet = FORMS[target]
+    return _placed(f"{_head(about)}\n{_measured(about, rows)}\n{form.format(class_name)}\n\n{snippet}\n", repo)
 
 
 def _placed(card: str, repo: str | None) -> str:

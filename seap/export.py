@@ -8,7 +8,7 @@ from typing import Any
 
 from seap import checkpoint
 from seap.arch import AXIS_NAMES
-from seap.card import stock_card
+from seap.card import exported_card
 from seap.config_deploy import Export, Target
 from seap.errors import UserError
 from seap.files import check_output, check_output_file, written_whole
@@ -71,8 +71,8 @@ def _export_stock(name: str, out: Path, target: Target, options: Export, trust_r
         stock.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
         if told is not None:
-            (draft / "seap.json").write_text(json.dumps(told | {"exported": target}, indent=2) + "\n")
-            (draft / "README.md").write_text(stock_card(told, target, type(stock).__name__))
+            _save_provenance(told, target, draft)
+            (draft / "README.md").write_text(exported_card(told, target, type(stock).__name__))
     return [*notes, *_about_padding(model, stock, target)]
 
 
@@ -86,7 +86,7 @@ def _export_gguf(name: str, out: Path, config: Any, options: Export, trust_remot
     vocabulary = vocabulary_of(tokenizer, model.config, options.tokenizer)
     checkpoint.check_space(out, sum(p.numel() for p in model.parameters()) * BYTES[options.quantize])
     with written_whole(out) as draft:
-        return write_gguf(model, vocabulary, draft, options)
+        return write_gguf(model, vocabulary, draft, options, provenance_of(name))
 
 
 def _export_openvino(name: str, out: Path, config: Any, options: Export, trust_remote_code: bool) -> list[str]:
@@ -98,6 +98,7 @@ def _export_openvino(name: str, out: Path, config: Any, options: Export, trust_r
     checkpoint.check_space(out, checkpoint.weight_bytes(model))
     with written_whole(out) as draft:
         draft.mkdir()
+        _save_provenance(provenance_of(name), "openvino", draft)
         return write_openvino(model, tokenizer, draft, options)
 
 
@@ -116,6 +117,11 @@ def _about_padding(model: Any, stock: Any, target: Target) -> list[str]:
     counts = [sum(p.numel() for p in m.parameters()) for m in (model, stock)]
     added = counts[1] / counts[0] - 1
     return [f"padded with zeros: the same outputs, {added:.1%} more parameters, and no faster than its widest layer"]
+
+
+def _save_provenance(told: Mapping[str, Any] | None, target: Target, folder: Path) -> None:
+    if told is not None:
+        (folder / "seap.json").write_text(json.dumps({**told, "exported": target}, indent=2) + "\n")
 
 
 def provenance_of(name: str) -> dict[str, Any] | None:

@@ -78,8 +78,10 @@ def check_model(arch: Arch, architecture: str) -> None:
         )
 
 
-def write_gguf(model: Any, vocabulary: Any, path: Path, options: Export) -> list[str]:
-    """Write a model and its vocabulary to one file; returns what to know about it.
+def write_gguf(
+    model: Any, vocabulary: Any, path: Path, options: Export, about: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Write a model and its vocabulary to one file; returns what to know about it. about: its seap.json.
 
     The weights are written one after the other, so that no second copy of the model is in memory.
     """
@@ -89,6 +91,8 @@ def write_gguf(model: Any, vocabulary: Any, path: Path, options: Export) -> list
     kinds = {name: _kind(gguf, name, tensor, options) for name, tensor in _tensors(arch, architecture)}
     with contextlib.closing(gguf.GGUFWriter(path, architecture)) as writer:
         _add_parameters(gguf, writer, arch, options)
+        if about is not None:
+            writer.add_description(_described(about))
         vocabulary.add_to(writer)
         for name, tensor in _tensors(arch, architecture):
             size = gguf.quant_shape_to_byte_shape(tuple(tensor.shape), kinds[name])
@@ -124,6 +128,14 @@ def _add_parameters(gguf: Any, writer: Any, arch: Arch, options: Export) -> None
     if rope.get("rope_type") == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
+
+
+def _described(about: Mapping[str, Any]) -> str:
+    tasks = ", ".join(about["tasks"]) or "no task"
+    return (
+        f"{about['realised_sparsity']:.1%} of the attention and MLP parameters of {Path(about['model']).name} removed "
+        f"by seap {about['versions']['seap']}, method {about['method']}, for {tasks}"
+    )
 
 
 def _tensors(arch: Arch, architecture: str) -> Iterator[tuple[str, Tensor]]:

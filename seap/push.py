@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from seap.card import model_card, stock_card
+from seap.card import exported_card, model_card
 from seap.checkpoint import read_provenance
 from seap.errors import UserError
 
@@ -89,7 +89,7 @@ def _card(folder: Path, about: Mapping[str, Any], rows: Sequence[Mapping[str, An
     if "exported" not in about:
         return model_card(about, rows, repo=repo)
     [class_name] = json.loads((folder / "config.json").read_text())["architectures"]
-    return stock_card(about, about["exported"], class_name, rows, repo=repo)
+    return exported_card(about, about["exported"], class_name, rows, repo=repo)
 
 
 def _local_paths(about: Mapping[str, Any]) -> list[str]:

@@ -94,7 +94,9 @@ def test_a_file_reads_back_equal(name: str, tmp_path: Path) -> None:
 
 def test_eight_bits_where_a_row_fits_and_sixteen_elsewhere(tmp_path: Path) -> None:
     built, path = pruned("tied llama"), tmp_path / "model.gguf"
-    notes = write_gguf(built, Vocabulary("none"), path, Export(quantize="q8_0"))
+    about = {"tasks": ["toy"], "realised_sparsity": 0.5, "model": "a/b", "method": "flap", "versions": {"seap": "0.1"}}
+    notes = write_gguf(built, Vocabulary("none"), path, Export(quantize="q8_0"), about)
+    assert fields(path)["general.description"].startswith("50.0% of the attention and MLP parameters of b removed")
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     kinds = {name: tensor.tensor_type.name for name, tensor in stored.items()}
     assert kinds["blk.0.ffn_down.weight"] == "Q8_0" and kinds["blk.1.ffn_down.weight"] == "F16"  # 96 and 40 channels

@@ -72,6 +72,9 @@ def test_a_stock_export_has_a_card_without_code_of_its_own(small: Path, tmp_path
     export(str(small), tmp_path / "padded", "padded")
     card = push(tmp_path / "padded", "me/padded", dry_run=True)["card"]
     assert "stock `LlamaForCausalLM`" in card and "import seap" not in card and '("me/padded")' in card
+    about = tmp_path / "padded" / "seap.json"  # an OpenVINO folder has the same files beside its own
+    about.write_text(about.read_text().replace('"exported": "padded"', '"exported": "openvino"'))
+    assert 'snapshot_download("me/ov")' in push(tmp_path / "padded", "me/ov", dry_run=True)["card"]
 
 
 @pytest.mark.parametrize(
