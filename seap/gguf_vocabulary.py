@@ -100,14 +100,18 @@ def vocabulary_of(tokenizer: Any, config: Any, choice: str = "auto") -> Vocabula
     special = _special(tokenizer, config, merges=not pieces)
     tokens, types = _tokens(tokenizer, described, config.vocab_size)
     if pieces:
-        scores = _scores(described, tokens)
-        first = _space_first(described)
+        if choice != "auto":
+            raise UserError(
+                f"--tokenizer {choice} is for byte-level BPE, and this one is SentencePiece's; leave it out"
+            )
+        scores, first = _scores(described, tokens), _space_first(described)
         return Vocabulary("llama", "default", tokens, types, scores, special, first, _about_spaces(described))
-    pre = choice if choice != "auto" else find_pre_tokenizer(described)
-    notes = [f"llama.cpp splits words as its pre-tokenizer {pre}, which gave the same tokens on every sample"]
     if (described.get("normalizer") or {}).get("type") not in (None, "NFC"):
         raise UserError("llama.cpp doesn't normalise text as this tokenizer does; --tokenizer none exports without it")
-    return Vocabulary("gpt2", pre, tokens, types, special=special, notes=notes if choice == "auto" else [])
+    pre = find_pre_tokenizer(described) if choice == "auto" else choice
+    found = f"llama.cpp splits words as its pre-tokenizer {pre}, which gave the same tokens on every sample"
+    taken = f"whether llama.cpp's pre-tokenizer {pre} splits words as this tokenizer was not looked at"
+    return Vocabulary("gpt2", pre, tokens, types, special=special, notes=[found if choice == "auto" else taken])
 
 
 def find_pre_tokenizer(described: Mapping[str, Any]) -> str:

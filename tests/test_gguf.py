@@ -164,6 +164,14 @@ def test_pieces_have_the_ranks_of_their_merges_as_scores() -> None:
     assert found.special.add_special_token["bos"] and not found.special.add_special_token["eos"]
 
 
+def test_a_named_pre_tokenizer_is_taken_as_it_is_and_that_is_said() -> None:
+    config = model("llama", **SHAPE).config
+    found = vocabulary_of(byte_level(r"[aeiou]"), config, "deepseek-coder")
+    assert found.pre == "deepseek-coder" and "was not looked at" in found.notes[0]
+    with pytest.raises(UserError, match="SentencePiece"):
+        vocabulary_of(sentencepiece(), config, "gpt-2")
+
+
 def test_the_command_on_the_builtin_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "m.gguf"
     assert main(["export", str(model_path()), "--to", "gguf", "--quantize", "q8_0", "--out", str(out), "--json"]) == 0
