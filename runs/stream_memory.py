@@ -2,8 +2,8 @@
 
     python runs/stream_memory.py [--shape llama-2-7b] [--tokens 2048] [--folder DIR] [--in-memory] [--out FILE]
 
-Makes a model of a public shape with random weights in --folder (the size of the model, and of the result, must fit there),
-prunes it by half in a process of its own, and takes that process's peak. The disk's copy speed is that of the weights'
+Makes a model of a public shape with random weights in --folder (it and the result must fit there), prunes it by half in
+a process of its own, and takes that process's peak. The disk's copy speed is that of the weights'
 largest file, written through.
 """
 

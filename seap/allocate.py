@@ -17,7 +17,7 @@ from seap.damage import Curves
 from seap.errors import UserError
 from seap.score import Scores, unit_scores
 from seap.timing import Times
-from seap.widths import least_damage, within_time
+from seap.widths import least_damage, one_width, within_time
 
 Budgets = dict[str, int]  # axis key → units kept
 
@@ -232,6 +232,9 @@ def allocate(
         return {axis.key: axis.units for axis in arch.axes} | reference_budgets(cut, len(arch.layers), options)
     check_reachable(arch, axes, weights, options, target)
     budgets = {axis.key: axis.units for axis in arch.axes}
+    if name == "one-width":
+        least = [least_kept(axis, options) for axis in axes]
+        return budgets | one_width(arch, axes, least, options.round_to, target)
     if curves is not None and name in MEASURED:
         free = [axis for axis, weight in zip(axes, weights, strict=True) if weight > 0]
         if times is not None:

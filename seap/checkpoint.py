@@ -13,6 +13,7 @@ import torch
 
 from seap import modeling_seap
 from seap.arch import find_family
+from seap.card import model_card
 from seap.errors import UserError
 from seap.files import written_whole
 from seap.mask import Masks, load_masks, save_masks
@@ -214,37 +215,6 @@ def save(model: Any, tokenizer: Any, masks: Masks, provenance: Mapping[str, Any]
         rest = {name: value for name, value in provenance.items() if name != "mask"}
         (draft / "seap.json").write_text(json.dumps(rest, indent=2) + "\n")
         (draft / "README.md").write_text(model_card(rest))
-
-
-def model_card(about: Mapping[str, Any]) -> str:
-    """What was removed, for which task, and what that means off task."""
-    tasks = ", ".join(about["tasks"]) or "no task (weights alone)"
-    name = Path(about["model"]).name or "model"
-    on_hub = "/" in about["model"] and not Path(about["model"]).exists()
-    base = f'base_model: "{about["model"]}"\n' if on_hub else ""
-    return f"""---
-library_name: transformers
-{base}tags: [seap, pruned]
----
-# {name}, pruned for {tasks}
-
-{about["realised_sparsity"]:.1%} of the attention and MLP parameters of `{about["model"]}` were removed
-({about["params_before"]:,} → {about["params_after"]:,} parameters in all, {about["total_sparsity"]:.1%} fewer), method
-`{about["method"]}`, calibrated on {about["num_tokens"]:,} tokens of: {tasks}.
-
-**Off task this model is worse than the dense one, and by how much was not measured here.** The units that {tasks}
-used least are gone for good; text of another kind may need them. Measure your own task before you rely on it.
-
-```python
-import seap  # or, without it: AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True)
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained(DIR)
-tokenizer = AutoTokenizer.from_pretrained(DIR)
-```
-
-`mask.safetensors` says which units stayed, `seap.json` how they were chosen.
-"""
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:

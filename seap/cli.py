@@ -10,8 +10,9 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from rich.markup import escape
 
-from seap import cli_bench as cli_bench  # the commands of these five join the application
+from seap import cli_bench as cli_bench  # the commands of these six join the application
 from seap import cli_corpus as cli_corpus
+from seap import cli_deploy as cli_deploy
 from seap import cli_evidence as cli_evidence
 from seap import cli_frontier as cli_frontier
 from seap import cli_serving as cli_serving

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from seap.errors import UserError, unknown
 
 Score = Literal["wifv", "wifv-flap", "wanda", "wanda-sp", "obs", "obs-fisher", "magnitude", "random"]
-Allocate = Literal["uniform", "logistic", "adaptive", "damage", "search"]
+Allocate = Literal["uniform", "one-width", "logistic", "adaptive", "damage", "search"]
 MaskOf = Literal["task", "general", "general-raw", "pooled"]
 Compensate = Literal["none", "bias", "ridge"]
 Convention = Literal["true", "seap-reference"]
@@ -158,7 +158,7 @@ class Pruning:
     score: Score | None = None
     """How units are ranked."""
     allocate: Allocate | None = None
-    """How the sparsity is spread over the layers."""
+    """How the sparsity is spread over the layers. one-width: the same widths in all of them, as stock classes want."""
     mask: MaskOf | None = None
     """One task's mask, a general one of several tasks (scores normalised, or raw as published), or of pooled text."""
     compensate: Compensate | None = None
@@ -211,6 +211,8 @@ class Pruning:
             raise UserError(
                 f"--cost {self.cost} is for --allocate damage, not {self.resolved().allocate}; add that option"
             )
+        if self.resolved().allocate == "one-width" and (self.protect_first or self.protect_last):
+            raise UserError("--allocate one-width cuts every layer alike; leave out --protect-first and --protect-last")
         if isinstance(self.axes, str):
             raise UserError(f"axes {self.axes!r}: must be a tuple, such as ({self.axes!r},)")
         for axis in self.axes or ():

@@ -180,10 +180,10 @@ def check_output(path: Path, *, overwrite: bool = False, source: str | None = No
         raise UserError(f"--out {path}: {parent} is not writable")
 
 
-def check_output_file(path: Path, *, suffix: str, overwrite: bool = False) -> None:
+def check_output_file(path: Path, *, suffix: str, overwrite: bool = False, example: str = "texts") -> None:
     """Refuse, before any long work, an output file that can't be written, would lose another or be misread later."""
     if path.is_dir():
-        raise UserError(f"--out {path} is a folder; name a file, such as {path / ('texts' + suffix)}")
+        raise UserError(f"--out {path} is a folder; name a file, such as {path / (example + suffix)}")
     if path.suffix.lower() != suffix:
         raise UserError(
             f"--out {path}: what is written is {suffix}, and read again by that; name it {path.stem}{suffix}"

@@ -59,6 +59,27 @@ def test_the_target_is_met_within_one_unit(name: str, method: Any, target: float
         assert found == 0
 
 
+@pytest.mark.parametrize("name", sorted(ALL))
+@pytest.mark.parametrize("step", [1, 8])
+def test_one_width_for_all_layers_meets_the_target_within_one_unit_of_each(name: str, step: int) -> None:
+    arch = arch_of(name)
+    channel = next(axis.unit_params for axis in arch.axes if axis.name == CHANNELS)
+    for target in (0.1, 0.2, 0.3):
+        options = Pruning(sparsity=target, allocate="one-width", min_channels=1, round_to=step)
+        scores = score_inputs(arch, None, "random")
+        budgets = allocate(arch, options, scores)
+        for axis in arch.axes:
+            assert budgets[axis.key] == budgets[f"layers.0.{axis.name}"]
+            if axis.name == CHANNELS:
+                assert budgets[axis.key] % step == 0 or budgets[axis.key] == axis.units
+            else:
+                heads = budgets[axis.key] * arch.queries_per_group
+                assert arch.model.config.hidden_size % heads == 0 or budgets[axis.key] == axis.units
+        assert abs(realised(arch, options) - target) * arch.prunable_params <= channel * step * len(arch.layers)
+    with pytest.raises(UserError, match=r"one width|can't be met"):
+        allocate(arch, Pruning(sparsity=0.1, allocate="one-width", axes=("channels",), round_to=999), scores)
+
+
 @given(
     target=st.floats(0, 0.85),
     k=st.floats(-8, 8),

@@ -12,7 +12,10 @@ from toy import folder, texts_file
 from seap.cli import app, main
 from seap.config import Pruning
 
-COMMANDS = [*"prune calibrate mask merge eval compare sweep analyze report inspect tasks demo".split(), "corpus write"]
+COMMANDS = [
+    *"prune calibrate mask merge eval compare sweep analyze report inspect tasks demo export check push".split(),
+    "corpus write",
+]
 
 
 @pytest.fixture

@@ -46,10 +46,31 @@ def test_there_are_commands() -> None:
     assert {command.split()[1] for command in COMMANDS} >= set(named)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+DEPLOY = [
+    line.split("   ")[0].split(" > ")[0].strip()
+    for line in (ROOT / "docs" / "deploy.md").read_text().splitlines()
+    if re.match(r"seap [a-z]+ ", line)
+]
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *DEPLOY])
 def test_every_command_parses(command: str) -> None:
     chosen, _, _ = app.parse_args(shlex.split(command)[1:], exit_on_error=False, print_error=False)
     assert chosen.__name__.removesuffix("uate") in command.split()[1:3]
+
+
+def test_the_numbers_of_the_engines_are_those_measured() -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    found = json.loads((ROOT / "results" / "engines_natural.json").read_text())
+    for row in found["rows"]:
+        [line] = [line for line in page.splitlines() if line.startswith(f"| `{row.get('quantize') or row['weights']}`")]
+        cells = [cell.strip() for cell in line.split("|")[2:5]]
+        size, difference = f"{row['bytes'] / 1e6:.1f} MB", f"{row['largest_difference']:.2g}"
+        assert cells == [size, difference, f"{row['same_greedy']} of {found['texts']}"]
+        assert row["same_tokens"] == found["texts"]
+    loss = {name: part["loss"] for name, part in found["loss"].items()}
+    for name in ("search", "one-width"):
+        assert f"{loss[name] - loss['dense']:.3f}" in page
 
 
 def test_the_commands_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
