@@ -27,7 +27,7 @@ from seap.files import write_json
 from seap.shapes import shape_config
 
 CHILD = """
-import json, resource, sys, time
+import json, re, sys, time
 from pathlib import Path
 from seap.commands import prune_to_folder
 from seap.config_streaming import Streaming
@@ -37,7 +37,7 @@ report = prune_to_folder(
     name, Path(out), tasks=[f"words={name}/words.txt"], streaming=Streaming(stream=stream == "1"), progress=False,
     method=method, max_tokens=int(tokens), seq_len=256, pack=True, loading={"dtype": "bfloat16", "device": "cpu"},
 )
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 print(json.dumps({"peak_bytes": peak, "seconds": time.perf_counter() - started, "sparsity": report.realised_sparsity}))
 """
 

@@ -1,5 +1,6 @@
 """The command line. Options and defaults are those of seap.config; what takes long to import is imported when used."""
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -109,17 +110,28 @@ def calibrate(
     calibration: Annotated[Calibration, Flat] = Calibration(),  # noqa: B008
     loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
     streaming: Annotated[Streaming, Flat] = Streaming(),  # noqa: B008
+    shard: Annotated[str | None, Parameter(help="Only part I of N of the rows, as 0/4; merge them later.")] = None,
     json: Json = False,
 ) -> None:
     """Measure which parts of a model each task uses: one statistics file per task, made once and used many times.
 
     Example: `seap calibrate builtin --task arithmetic --task calendar --out stats`
     """
-    from seap.commands import calibrate_to_files
+    from seap.distributed import Ranks
+    from seap.stages import calibrate_to_files
 
     made = calibrate_to_files(
-        model, task, out, calibration, loading=asdict(loading), streaming=streaming, progress=not json
+        model,
+        task,
+        out,
+        calibration,
+        shard=Ranks.of(shard) if shard else None,
+        loading=asdict(loading),
+        streaming=streaming,
+        progress=not json,
     )
+    if Ranks.here().rank:
+        return
     if json:
         print_json({"files": made})
         return
@@ -145,7 +157,7 @@ def mask(
 
     Example: `seap mask builtin stats/arithmetic.safetensors --sparsity 0.5 --out masks/arithmetic.safetensors`
     """
-    from seap.commands import mask_to_file
+    from seap.stages import mask_to_file
 
     about = mask_to_file(model, stats, out, pruning, general=general, seed=seed, loading=asdict(loading))
     if json:
@@ -166,7 +178,7 @@ def merge(
 
     Example: `seap merge shard0/gsm8k.safetensors shard1/gsm8k.safetensors --out stats/gsm8k.safetensors`
     """
-    from seap.commands import merge_files
+    from seap.stages import merge_files
 
     about = merge_files(stats, out, task=task)
     if json:
@@ -235,6 +247,12 @@ def demo(
         show(result, results)
 
 
+def check_alone(command: str) -> None:
+    """Raise UserError for a command that several processes would do several times over."""
+    if command != "calibrate" and "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"torchrun is for seap calibrate; run seap {command} once, by itself, on what that wrote")
+
+
 def expanded(argument: str) -> str:
     """`~/x` and `--out=~/x` with the home folder in place, which not every shell puts there."""
     option, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
@@ -250,6 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         if arguments and not arguments[0].startswith("-") and "--help" not in arguments:
+            check_alone(arguments[0])
             from seap.checkpoint import quiet_transformers
 
             quiet_transformers()

@@ -18,6 +18,7 @@ from seap.arch import Arch
 from seap.corpus import Batch, batches
 
 Stub = Callable[..., Any]
+HELD_PERIOD = 5  # one row in so many is held out
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Walk:
 
 def is_held(index: int) -> bool:
     """Whether a row is held out: every fifth."""
-    return index % 5 == 4
+    return index % HELD_PERIOD == HELD_PERIOD - 1
 
 
 def split_rows(rows: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[Sequence[int]]]:

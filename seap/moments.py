@@ -69,7 +69,7 @@ class Moments:
                 raise UserError("one of the statistics has second moments and the other hasn't")
             if other.co.shape != self.co.shape:
                 raise UserError("the statistics' second moments are of blocks of different size; measure both alike")
-            self.co += other.co + weight * _outer(delta, self.num_blocks)
+            self.co += other.co + weight * outer(delta, self.num_blocks)
         self.mean = self.mean + delta * (other.count / total)
         self.count = total
 
@@ -120,7 +120,7 @@ class Moments:
         delta = held.mean - mean
         co = None
         if self.co is not None and held.co is not None:
-            co = self.co.double() - held.co.double() - weight * _outer(delta, self.num_blocks)
+            co = self.co.double() - held.co.double() - weight * outer(delta, self.num_blocks)
         return Moments(count, mean, self.m2 - held.m2 - weight * delta.square(), co)
 
     def weighted(self, weight: float) -> Moments:
@@ -156,7 +156,7 @@ def _products(centred: Tensor, blocks: int) -> Tensor:
     return (parts.transpose(1, 2) @ parts).double()
 
 
-def _outer(delta: Tensor, blocks: int) -> Tensor:
+def outer(delta: Tensor, blocks: int) -> Tensor:
     """ddᵀ (C, C), or its diagonal blocks (B, n, n)."""
     if blocks == 1:
         return torch.outer(delta, delta)

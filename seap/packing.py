@@ -7,7 +7,7 @@ from typing import Any
 
 from seap import checkpoint
 from seap.calibration import check_same_model, identity
-from seap.commands import check_tasks, options_of_mask, read_statistics
+from seap.commands import options_of_mask
 from seap.environment import versions
 from seap.errors import UserError
 from seap.files import digest
@@ -15,6 +15,7 @@ from seap.mask import load_masks
 from seap.network import Network, load_pruned, network_between, save_network
 from seap.pruning import make_repairs, prune, split_options
 from seap.ranking import with_second_moments
+from seap.stages import check_tasks, read_statistics
 from seap.surgery import cut_
 from seap.tasks import parse_spec
 

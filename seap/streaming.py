@@ -24,6 +24,8 @@ from seap.mask import Masks, check_fits
 from seap.residency import modules_of, page_out, ready_, streamed
 from seap.surgery import cut_layer_, finish_
 
+PIECE = 1 << 24  # numbers of a large weight that are written at a time
+ON_DISK = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 LAYER_BY_LAYER = "--score obs --allocate logistic --no-sequential"
 
 
@@ -87,6 +89,22 @@ def _write(tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -> Non
     save_file(saved, path, metadata={"format": "pt"})
 
 
+def _write_in_pieces(name: str, value: Tensor, path: Path, dtype: torch.dtype) -> None:
+    """A safetensors file of one weight that is never in memory as a whole, as `save_file` would have it twice.
+
+    https://github.com/huggingface/safetensors#format
+    """
+    size = value.numel() * dtype.itemsize
+    about = {"dtype": ON_DISK[dtype], "shape": list(value.shape), "data_offsets": [0, size]}
+    header = json.dumps({"__metadata__": {"format": "pt"}, name: about}).encode()
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for piece in value.reshape(-1).split(PIECE):
+            file.write(piece.to("cpu", dtype).contiguous().view(torch.uint8).numpy().data)
+            page_out([piece])
+
+
 def save_streamed(model: Any, folder: Path) -> None:
     """What `save_pretrained` writes: config and weights, the finished layers' files moved into the folder."""
     arch, plan = describe(model), streamed(model)
@@ -98,8 +116,7 @@ def save_streamed(model: Any, folder: Path) -> None:
     files = [plan.shards / f"layer-{layer}.safetensors" for layer in range(len(arch.layers))]
     for index, (name, value) in enumerate(around(arch).items()):
         files.append(plan.shards / f"around-{index}.safetensors")
-        _write({name: value}, files[-1], plan.save_dtype)
-        page_out([value])
+        _write_in_pieces(name, value.detach(), files[-1], plan.save_dtype)
     where: dict[str, str] = {}
     total = 0
     for index, file in enumerate(files):

@@ -19,9 +19,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import seap
 from seap import checkpoint, files
-from seap.commands import calibrate_to_files, mask_to_file, merge_files, prune_to_folder
+from seap.commands import prune_to_folder
 from seap.config import Calibration, Pruning
 from seap.errors import UserError
+from seap.stages import calibrate_to_files, mask_to_file, merge_files
 from seap.stats import load_statistics
 
 QUICK: dict[str, Any] = {"min_channels": 4, "progress": False, "loading": {"device": "cpu"}}

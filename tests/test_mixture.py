@@ -11,7 +11,7 @@ from toy import TEXTS, WORDS, folder, texts_file, tokenizer
 
 import seap
 from seap.calibration import calibrate
-from seap.commands import calibrate_to_files, mask_to_file, prune_to_folder
+from seap.commands import prune_to_folder
 from seap.config import Calibration, Pruning
 from seap.corpus import Corpus, build_corpus
 from seap.errors import UserError
@@ -19,6 +19,7 @@ from seap.mixture import QuickNetworks, add_general, choose_weights, pool
 from seap.moments import Moments
 from seap.ranking import rank
 from seap.score import score_inputs
+from seap.stages import calibrate_to_files, mask_to_file
 from seap.stats import Statistics
 
 CHEAP: dict[str, Any] = {"min_channels": 4, "search_evaluations": 2, "probe_tokens": 64, "fisher_tokens": 64}

@@ -1,0 +1,8 @@
+"""`python -m seap`, and `torchrun -m seap calibrate …`."""
+
+import sys
+
+from seap.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
