@@ -23,7 +23,7 @@ from seap.errors import UserError
 from seap.files import digest
 from seap.layerwise import Walk, evaluation, model_inputs
 from seap.moments import Moments
-from seap.residency import offloading, resident, streamed
+from seap.residency import offloading, release, resident, streamed
 from seap.stats import IN_MEMORY_BYTES, Statistics
 
 
@@ -177,7 +177,9 @@ def samples(model: Any, *, each: int = 8) -> list[float]:
     weights += [arch.linear(axis.layer, part.module).weight for axis in arch.axes for part in axis.slices]
     flat = [weight.detach().reshape(-1) for weight in weights]
     taken = [values[values.numel() // (2 * each) :: max(values.numel() // each, 1)][:each] for values in flat]
-    return [float(f"{value:.5g}") for value in torch.cat([part.float().cpu() for part in taken]).tolist()]
+    found = [float(f"{value:.5g}") for value in torch.cat([part.float().cpu() for part in taken]).tolist()]
+    release(model)  # the system brings in much more around every value
+    return found
 
 
 def fingerprint(model: Any) -> str:

@@ -87,10 +87,10 @@ def ready_(modules: Iterable[nn.Module], plan: Streamed) -> list[tuple[dict[str,
     return kept
 
 
-def release(arch: Arch, layer: int) -> None:
-    """Give back the memory of a layer that was read in place; nothing for a model that is in memory as a whole."""
-    if streamed(arch.model) is not None:
-        page_out(arch.layers[layer].parameters())
+def release(model: nn.Module, part: nn.Module | None = None) -> None:
+    """Give back the memory of (a part of) a streamed model that was read in place; nothing for a model in memory."""
+    if streamed(model) is not None:
+        page_out((part or model).parameters())
 
 
 def page_out(tensors: Iterable[Tensor]) -> None:
