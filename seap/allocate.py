@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from seap.arch import AXIS_NAMES, KV_GROUPS, Arch, Axis, choose_axes
-from seap.config import MEASURED, Pruning
+from seap.config import Pruning
 from seap.damage import Curves
 from seap.errors import UserError
+from seap.methods import MEASURED
 from seap.score import Scores, unit_scores
 from seap.timing import Times
 from seap.widths import least_damage, one_width, within_time

@@ -1,96 +1,35 @@
-"""Every option and its default, and the methods that are presets of them. Imports no torch, so that --help is quick.
+"""Every option and its default. Imports no torch, so that --help is quick.
 
 Field docstrings become the help texts of the command line.
 """
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal, get_args
 
 from cyclopts import Parameter
 
 from seap.errors import UserError, unknown
+from seap.methods import (
+    CHOICES,
+    MEASURED,
+    METHODS,
+    NEEDS_ACTIVATIONS,
+    RECONSTRUCTING,
+    Allocate,
+    Compensate,
+    Convention,
+    MaskOf,
+    Method,
+    Score,
+)
 
-Score = Literal["wifv", "wifv-flap", "wanda", "wanda-sp", "obs", "obs-fisher", "magnitude", "random"]
-Allocate = Literal["uniform", "one-width", "logistic", "adaptive", "damage", "search"]
-MaskOf = Literal["task", "general", "general-raw", "pooled"]
-Compensate = Literal["none", "bias", "ridge"]
-Convention = Literal["true", "seap-reference"]
 Cost = Literal["params", "milliseconds"]
 Metric = Literal["auto", "multiple-choice", "exact-match", "continuation", "loss"]
 AxisName = Literal["kv_groups", "channels"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-
-CHOICES: dict[str, Any] = {
-    "score": Score,
-    "allocate": Allocate,
-    "mask": MaskOf,
-    "compensate": Compensate,
-    "sparsity_convention": Convention,
-}
-NEEDS_ACTIVATIONS = ("wifv", "wifv-flap", "wanda", "wanda-sp", "obs", "obs-fisher")
-RECONSTRUCTING = ("obs", "obs-fisher")  # scores of second moments
-MEASURED = ("damage", "search")  # allocations that run the model
-
-
-@dataclass(frozen=True, kw_only=True)
-class Method:
-    """A pruning method as its users know it: a choice for each stage."""
-
-    score: Score
-    allocate: Allocate
-    mask: MaskOf
-    compensate: Compensate
-    convention: Convention = "true"
-    sequential: bool = False
-    about: str
-
-
-METHODS: dict[str, Method] = {
-    "seap": Method(
-        score="obs-fisher",
-        allocate="search",
-        mask="task",
-        compensate="ridge",
-        sequential=True,
-        about="what we recommend: reconstruction, and the units and widths that leave the least damage after it",
-    ),
-    "seap-all": Method(
-        score="obs-fisher",
-        allocate="search",
-        mask="general",
-        compensate="ridge",
-        sequential=True,
-        about="the same for several tasks at once: one checkpoint that serves them all",
-    ),
-    "seap-paper": Method(
-        score="wifv", allocate="logistic", mask="task", compensate="none", about="task mask, as in the SEAP paper"
-    ),
-    "seap-gen": Method(
-        score="wifv", allocate="logistic", mask="general", compensate="none", about="one mask for several tasks (SEAP)"
-    ),
-    "flap": Method(
-        score="wifv-flap", allocate="adaptive", mask="pooled", compensate="bias", about="FLAP (An et al., 2024), AL-AM"
-    ),
-    "wanda-sp": Method(
-        score="wanda-sp", allocate="uniform", mask="pooled", compensate="none", about="Wanda-sp, FLAP's baseline"
-    ),
-    "magnitude": Method(
-        score="magnitude", allocate="uniform", mask="pooled", compensate="none", about="weights alone, no activations"
-    ),
-    "seap-reference": Method(
-        score="wifv",
-        allocate="logistic",
-        mask="task",
-        compensate="none",
-        convention="seap-reference",
-        about="SEAP as its code runs, removing less than the sparsity it names",
-    ),
-    "random": Method(
-        score="random", allocate="uniform", mask="pooled", compensate="none", about="a floor to compare to"
-    ),
-}
 
 
 def _one_of(kind: str, value: str, allowed: Any) -> None:
@@ -147,6 +86,14 @@ class Calibration:
             raise UserError(f"--moments {self.moments}: must be full, or block:N such as block:1024")
 
 
+def _rounding(_: Any, tokens: Sequence[Any]) -> int:
+    """`auto` on the command line is 0."""
+    value = tokens[0].value
+    if value != "auto" and not value.isdecimal():
+        raise ValueError("must be a number of channels, such as 64, or auto")
+    return 0 if value == "auto" else int(value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pruning:
     """What is cut, how much of it, and how. Options left out come from --method."""
@@ -195,8 +142,9 @@ class Pruning:
     """Held-out calibration tokens that damage is measured on (--allocate damage or search)."""
     search_evaluations: int = 60
     """Trials of --allocate search, each a forward pass over the probe tokens."""
-    round_to: int = 1
-    """Keep a multiple of so many MLP channels in every layer: 64 or 128 for GPUs, 256 for GGUF K-quants."""
+    round_to: Annotated[int, Parameter(converter=_rounding)] = 1
+    """Keep a multiple of so many MLP channels in every layer: 64 or 128 for GPUs, 256 for GGUF K-quants; auto measures
+    what pays on the device at hand (0 in Python)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.sparsity < 1:
@@ -219,7 +167,7 @@ class Pruning:
             _one_of("axis", axis, AxisName)
         for name, least in (("protect_first", 0), ("protect_last", 0), ("min_kv_groups", 1), ("min_channels", 1)):
             at_least(name, getattr(self, name), least)
-        for name, least in (("round_to", 1), ("fisher_tokens", 2), ("probe_tokens", 2), ("search_evaluations", 1)):
+        for name, least in (("round_to", 0), ("fisher_tokens", 2), ("probe_tokens", 2), ("search_evaluations", 1)):
             at_least(name, getattr(self, name), least)
         if self.mix != "auto" and not (isinstance(self.mix, float | int) and 0 <= self.mix < math.inf):
             raise UserError(f"--mix {self.mix}: must be auto, or a number from 0 up, such as 0.3")

@@ -7,8 +7,9 @@ one or more tasks.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from seap.config import METHODS, Calibration, Evaluation, Pruning
+from seap.config import Calibration, Evaluation, Pruning
 from seap.errors import UserError, unknown
+from seap.methods import METHODS
 from seap.tasks import parse_spec
 
 RESERVED = frozenset({"general", "pooled", "weights", "general-text", "flap-1024x128"})  # texts that are no task's

@@ -24,6 +24,7 @@ from seap.stats import Statistics
 from seap.streaming import check_streamable, cut_streamed_
 from seap.surgery import check_in_memory, cut_
 from seap.tasks import load_items, parse_spec, spec_source
+from seap.timing import best_rounding
 
 Tasks = str | Sequence[str] | Mapping[str, Sequence[str]]
 
@@ -126,7 +127,8 @@ def prune(
     """
     started = time.perf_counter()
     run = Run(*split_options(options), statistics=dict(ranking.statistics if ranking else statistics or {}))
-    run.notes += check(model, run.pruning, masks)
+    run.pruning, noted = with_rounding(model, run.pruning)
+    run.notes += [*noted, *check(model, run.pruning, masks)]
     measure_(run, model, tokenizer, task, masks, general, progress=progress)
     if run.statistics and (masks is None or run.pruning.resolved().compensate != "none"):
         run.statistics = with_second_moments(model, run.statistics, run.pruning, progress=progress)
@@ -149,6 +151,15 @@ def prune(
     asked = masks is None or "sparsity" in options
     target = run.pruning.sparsity if asked else before.realised_sparsity
     return build_report(model, before, made, run, target=target, seconds=time.perf_counter() - started)
+
+
+def with_rounding(model: Any, options: Pruning) -> tuple[Pruning, list[str]]:
+    """--round-to auto as the number that is best here, and what was measured."""
+    if options.round_to:
+        return options, []
+    best, times = best_rounding(describe(model), options.sparsity)
+    figures = ", ".join(f"{multiple}: {value:.3f}" for multiple, value in times.items())
+    return replace(options, round_to=best), [f"--round-to {best} was chosen by time (µs per channel: {figures})"]
 
 
 def notes_on(repairs: Repairs, options: Pruning) -> list[str]:

@@ -13,11 +13,12 @@ from seap import calibration as calibrating
 from seap.allocate import allocate, is_protected, least_kept
 from seap.arch import Arch, Axis, choose_axes, describe
 from seap.compensate import UNTESTED_DAMPING, Repair, kept_inputs, mean_bias, ridge, weight_of
-from seap.config import MEASURED, RECONSTRUCTING, Calibration, Method, Pruning
+from seap.config import Calibration, Pruning
 from seap.corpus import Corpus
 from seap.damage import Curves, Judge, RepairTo, measure_curves, probe_rows
 from seap.errors import UserError
 from seap.mask import Masks, choose_units
+from seap.methods import MEASURED, RECONSTRUCTING, Method
 from seap.mixture import QuickNetworks, add_general, check_mixture, choose_share, choose_weights, pool
 from seap.score import Scores, mix, score_inputs
 from seap.search import search

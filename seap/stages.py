@@ -18,7 +18,7 @@ from seap.errors import UserError
 from seap.files import digest, folder_beside, is_current
 from seap.mask import load_masks, realised_sparsity, save_masks
 from seap.mixture import check_mixture
-from seap.pruning import build_corpora, check, make_masks
+from seap.pruning import build_corpora, check, make_masks, with_rounding
 from seap.report import choices
 from seap.stats import Statistics, load_statistics, merge, save_statistics
 from seap.tasks import load_items, parse_spec
@@ -128,6 +128,7 @@ def mask_to_file(
     model, _ = checkpoint.load_for_work(name, **(loading or {}))
     abouts = [about for _, about in [*stored.values(), *mixed_in.values()]]
     check_same_model([*stats_files, *([general] if general else [])], abouts, model)
+    options, _ = with_rounding(model, options)
     check(model, options)
     made_with = identity(model)
     key = digest([made_with["fingerprint"], asdict(options), seed, [about["key"] for about in abouts]])

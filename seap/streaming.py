@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from seap.arch import Arch, describe
 from seap.compensate import Repair, Repairs, Source, repair_axes
-from seap.config import MEASURED, Pruning
+from seap.config import Pruning
 from seap.errors import UserError
 from seap.mask import Masks, check_fits
+from seap.methods import MEASURED
 from seap.residency import modules_of, page_out, ready_, streamed
 from seap.surgery import cut_layer_, finish_
 

@@ -12,10 +12,11 @@ import seap
 from seap.arch import describe
 from seap.calibration import calibrate
 from seap.compensate import kept_inputs, repair_axes
-from seap.config import METHODS, Calibration, Pruning
+from seap.config import Calibration, Pruning
 from seap.corpus import build_corpus
 from seap.errors import UserError
 from seap.mask import choose_units, compose, realised_sparsity
+from seap.methods import METHODS
 from seap.pruning import make_masks
 from seap.ranking import combine_scores
 from seap.stats import merge

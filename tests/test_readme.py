@@ -10,7 +10,7 @@ import pytest
 from toy import TEXTS, WORDS, folder
 
 from seap.cli import app, main
-from seap.config import METHODS
+from seap.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

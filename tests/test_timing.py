@@ -1,20 +1,24 @@
 """Time as the cost of a width: the curve of an axis, and widths within a share of the time."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tiny import ALL, model
-from toy import TEXTS, tokenizer
+from toy import TEXTS, folder, tokenizer
 
 import seap
+from seap import timing
 from seap.allocate import allocate
 from seap.arch import describe
+from seap.cli import main
 from seap.config import Pruning
 from seap.damage import Curve
 from seap.errors import UserError
 from seap.score import score_inputs
-from seap.timing import TimeCurve, _cut, axis_times
+from seap.timing import TimeCurve, _cut, axis_times, best_rounding
 from seap.widths import within_time
 
 OPTIONS: dict[str, Any] = {"allocate": "damage", "cost": "milliseconds", "min_channels": 1}
@@ -79,3 +83,22 @@ def test_the_whole_way_and_its_report() -> None:
 def test_the_cost_needs_its_allocation() -> None:
     with pytest.raises(UserError, match="--cost milliseconds is for --allocate damage, not search"):
         Pruning(cost="milliseconds")
+
+
+def test_rounding_is_the_least_multiple_that_is_about_as_fast_as_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times by hand: up to 4 channels are computed in the time of 4, as by a unit that is four wide."""
+    arch = describe(model("llama", intermediate_size=64))
+    monkeypatch.setattr(timing, "MULTIPLES", (1, 2, 4, 8))
+    monkeypatch.setattr(timing, "_milliseconds", lambda arch, axis, width, tokens=1: -(-width // 4) * 4.0)
+    best, times = best_rounding(arch, 0.5)
+    assert best == 4 and list(times) == [1, 2, 4, 8] and times[1] > times[4] == times[8]
+
+
+def test_auto_is_measured_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dense = str(folder(tmp_path / "dense", intermediate_size=512))
+    words = ["prune", dense, "--method", "magnitude", "--round-to", "auto", "--out", str(tmp_path / "out"), "--json"]
+    assert main(words) == 0
+    report = json.loads(capsys.readouterr().out)
+    chosen = report["options"]["round_to"]
+    assert chosen in timing.MULTIPLES and all(layer["channels"] % chosen == 0 for layer in report["layers"])
+    assert any("was chosen by time" in note for note in report["notes"])
