@@ -202,7 +202,7 @@ def test_unknown_families_list_the_known_ones() -> None:
         ({"sparsity": float("nan")}, "--sparsity nan"),
         ({"method": "seab"}, "unknown method 'seab'; did you mean 'seap'"),
         ({"score": "wifx"}, "unknown score 'wifx'; did you mean 'wifv'"),
-        ({"round_to": 0}, "--round-to 0: must be at least 1"),
+        ({"round_to": -1}, "--round-to -1: must be at least 0"),
         ({"num_texts": 0}, "--num-texts 0"),
         ({"seq_len": 1}, "--seq-len 1"),
         ({"weights": {"toy": -1.0}}, "--weights.toy -1.0"),
