@@ -40,6 +40,23 @@ class Family:
 
 _SEPARATE_HEADS = {"self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v"}
 _LLAMA = Family(model_type="llama", heads=_SEPARATE_HEADS, mlp={"mlp.gate_proj": "g", "mlp.up_proj": "u"})
+_LIKE_LLAMA = (
+    "cohere",
+    "cohere2",
+    "cwm",
+    "ernie4_5",
+    "exaone4",
+    "gemma",
+    "granite",
+    "hunyuan_v1_dense",
+    "hyperclovax",
+    "ministral",
+    "ministral3",
+    "olmo",
+    "seed_oss",
+    "vaultgemma",
+)
+_NORM_OVER_HEADS = "its q/k norm spans all heads of a layer, so removing one changes the others"
 _DERIVED_HEAD_SIZE = "its attention derives the head size from hidden_size / heads, so fewer heads can't be expressed"
 
 FAMILIES: dict[str, Family] = {
@@ -52,10 +69,19 @@ FAMILIES: dict[str, Family] = {
         replace(_LLAMA, model_type="gemma2"),
         replace(_LLAMA, model_type="gemma3_text"),
         replace(_LLAMA, model_type="smollm3"),
+        *(replace(_LLAMA, model_type=name) for name in _LIKE_LLAMA),
+        *(replace(_LLAMA, model_type=name, mlp={"mlp.up_proj": "c"}) for name in ("apertus", "arcee", "nemotron")),
+        *(replace(_LLAMA, model_type=name, mlp={"mlp.gate_up_proj": "gu"}) for name in ("glm", "glm4")),
+        *(replace(_LLAMA, model_type=name, heads_refused=_DERIVED_HEAD_SIZE) for name in ("helium", "stablelm")),
+        *(replace(_LLAMA, model_type=name, heads_refused=_NORM_OVER_HEADS) for name in ("olmo2", "olmo3")),
+        replace(_LLAMA, model_type="starcoder2", mlp={"mlp.c_fc": "c"}, mlp_consumer="mlp.c_proj"),
+        replace(_LLAMA, model_type="nanochat", mlp={"mlp.fc1": "c"}, mlp_consumer="mlp.fc2"),
         replace(
             _LLAMA,
-            model_type="olmo2",
-            heads_refused="its q/k norm spans all heads of a layer, so removing one changes the others",
+            model_type="phi",
+            heads_consumer="self_attn.dense",
+            mlp={"mlp.fc1": "c"},
+            mlp_consumer="mlp.fc2",
         ),
         Family(
             model_type="phi3",

@@ -22,6 +22,7 @@ from seap.stock import stock_model
 from seap.surgery import cut_
 
 HOLDS_BIASES = {"llama", "llama-mha", "llama-mqa", "llama-tied", "qwen2", "smollm3", "gpt_neox", "opt", "gpt2"}
+HOLDS_BIASES |= {"arcee", "granite", "helium", "hyperclovax", "nemotron", "phi", "starcoder2"}
 
 
 def cut(name: str, *, biases: bool, **changes: Any) -> Any:

@@ -36,6 +36,38 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gpt2": ("GPT2LMHeadModel", {"hidden_size": 32, "n_inner": 40, "num_key_value_heads": None}),
 }
+ROWS |= {
+    "apertus": ("ApertusForCausalLM", EXPLICIT_HEAD),
+    "arcee": ("ArceeForCausalLM", EXPLICIT_HEAD),
+    "cohere": ("CohereForCausalLM", EXPLICIT_HEAD),
+    "cohere2": ("Cohere2ForCausalLM", {"sliding_window": 6, **EXPLICIT_HEAD}),
+    "cwm": ("CwmForCausalLM", {"sliding_window": 6, **EXPLICIT_HEAD}),
+    "ernie4_5": ("Ernie4_5ForCausalLM", EXPLICIT_HEAD),
+    "exaone4": ("Exaone4ForCausalLM", {"sliding_window": 6, **EXPLICIT_HEAD}),
+    "gemma": ("GemmaForCausalLM", EXPLICIT_HEAD),
+    "glm": ("GlmForCausalLM", EXPLICIT_HEAD),
+    "glm4": ("Glm4ForCausalLM", EXPLICIT_HEAD),
+    "granite": ("GraniteForCausalLM", EXPLICIT_HEAD),
+    "helium": ("HeliumForCausalLM", {"hidden_size": 32, "head_dim": 4}),
+    "hunyuan_v1_dense": ("HunYuanDenseV1ForCausalLM", EXPLICIT_HEAD),
+    "hyperclovax": ("HyperCLOVAXForCausalLM", EXPLICIT_HEAD),
+    "ministral": ("MinistralForCausalLM", {"sliding_window": 6, **EXPLICIT_HEAD}),
+    "ministral3": ("Ministral3ForCausalLM", EXPLICIT_HEAD),
+    "nanochat": ("NanoChatForCausalLM", EXPLICIT_HEAD),
+    "nemotron": ("NemotronForCausalLM", EXPLICIT_HEAD),
+    "olmo": ("OlmoForCausalLM", {"hidden_size": 32}),
+    "olmo3": ("Olmo3ForCausalLM", {"hidden_size": 32, "sliding_window": 6}),
+    "phi": (
+        "PhiForCausalLM",
+        {"hidden_size": 32, "intermediate_size": 80, "partial_rotary_factor": 0.5, **EXPLICIT_HEAD},
+    ),
+    "seed_oss": ("SeedOssForCausalLM", EXPLICIT_HEAD),
+    "stablelm": ("StableLmForCausalLM", {"hidden_size": 64}),
+    "starcoder2": ("Starcoder2ForCausalLM", {"use_bias": True, **EXPLICIT_HEAD}),
+    "vaultgemma": ("VaultGemmaForCausalLM", {"sliding_window": 6, "query_pre_attn_scalar": 8, **EXPLICIT_HEAD}),
+}
+NOT_HERE = {name for name, (class_name, _) in ROWS.items() if not hasattr(transformers, class_name)}  # too old
+ROWS = {name: row for name, row in ROWS.items() if name not in NOT_HERE}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-mha": ("LlamaForCausalLM", {"num_key_value_heads": 8, **EXPLICIT_HEAD}),
     "llama-mqa": ("LlamaForCausalLM", {"num_key_value_heads": 1, **EXPLICIT_HEAD}),
