@@ -17,6 +17,7 @@ from seap.page import plots, sources
 from seap.page.compare_results import main_section, task_section
 from seap.page.comparison import join
 from seap.page.numbers import Mean, mean
+from seap.page.parts import Cell, Table
 from seap.page.sources import Source
 from seap.page.verdict import verdict
 
@@ -301,3 +302,9 @@ def test_shapes_that_seap_analyze_writes(tmp_path: Path) -> None:
         ("a", 0.9, 0.67),
         ("b", 0.88, 0.67),
     ]
+
+
+def test_columns_that_say_nothing_are_left_out() -> None:
+    rows = [[Cell("dense"), Cell("1"), Cell("0")], [Cell("seap"), Cell("2"), Cell("–")]]
+    found = Table("c", ["method", "loss", "accuracy"], [rows[:1], rows[1:]]).without_empty()
+    assert found.columns == ["method", "loss"] and [len(row) for group in found.groups for row in group] == [2, 2]

@@ -32,7 +32,7 @@ def main_section(data: Comparison) -> Section:
         "share of all prunable parameters that is gone."
     )
     files = {"results.csv": _records([{k: v for k, v in r.items() if k != "layers"} for r in data.rows])}
-    table = Table("Means over tasks and seeds", columns, groups)
+    table = Table("Means over tasks and seeds", columns, groups).without_empty()
     return Section(id="results", title="Results", texts=[text], tables=[table], files=files)
 
 

@@ -24,6 +24,13 @@ class Table:
     columns: list[str]
     groups: list[list[list[Cell]]]
 
+    def without_empty(self) -> "Table":
+        """Without the columns that say nothing in any row but the first, which is the dense model's."""
+        rows = [row for group in self.groups for row in group]
+        told = [i for i in range(len(self.columns)) if any(row[i].text != "–" for row in rows[1:] or rows)]
+        groups = [[[row[i] for i in told] for row in group] for group in self.groups]
+        return Table(self.caption, [self.columns[i] for i in told], groups)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
