@@ -29,16 +29,24 @@ from seap.shapes import shape_config
 CHILD = """
 import json, re, sys, time
 from pathlib import Path
+from seap import pruning
 from seap.commands import prune_to_folder
 from seap.config_streaming import Streaming
 name, out, tokens, stream, method = sys.argv[1:]
+cut, begun = pruning.cut_streamed_, []
+def timed(*args, **kwargs):
+    begun.append(time.perf_counter())
+    return cut(*args, **kwargs)
+pruning.cut_streamed_ = timed
 started = time.perf_counter()
 report = prune_to_folder(
     name, Path(out), tasks=[f"words={name}/words.txt"], streaming=Streaming(stream=stream == "1"), progress=False,
     method=method, max_tokens=int(tokens), seq_len=256, pack=True, loading={"dtype": "bfloat16", "device": "cpu"},
 )
 peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
-print(json.dumps({"peak_bytes": peak, "seconds": time.perf_counter() - started, "sparsity": report.realised_sparsity}))
+now = time.perf_counter()
+told = {"peak_bytes": peak, "seconds": now - started, "sparsity": report.realised_sparsity}
+print(json.dumps(told | {"cut_and_save_seconds": now - begun[0] if begun else None}))
 """
 
 
@@ -114,6 +122,9 @@ def main() -> None:
     write_json(arguments.out, found)
     for name, run in runs.items():
         share = run["peak_bytes"] / size
+        after = run["cut_and_save_seconds"]
+        if after:
+            print(f"cut and saved in {after:.0f} s, ×{size / after / speed:.2f} of the disk's copy speed")
         print(f"{name}: peak {run['peak_bytes'] / 1e9:.2f} GB ({share:.0%} of the model), {run['seconds']:.0f} s")
 
 
