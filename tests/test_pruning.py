@@ -190,7 +190,7 @@ def test_unknown_families_list_the_known_ones() -> None:
     from transformers import BloomConfig, BloomForCausalLM
 
     bloom = BloomForCausalLM(BloomConfig(vocab_size=50, hidden_size=16, n_layer=1, n_head=2))
-    with pytest.raises(UserError, match=r"unknown model family 'bloom'; known: gemma2, .*docs/adding_a_model\.md"):
+    with pytest.raises(UserError, match=r"unknown model family 'bloom'; known: .*gemma2, .*docs/adding_a_model\.md"):
         seap.prune(bloom, tokenizer(), task=TASK)
 
 
