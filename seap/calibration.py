@@ -175,11 +175,13 @@ def samples(model: Any, *, each: int = 8) -> list[float]:
     arch = describe(model)
     weights = [model.get_input_embeddings().weight]
     weights += [arch.linear(axis.layer, part.module).weight for axis in arch.axes for part in axis.slices]
-    flat = [weight.detach().reshape(-1) for weight in weights]
-    taken = [values[values.numel() // (2 * each) :: max(values.numel() // each, 1)][:each] for values in flat]
-    found = [float(f"{value:.5g}") for value in torch.cat([part.float().cpu() for part in taken]).tolist()]
-    release(model)  # the system brings in much more around every value
-    return found
+    found: list[float] = []
+    for weight in weights:
+        values = weight.detach().reshape(-1)
+        taken = values[values.numel() // (2 * each) :: max(values.numel() // each, 1)][:each]
+        found += taken.float().cpu().tolist()
+        release(model, [weight])  # the system brings in much more around every value
+    return [float(f"{value:.5g}") for value in found]
 
 
 def fingerprint(model: Any) -> str:

@@ -53,7 +53,7 @@ def map_inputs(weight: Tensor, inputs: Tensor) -> Tensor:
 
 def mean_bias(weight: Tensor, moments: Moments, keep: Tensor) -> Repair:
     """FLAP's bias. weight (O, C) float64, keep bool (C,)."""
-    return Repair(weight[:, ~keep] @ moments.mean[~keep])
+    return Repair(weight @ moments.mean.masked_fill(keep, 0))
 
 
 def ridge(weight: Tensor, moments: Moments, keep: Tensor, damping: float) -> Repair:

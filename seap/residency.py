@@ -87,10 +87,10 @@ def ready_(modules: Iterable[nn.Module], plan: Streamed) -> list[tuple[dict[str,
     return kept
 
 
-def release(model: nn.Module, part: nn.Module | None = None) -> None:
-    """Give back the memory of (a part of) a streamed model that was read in place; nothing for a model in memory."""
+def release(model: nn.Module, weights: Iterable[Tensor]) -> None:
+    """Give back the memory of weights that were read in place; nothing happens for a model that is in memory."""
     if streamed(model) is not None:
-        page_out((part or model).parameters())
+        page_out(weights)
 
 
 def page_out(tensors: Iterable[Tensor]) -> None:

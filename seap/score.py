@@ -114,7 +114,7 @@ def score_inputs(
         if not torch.isfinite(score).all():
             raise UserError(f"{arch.name_of(axis)}: score {name} is not finite; are the model's weights sound?")
         scores[axis.key] = score.cpu()
-        release(arch.model, arch.layers[axis.layer])
+        release(arch.model, arch.layers[axis.layer].parameters())
     return scores
 
 
