@@ -123,7 +123,7 @@ def show_bench(result: dict[str, Any], console: Console) -> None:
         return
     rows = [_bench_cells(row) for row in result["rows"]]
     told = [name for name in rows[0] if name not in ("mode", "model") or len({row[name] for row in rows}) > 1]
-    table = Table(title="tokens per second", title_justify="left", box=None, header_style="bold")
+    table = Table(title="tokens per second", title_justify="left", box=None, header_style="bold", padding=(0, 1, 0, 0))
     for name in told:
         table.add_column(name, no_wrap=name != "model")
     for row in rows:
