@@ -234,7 +234,7 @@ def demo(
     num_items: Annotated[int, Parameter(help="Test items per task.")] = 100,
     json: Json = False,
 ) -> None:
-    """Prune the built-in model for its own tasks by five methods and compare them: about a minute, offline.
+    """Prune the built-in model for its own tasks by five methods and compare them: three minutes or so, offline.
 
     Example: `seap demo`
     """
