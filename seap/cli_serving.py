@@ -10,7 +10,7 @@ from rich.table import Table
 
 from seap.cli_base import Flat, Json, Model, TaskOption, app, merged_options, note, print_json, results
 from seap.config import Calibration, Evaluation, Loading, Pruning
-from seap.config_serving import Limits, Routing, Serving
+from seap.config_serving import Limits, Packing, Routing, Serving
 
 route = App(name="route", help="Tell which task a prompt is of.")
 app.command(route)
@@ -113,6 +113,7 @@ def pack(
     stats: Annotated[tuple[Path, ...], Parameter(help="Statistics that masks with reconstruction need.")] = (),
     pruning: Annotated[Pruning, Flat] = Pruning(),  # noqa: B008
     calibration: Annotated[Calibration, Flat] = Calibration(),  # noqa: B008
+    packing: Annotated[Packing, Flat] = Packing(),  # noqa: B008
     loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
     json: Json = False,
 ) -> None:
@@ -129,6 +130,7 @@ def pack(
         sources=sources,
         tasks=task,
         stats_files=stats,
+        share=packing.share,
         loading=asdict(loading),
         progress=not json,
         **options,
@@ -137,7 +139,10 @@ def pack(
         print_json({"files": made})
         return
     for about in made:
-        results.print(f"{escape(about['path'])}: {1 - about['realised_sparsity']:.1%} of the weights at work")
+        results.print(
+            f"{escape(about['path'])}: {1 - about['realised_sparsity']:.1%} of the weights at work, "
+            f"{about['own_share']:.1%} of the dense model's size its own"
+        )
     results.print(f"serve them: seap serve {escape(model)} --masks {escape(str(out))}")
 
 

@@ -36,6 +36,19 @@ class Routing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Packing:
+    """What a network may own beside the dense model, whose weights all networks share."""
+
+    share: float | None = None
+    """Most parameters of a network's own, as a share of the dense model's, such as 0.025: reconstruction then goes into
+    corrections of low rank, the best ones first. By default every weight that reconstruction changed is its own."""
+
+    def __post_init__(self) -> None:
+        if self.share is not None and not 0 < self.share <= 1:
+            raise UserError(f"--share {self.share}: must be above 0 and at most 1, such as 0.025")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Limits:
     """How much a server takes on at once."""
 
@@ -72,8 +85,9 @@ class Serving:
     """Key that clients must send, as Authorization: Bearer KEY."""
     fallback: str | None = None
     """Network of requests that the router gives to no task; dense by default."""
-    max_slices: int = 4
-    """Slices of the dense weights that a linear may be made of before a network gets a packed copy of it."""
+    min_slice_kb: int = 256
+    """Kilobytes that slices of a dense weight have in the mean where a linear is made of several; below it, a network
+    gets a packed copy. 0 never packs for that: the least memory, slower where the weights are small."""
     cache_mb: int | None = None
     """Most megabytes of packed copies; the network used longest ago goes first. No limit by default."""
     drain_seconds: float = 30.0
@@ -88,7 +102,7 @@ class Serving:
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:
             raise UserError(f"--port {self.port}: must be from 0 to 65535")
-        at_least("max_slices", self.max_slices, 1)
+        at_least("min_slice_kb", self.min_slice_kb, 0)
         if self.cache_mb is not None:
             at_least("cache_mb", self.cache_mb, 0)
         if self.api_key is not None and not self.api_key:

@@ -36,8 +36,12 @@ def _content(path: Path, kind: str) -> dict[str, Any]:
         return {"features": tensors["weight"].shape[1], "layers": []}
     if kind == "network":
         masks = {key.removeprefix("mask."): mask for key, mask in tensors.items() if key.startswith("mask.")}
-        own = {key.removeprefix("weight.") for key in tensors if key.startswith("weight.")}
-        kept = {key: f"{int(m.sum())}/{m.numel()}" + " rebuilt" * (key in own) for key, m in masks.items()}
+        kept = {
+            key: f"{int(mask.sum())}/{mask.numel()}"
+            + " rebuilt" * (f"weight.{key}" in tensors)
+            + " corrected" * (f"left.{key}" in tensors)
+            for key, mask in masks.items()
+        }
         return {"layers": _layers(kept)}
     if kind == "mask":
         return {"layers": _layers({key: f"{int(mask.sum())}/{mask.numel()}" for key, mask in tensors.items()})}

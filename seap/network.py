@@ -1,8 +1,9 @@
 """A task's network: the units of the dense model that it keeps, and the linears that reconstruction gave it.
 
 One file per task (kind `network`): the masks, for each repaired axis the consumer's bias, and every weight that
-reconstruction changed. A mask file alone is a network too, one without repairs, and small beside the model.
-Shapes: k kept inputs of a consumer (or outputs of a producer), O outputs, D hidden size.
+reconstruction changed, whole or (`sharing.py`) as a correction of low rank to what the mask keeps of the dense one. A
+mask file alone is a network too, one without repairs, and small beside the model.
+Shapes: k kept inputs of a consumer (or outputs of a producer), O outputs, D hidden size, r rank.
 """
 
 from collections.abc import Iterator, Mapping
@@ -49,13 +50,22 @@ class Network:
     # by `weight_key`: a consumer's (O, k) or a producer's (k, D), units in the dense order
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     biases: Mapping[str, Tensor] = field(default_factory=dict)  # (O,): the consumer's whole bias
+    # the weight is what the mask keeps of the dense one plus left (O, r) or (k, r) times right (r, k) or (r, D)
+    left: Mapping[str, Tensor] = field(default_factory=dict)
+    right: Mapping[str, Tensor] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def changes(self, layer: int) -> bool:
         """Whether anything of a layer differs from the dense model."""
         inside = f"layers.{layer}."
         cut = any(key.startswith(inside) and not bool(mask.all()) for key, mask in self.masks.items())
-        return cut or any(key.startswith(inside) for key in (*self.weights, *self.biases))
+        return cut or any(key.startswith(inside) for key in (*self.weights, *self.biases, *self.left))
+
+    @property
+    def num_own(self) -> int:
+        """Parameters that the network doesn't share with the dense model."""
+        parts = (self.weights, self.biases, self.left, self.right)
+        return sum(values.numel() for part in parts for values in part.values())
 
 
 def weight_key(axis: Axis, part: Slice) -> str:
@@ -123,6 +133,8 @@ def save_network(path: Path, network: Network, about: Mapping[str, Any]) -> None
     tensors = {f"mask.{key}": mask for key, mask in network.masks.items()}
     tensors |= {f"weight.{key}": weight for key, weight in network.weights.items()}
     tensors |= {f"bias.{key}": bias for key, bias in network.biases.items()}
+    tensors |= {f"left.{key}": left for key, left in network.left.items()}
+    tensors |= {f"right.{key}": right for key, right in network.right.items()}
     write_tensors(path, "network", tensors, about)
 
 
@@ -135,7 +147,8 @@ def load_network(path: Path) -> Network:
     if kind != "network":
         raise UserError(f"{path} holds {kind}; a task's network comes from seap pack, a mask from seap mask")
     masks = {key: mask.clone() for key, mask in Stored(path, "mask.").items()}
-    return Network(masks, Stored(path, "weight."), Stored(path, "bias."), about)
+    weights, biases, left, right = (Stored(path, prefix) for prefix in ("weight.", "bias.", "left.", "right."))
+    return Network(masks, weights, biases, left, right, about)
 
 
 def load_networks(source: Path, model: Any) -> dict[str, Network]:
@@ -152,19 +165,18 @@ def load_networks(source: Path, model: Any) -> dict[str, Network]:
 def unrepaired(networks: Mapping[str, Network]) -> list[str]:
     """The masks among them whose method reconstructs, and which run without that here."""
     kinds = {name: network.about.get("options", {}).get("compensate", "none") for name, network in networks.items()}
-    return [n for n, kind in kinds.items() if kind != "none" and not (networks[n].weights or networks[n].biases)]
+    plain = [name for name, net in networks.items() if not (net.weights or net.biases or net.left)]
+    return [name for name in plain if kinds[name] != "none"]
 
 
-def load_pruned(name: str, dense: Any) -> Network:
-    """The network of a pruned checkpoint, with its mask's metadata."""
+def load_pruned(name: str, dense: Any) -> tuple[Any, Masks, Mapping[str, Any]]:
+    """A pruned checkpoint, its masks and their metadata."""
     dtype = str(next(dense.parameters()).dtype).removeprefix("torch.")
     pruned, _ = load(name, dtype=dtype, device="cpu")
     found = previous(name, pruned)
     if found is None:
         raise UserError(f"{name} has no mask.safetensors: not a pruned checkpoint of seap's")
-    masks, about = found
-    network = network_between(dense, pruned, masks)
-    return Network(network.masks, network.weights, network.biases, about)
+    return pruned, *found
 
 
 def weights_at_work(arch: Arch, masks: Masks) -> float:

@@ -2,19 +2,22 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from seap import checkpoint
 from seap.calibration import check_same_model, identity
 from seap.commands import options_of_mask
+from seap.config import Calibration
 from seap.environment import versions
 from seap.errors import UserError
 from seap.files import digest
-from seap.mask import load_masks
+from seap.mask import Masks, load_masks
 from seap.network import Network, load_pruned, network_between, save_network
-from seap.pruning import make_repairs, prune, split_options
+from seap.pruning import build_corpora, make_repairs, prune, split_options
 from seap.ranking import with_second_moments
+from seap.sharing import share_weights
 from seap.stages import check_tasks, read_statistics
 from seap.surgery import cut_
 from seap.tasks import parse_spec
@@ -30,11 +33,15 @@ def pack_to_files(
     sources: Sequence[str] = (),
     tasks: Sequence[str] = (),
     stats_files: Sequence[Path] = (),
+    share: float | None = None,
     loading: Mapping[str, Any] | None = None,
     progress: bool = True,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """`seap pack`: one OUT/NAME.safetensors per task or source. Returns what stands in each file's metadata."""
+    """`seap pack`: one OUT/NAME.safetensors per task or source. Returns what stands in each file's metadata.
+
+    share: most parameters that a network may own, as a share of the dense model's (`sharing.py`).
+    """
     named = named_sources(sources)
     wanted = [parse_spec(spec).name for spec in tasks]
     check_names([*named, *wanted], out)
@@ -45,9 +52,9 @@ def pack_to_files(
     check_same_model(stats_files, [about for _, about in stored.values()], model)
     made = []
     for source_name, path in named.items():
-        made.append((source_name, _from_source(model, path, stored, progress=progress)))
+        made.append((source_name, _from_source(model, path, stored, share, progress=progress)))
     for spec, own in zip(tasks, wanted, strict=True):
-        made.append((own, _from_task(model, tokenizer, spec, options, progress=progress)))
+        made.append((own, _from_task(model, tokenizer, spec, options, share, progress=progress)))
     return [_write(model, out / f"{own}.safetensors", own, network) for own, network in made]
 
 
@@ -78,36 +85,67 @@ def check_names(names: Sequence[str], out: Path) -> None:
         raise UserError(f"{out / there[0]}.safetensors is there already; delete it or name another --out")
 
 
-def _from_task(model: Any, tokenizer: Any, spec: str, options: Mapping[str, Any], *, progress: bool) -> Network:
+def _from_task(
+    model: Any, tokenizer: Any, spec: str, options: Mapping[str, Any], share: float | None, *, progress: bool
+) -> Network:
     pruned = copy.deepcopy(model)
     report = prune(pruned, tokenizer, task=spec, progress=progress, **options)
-    network = network_between(model, pruned, report.masks)
-    return Network(network.masks, network.weights, network.biases, report.to_dict())
+    network = replace(network_between(model, pruned, report.masks), about=report.to_dict())
+    if share is None:
+        return network
+    [corpus] = build_corpora(model, tokenizer, spec, split_options(options)[1]).values()
+    return _shared(model, pruned, network, corpus.rows, share, progress=progress)
 
 
-def _from_source(model: Any, path: Path, stored: Statistics, *, progress: bool) -> Network:
+def _from_source(model: Any, path: Path, stored: Statistics, share: float | None, *, progress: bool) -> Network:
     """The network of a pruned folder, or of a mask file with repairs where its method has them."""
     if path.is_dir():
-        return load_pruned(str(path), model)
-    masks, about = load_masks(path)
-    check_same_model([path], [about], model)
+        pruned, masks, about = load_pruned(str(path), model)
+        repairing = True
+    else:
+        masks, about = load_masks(path)
+        check_same_model([path], [about], model)
+        pruned, repairing = _cut_and_repaired(model, path, masks, about, stored, progress=progress)
+    network = replace(network_between(model, pruned, masks), about=about)
+    if share is None or not repairing:
+        return network
+    rows = [row for task in about["tasks"] if task in stored for row in stored[task][0].rows]
+    if not rows:
+        raise UserError(
+            f"{path}: --share needs the text of {', '.join(about['tasks'])}; add --stats FILE of seap calibrate"
+        )
+    return _shared(model, pruned, network, rows, share, progress=progress)
+
+
+def _cut_and_repaired(
+    model: Any, path: Path, masks: Masks, about: Mapping[str, Any], stored: Statistics, *, progress: bool
+) -> tuple[Any, bool]:
+    """A mask's pruned model, and whether its method reconstructs."""
     options, _ = split_options(options_of_mask({}, about))
     statistics = {task: part for task, (part, _) in stored.items() if task in about["tasks"]}
-    if options.resolved().compensate != "none" and statistics.keys() < set(about["tasks"]):
+    repairing = options.resolved().compensate != "none"
+    if repairing and statistics.keys() < set(about["tasks"]):
         raise UserError(
             f"{path}: its method, {about['method']}, reconstructs, which needs the statistics of "
             f"{', '.join(about['tasks'])}; add --stats FILE"
         )
-    if options.resolved().compensate != "none":
+    if repairing:
         statistics = with_second_moments(model, statistics, options, progress=progress)
     pruned = copy.deepcopy(model)
     cut_(pruned, masks, make_repairs(model, masks, statistics, options, progress=progress))
-    network = network_between(model, pruned, masks)
-    return Network(masks, network.weights, network.biases, about)
+    return pruned, repairing
+
+
+def _shared(
+    model: Any, pruned: Any, network: Network, rows: Sequence[Sequence[int]], share: float, *, progress: bool
+) -> Network:
+    options: dict[str, Any] = {"share": share, "batch_tokens": Calibration.batch_tokens, "progress": progress}
+    return share_weights(model, pruned, network, rows, **options)
 
 
 def _write(model: Any, path: Path, task: str, network: Network) -> dict[str, Any]:
     about = {name: network.about[name] for name in KEPT if name in network.about}
+    about["own_share"] = network.num_own / sum(p.numel() for p in model.parameters())
     about |= identity(model) | {"task": task, "versions": versions()}
     about["key"] = digest([about["fingerprint"], task, network.about.get("key")])
     save_network(path, network, about)

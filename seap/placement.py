@@ -1,12 +1,13 @@
 """Where a network's weights come from: views of the dense ones where they are contiguous slices, packed copies else.
 
 A `Piece` says, for one linear of one network, which slices of the (reordered) dense weight it is. With one slice the
-linear's weight becomes a view, which costs no memory; with a few, up to `max_slices`, its forward adds or joins the
-slices' products; with more, or where reconstruction gave the linear its own weight, it needs a packed copy.
-Shapes: C inputs, O outputs, k kept inputs.
+linear's weight becomes a view, which costs no memory; with several, of `min_slice_bytes` in the mean, its forward adds
+or joins the slices' products; with smaller ones, whose calls would cost more than they save, or where reconstruction
+gave the linear its own weight, it needs a packed copy. A correction of low rank is added by the forward, or goes into
+the copy. Shapes: C inputs, O outputs, k kept inputs, r rank.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from seap.order import slices_of
 Assignment = tuple[dict[str, Any], str, Any]  # a module's dict, the entry's name, its value
 Assignments = list[Assignment]
 Bounds = list[tuple[int, int]]
+Correction = tuple[Tensor, Tensor]  # left (O, r), right (r, C)
 
 
 @dataclass(frozen=True)
@@ -33,40 +35,46 @@ class Piece:
     bounds: Bounds  # the same as slices
     own_weight: bool  # reconstruction gave the linear its own
     own_bias: bool
+    rank: int  # of the correction to the dense weight; 0 is none
+    packed: bool  # held as a copy
+    bytes: int  # what it costs while its network is resident
 
-    def is_packed(self, max_slices: int) -> bool:
-        return self.own_weight or len(self.bounds) > max_slices
+    @property
+    def key(self) -> str:
+        return weight_key(self.axis, self.part)
 
 
-def pieces_of(arch: Arch, network: Network, order: dict[str, Tensor]) -> Iterator[Piece]:
+def pieces_of(arch: Arch, network: Network, order: Mapping[str, Tensor], min_slice_bytes: int) -> Iterator[Piece]:
     """Every linear that a network changes. order: axis key → permutation of its units."""
     for axis in arch.axes:
         keep = network.masks[axis.key][order[axis.key]]
         for part in axis.slices:
-            own = weight_key(axis, part) in network.weights, part.consumer and axis.key in network.biases
-            if not keep.all() or any(own):
-                rows = part.indices(keep)
-                yield Piece(axis, part, rows, slices_of(rows), *own)
+            key = weight_key(axis, part)
+            if not keep.all() or key in network.weights or key in network.left or _has_bias(network, axis, part):
+                yield _piece(arch, network, axis, part, part.indices(keep), min_slice_bytes)
 
 
-def packed_bytes(arch: Arch, piece: Piece, max_slices: int) -> int:
-    """What a piece costs while its network is resident."""
-    linear = arch.linear(piece.axis.layer, piece.part.module)
-    weight, bias = linear.weight, linear.bias
-    size = weight.element_size()
-    outputs = weight.shape[1 - piece.part.dim]
-    num = len(piece.rows) * outputs if piece.is_packed(max_slices) else 0
-    if piece.own_bias:
-        num += outputs
-    elif bias is not None and not piece.part.consumer and len(piece.bounds) > 1:
-        num += len(piece.rows)
-    return num * size
+def _has_bias(network: Network, axis: Axis, part: Slice) -> bool:
+    return part.consumer and axis.key in network.biases
+
+
+def _piece(arch: Arch, network: Network, axis: Axis, part: Slice, rows: Tensor, min_slice_bytes: int) -> Piece:
+    linear, key, bounds = arch.linear(axis.layer, part.module), weight_key(axis, part), slices_of(rows)
+    own, own_bias = key in network.weights, _has_bias(network, axis, part)
+    size, others = linear.weight.element_size(), linear.weight.shape[1 - part.dim]
+    whole = len(rows) * others
+    packed = own or (len(bounds) > 1 and whole * size < min_slice_bytes * len(bounds))
+    rank = network.right[key].shape[0] if key in network.right else 0
+    num = whole if packed else rank * (len(rows) + others)
+    if own_bias:
+        num += others
+    elif linear.bias is not None and not part.consumer and len(bounds) > 1:
+        num += len(rows)
+    return Piece(axis, part, rows, bounds, own, own_bias, rank, packed, num * size)
 
 
 @torch.no_grad()
-def assignments_of(
-    arch: Arch, piece: Piece, network: Network, order: dict[str, Tensor], max_slices: int
-) -> Assignments:
+def assignments_of(arch: Arch, piece: Piece, network: Network, order: Mapping[str, Tensor]) -> Assignments:
     """What to set in the linear's dicts for this network; packs what has to be packed."""
     linear, part = arch.linear(piece.axis.layer, piece.part.module), piece.part
     parameters, bias = linear._parameters, linear.bias
@@ -78,9 +86,16 @@ def assignments_of(
     if piece.own_weight:
         weight = _own_weight(arch, piece, network, order[piece.axis.key])
         return [*sets, (parameters, "weight", _frozen(weight))]
-    if piece.is_packed(max_slices) or len(piece.bounds) == 1:
+    low = _correction(arch, piece, network, order[piece.axis.key]) if piece.rank else None
+    if piece.packed:
+        weight = linear.weight.index_select(part.dim, piece.rows.to(linear.weight.device))
+        if low is not None:
+            more = (low[0].float() @ low[1].float()).to(weight)
+            weight = weight + (more.t() if arch.family.transposed else more)
+        return [*sets, (parameters, "weight", _frozen(weight))]
+    if low is None and len(piece.bounds) == 1:
         return [*sets, (parameters, "weight", _frozen(_taken(linear.weight, part.dim, piece.rows, piece.bounds)))]
-    return [*sets, (vars(linear), "forward", _in_slices(arch, piece, bias))]
+    return [*sets, (vars(linear), "forward", _in_slices(arch, piece, bias, low))]
 
 
 def _frozen(values: Tensor) -> nn.Parameter:
@@ -96,30 +111,60 @@ def _taken(values: Tensor, dim: int, rows: Tensor, bounds: Bounds) -> Tensor:
 
 def _own_weight(arch: Arch, piece: Piece, network: Network, order: Tensor) -> Tensor:
     """The linear's own weight, its units moved from the dense order to the runtime's."""
-    part = piece.part
-    dense = part.indices(order)[piece.rows]
-    places = torch.searchsorted(part.indices(network.masks[piece.axis.key]), dense)
-    weight = network.weights[weight_key(piece.axis, part)].index_select(1 if part.consumer else 0, places)
-    weight = weight.to(arch.linear(piece.axis.layer, part.module).weight)
+    weight = _moved(network.weights[piece.key], 1 if piece.part.consumer else 0, piece, network, order)
+    weight = weight.to(arch.linear(piece.axis.layer, piece.part.module).weight)
     return weight.t().contiguous() if arch.family.transposed else weight.contiguous()
 
 
-def _in_slices(arch: Arch, piece: Piece, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """A forward over slices of the dense weight (O, C): joined along the outputs, or added up for a consumer."""
+def _correction(arch: Arch, piece: Piece, network: Network, order: Tensor) -> Correction:
+    """left (O, r) and right (r, C) of what is added to the dense weight, in the runtime's order of units."""
+    left, right = network.left[piece.key], network.right[piece.key]
+    if piece.part.consumer:
+        right = _moved(right, 1, piece, network, order)
+    else:
+        left = _moved(left, 0, piece, network, order)
+    weight = arch.linear(piece.axis.layer, piece.part.module).weight
+    return left.to(weight).contiguous(), right.to(weight).contiguous()
+
+
+def _moved(values: Tensor, dim: int, piece: Piece, network: Network, order: Tensor) -> Tensor:
+    """Kept units along a dimension, moved from the dense order to the runtime's."""
+    dense = piece.part.indices(order)[piece.rows]
+    places = torch.searchsorted(piece.part.indices(network.masks[piece.axis.key]), dense)
+    return values.index_select(dim, places)
+
+
+def _in_slices(arch: Arch, piece: Piece, bias: Tensor | None, low: Correction | None) -> Callable[[Tensor], Tensor]:
+    """A forward over slices of the dense weight (O, C), joined along the outputs, or added up for a consumer.
+
+    Where a correction is given, its product is added; the bias and every further product are added in place.
+    """
     weight = arch.weight(piece.axis.layer, piece.part.module).detach()
     dim = 1 if piece.part.consumer else 0
     parts = [weight.narrow(dim, a, b - a) for a, b in piece.bounds]
     sizes = [b - a for a, b in piece.bounds]
+    turned = [part.t() for part in parts]
 
-    def joined(x: Tensor) -> Tensor:
-        found = torch.cat([functional.linear(x, part) for part in parts], -1)
-        return found if bias is None else found + bias
+    def joined(rows: Tensor) -> Tensor:
+        if len(parts) == 1:
+            return functional.linear(rows, parts[0], bias)
+        found = torch.cat([functional.linear(rows, part) for part in parts], -1)
+        return found if bias is None else found.add_(bias)
 
-    def added(x: Tensor) -> Tensor:
-        inputs = x.split(sizes, -1)
+    def added(rows: Tensor) -> Tensor:
+        inputs = rows.split(sizes, -1)
         found = functional.linear(inputs[0], parts[0], bias)
-        for values, part in zip(inputs[1:], parts[1:], strict=True):
-            found = found + functional.linear(values, part)
+        for values, part in zip(inputs[1:], turned[1:], strict=True):
+            found.addmm_(values, part)
         return found
 
-    return added if piece.part.consumer else joined
+    product = added if piece.part.consumer else joined
+
+    def forward(x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        found = product(rows)
+        if low is not None:
+            found.addmm_(functional.linear(rows, low[1]), low[0].t())
+        return found.view(*x.shape[:-1], found.shape[-1])
+
+    return forward

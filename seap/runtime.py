@@ -10,6 +10,7 @@ import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,16 +18,16 @@ from torch import Tensor
 
 from seap.arch import Arch, describe, layer_width_values
 from seap.compensate import Repairs
+from seap.config_serving import Serving
 from seap.errors import UserError, unknown
 from seap.mask import Masks, budgets_of, check_fits
 from seap.modeling_seap import LayerConfig
 from seap.network import Network, free_layers, layer_shares, network_of, weights_at_work
 from seap.order import unit_order
-from seap.placement import Assignment, Assignments, Piece, assignments_of, packed_bytes, pieces_of
+from seap.placement import Assignment, Assignments, assignments_of, pieces_of
 from seap.surgery import check_in_memory, layer_attributes
 
 DENSE = "dense"
-MAX_SLICES = 4  # decode stayed within noise of packed copies (results/bench_runtime.json)
 ABSENT = object()  # the value of an entry that isn't there
 Settings = dict[tuple[int, str], Assignment]  # by the dict's id and the entry's name
 
@@ -35,8 +36,9 @@ class TaskRuntime:
     """`runtime = seap.TaskRuntime(model, {"gsm8k": masks})`, then `with runtime.task("gsm8k") as model:`.
 
     networks: task → network (of `seap pack`) or masks (of `seap mask`). repairs: task → repairs that go with masks.
-    max_slices: slices of the dense weight that a linear may be made of without being packed. cache_bytes: most bytes of
-    packed copies; one network alone may exceed it, as there is no running it otherwise. None sets no limit.
+    min_slice_bytes: a linear is several slices of the dense weight where they have so many bytes in the mean, otherwise
+    a packed copy; 0 never packs for that. cache_bytes: most bytes of packed copies and corrections; one network alone
+    may exceed it, as there is no running it otherwise. None sets no limit.
 
     The model is reordered in place, which changes outputs by no more than rounding; read files that know their model
     (networks, routers) before. One thread at a time runs it: `task` waits for the others. Raises UserError for a pruned
@@ -49,19 +51,22 @@ class TaskRuntime:
         networks: Mapping[str, Network | Masks],
         *,
         repairs: Mapping[str, Repairs] | None = None,
-        max_slices: int = MAX_SLICES,
+        min_slice_bytes: int = Serving.min_slice_kb << 10,
         cache_bytes: int | None = None,
     ) -> None:
         check_in_memory(model)
         if getattr(model.config, "seap", None):
             raise UserError("the model is pruned already; give the dense one, of which the tasks' networks are parts")
-        self.model, self.max_slices, self.cache_bytes = model, max_slices, cache_bytes
+        self.model, self.cache_bytes = model, cache_bytes
         self.arch = describe(model)
         self.networks = {name: self._network(name, given, repairs or {}) for name, given in networks.items()}
         self.order = {axis.key: self._order(axis.key, axis.units) for axis in self.arch.axes}
         _reorder_(self.arch, self.order)
-        self.pieces = {n: [*pieces_of(self.arch, net, self.order)] for n, net in self.networks.items()}
-        self.bytes = {n: self._bytes(pieces) for n, pieces in self.pieces.items()}
+        self.pieces = {
+            name: [*pieces_of(self.arch, network, self.order, min_slice_bytes)]
+            for name, network in self.networks.items()
+        }
+        self.bytes = {name: sum(piece.bytes for piece in pieces) for name, pieces in self.pieces.items()}
         self._attributes = {name: [*self._attributes_of(network)] for name, network in self.networks.items()}
         self._dense = self._dense_settings()
         self._resident: OrderedDict[str, Settings] = OrderedDict()
@@ -89,9 +94,14 @@ class TaskRuntime:
             return {axis.key: torch.ones(axis.units, dtype=torch.bool) for axis in self.arch.axes}
         return self.networks[self.known(task)].masks
 
+    @cached_property
+    def shares(self) -> dict[str, float]:
+        """Network → the share of the prunable parameters that it uses."""
+        return {name: weights_at_work(self.arch, self.masks(name)) for name in self.tasks}
+
     def weights_at_work(self, task: str) -> float:
         """The share of the prunable parameters that a network uses."""
-        return weights_at_work(self.arch, self.masks(task))
+        return self.shares[self.known(task)]
 
     def layer_shares(self, task: str) -> list[dict[str, float]]:
         """Per layer, the share of each axis's units at work."""
@@ -155,9 +165,6 @@ class TaskRuntime:
     def _order(self, key: str, units: int) -> Tensor:
         return unit_order([network.masks[key] for network in self.networks.values()] or [torch.ones(units).bool()])
 
-    def _bytes(self, pieces: Sequence[Piece]) -> int:
-        return sum(packed_bytes(self.arch, piece, self.max_slices) for piece in pieces)
-
     def _make_resident(self, name: str) -> Settings:
         """A network's settings, over the dense ones; packs what isn't packed yet."""
         if name not in self._resident:
@@ -166,7 +173,7 @@ class TaskRuntime:
             made = self._attributes[name].copy()
             self._set_(DENSE, self._dense)
             for piece in self.pieces[name]:
-                made += assignments_of(self.arch, piece, self.networks[name], self.order, self.max_slices)
+                made += assignments_of(self.arch, piece, self.networks[name], self.order)
             self._resident[name] = self._dense | _keyed(made)
         self._resident.move_to_end(name)
         return self._resident[name]

@@ -3,12 +3,13 @@
 With g the gradient of −log p(y|x) at a consumer's output, y drawn from the model itself, a small error e in that output
 costs about ½ eᵀ F e in KL, F = E[g gᵀ] (Amari, 1998). Selection that weighs the output error by F keeps what the loss
 needs rather than what is large. Only the hidden states before each layer are kept; a layer is run again for its
-gradient. Nothing is trained. Shapes: B rows, T tokens, V vocabulary, O outputs of a consumer.
+gradient. Nothing is trained. Shapes: B rows, T tokens, N real tokens, V vocabulary,
+C inputs and O outputs of a linear.
 """
 
 import contextlib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from seap.arch import Arch
 from seap.layerwise import Walk, evaluation, resume, split_rows, taken
 from seap.stats import Rows
 
+Place = tuple[int, str]  # layer, and a linear in it
 FLOOR = 0.5  # added to F, over the mean of its diagonal: few tokens leave many directions unseen
 
 
@@ -52,16 +54,29 @@ def fisher(
     arch: Arch, rows: Sequence[Sequence[int]], *, seed: int, batch_tokens: int, progress: bool
 ) -> dict[str, Tensor]:
     """Axis key → Σ g gᵀ (O, O) at the consumer's output, over all real tokens; float32."""
+    keys = {(axis.layer, axis.consumer): axis.key for axis in arch.axes}
+    sums: dict[str, Tensor] = {}
+    for place, _, grad in gradients(arch, rows, [*keys], seed=seed, batch_tokens=batch_tokens, progress=progress):
+        outer = (grad.t() @ grad).cpu()
+        sums[keys[place]] = sums[keys[place]] + outer if keys[place] in sums else outer
+    return sums
+
+
+def gradients(
+    arch: Arch, rows: Sequence[Sequence[int]], places: Sequence[Place], *, seed: int, batch_tokens: int, progress: bool
+) -> Iterator[tuple[Place, Tensor, Tensor]]:
+    """Batch after batch, last layer first: a linear, what it reads (N, C), and g at its output (N, O); float32."""
     generator = torch.Generator().manual_seed(seed)
     walk = Walk.start(arch, rows, batch_tokens=batch_tokens)
     states = walk.states()
-    sums: dict[str, Tensor] = {}
     bar = tqdm(range(len(walk.batches)), desc="sensitivity", unit="batch", disable=not progress, leave=False)
     for index in bar:
         grad = _at_the_end(walk, index, states[-1][index], generator)
         for layer in reversed(range(len(arch.layers))):
-            grad = _through(walk, layer, index, states[layer][index], grad, sums)
-    return sums
+            modules = [module for own, module in places if own == layer]
+            grad, found = _through(walk, layer, index, states[layer][index], grad, modules)
+            for module, (inputs, outputs) in found.items():
+                yield (layer, module), walk.real(index, inputs).float(), walk.real(index, outputs).float()
 
 
 def _at_the_end(walk: Walk, index: int, hidden: Tensor, generator: torch.Generator) -> Tensor:
@@ -75,18 +90,19 @@ def _at_the_end(walk: Walk, index: int, hidden: Tensor, generator: torch.Generat
     return grad
 
 
-def _through(walk: Walk, layer: int, index: int, hidden: Tensor, grad: Tensor, sums: dict[str, Tensor]) -> Tensor:
-    """The gradient before a layer from the one after it; g gᵀ of its consumers' outputs is added to `sums`."""
-    axes = [axis for axis in walk.arch.axes if axis.layer == layer]
-    found: list[list[Tensor]] = [[] for _ in axes]
+def _through(
+    walk: Walk, layer: int, index: int, hidden: Tensor, grad: Tensor, modules: Sequence[str]
+) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+    """The gradient before a layer from the one after it; and by module, what it reads and its output's gradient."""
+    reads: list[list[Tensor]] = [[] for _ in modules]
+    writes: list[list[Tensor]] = [[] for _ in modules]
     with torch.enable_grad(), contextlib.ExitStack() as stack:
-        for axis, into in zip(axes, found, strict=True):
-            stack.enter_context(taken(walk.arch.consumer(axis), into))
+        for module, into, out in zip(modules, reads, writes, strict=True):
+            linear = walk.arch.linear(layer, module)
+            stack.enter_context(taken(linear, into, inputs=True))
+            stack.enter_context(taken(linear, out))
         leaf = hidden.detach().requires_grad_()
         after = walk.run(layer, index, leaf)
-        before, *grads = torch.autograd.grad(after, [leaf, *(into[0] for into in found)], grad)
-    for axis, g in zip(axes, grads, strict=True):
-        rows = walk.real(index, g).float()
-        outer = (rows.t() @ rows).cpu()
-        sums[axis.key] = sums[axis.key] + outer if axis.key in sums else outer
-    return before
+        before, *grads = torch.autograd.grad(after, [leaf, *(out[0] for out in writes)], grad)
+    read = [into[0].detach() for into in reads]
+    return before, dict(zip(modules, zip(read, grads, strict=True), strict=True))

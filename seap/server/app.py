@@ -161,8 +161,7 @@ def _requests(
 
 
 def _answer(service: Service, asked: Asked, *, chat: bool, logprobs: bool) -> Answer:
-    runtime = service.scheduler.runtime
-    weights = {task: runtime.weights_at_work(task) for task in runtime.tasks}
+    weights = service.scheduler.runtime.shares
     return Answer(service.tokenizer, asked.model, chat=chat, logprobs=logprobs, weights=weights)
 
 

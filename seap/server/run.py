@@ -39,7 +39,7 @@ def make_scheduler(
 ) -> Scheduler:
     """The runtime and the scheduler over it. Raises UserError for a fallback without a network."""
     cache = None if options.cache_mb is None else options.cache_mb << 20
-    runtime = TaskRuntime(model, networks, max_slices=options.max_slices, cache_bytes=cache)
+    runtime = TaskRuntime(model, networks, min_slice_bytes=options.min_slice_kb << 10, cache_bytes=cache)
     return Scheduler(runtime, tokenizer, limits, router=router, fallback=options.fallback or DENSE)
 
 
