@@ -102,7 +102,7 @@ async def load(
             memory.append(server.memory_info().rss)
             await asyncio.sleep(seconds / 60)
 
-    began = time.monotonic()
+    began, busy = time.monotonic(), cpu_seconds(server)
     await asyncio.gather(watch(), *[one(number) for number in range(clients)])
     taken = time.monotonic() - began
     half = len(memory) // 2
@@ -111,6 +111,7 @@ async def load(
         "seconds": taken,
         "requests_per_s": counts["answered"] / taken,
         "tokens_per_s": tokens / taken,
+        "server_cpu_s_per_request": (cpu_seconds(server) - busy) / counts["answered"],
         "latency_p50_s": median(latencies),
         "latency_p95_s": quantiles(latencies, n=20)[-1],
         "memory_mb": {
@@ -120,6 +121,12 @@ async def load(
             "most": max(memory) >> 20,
         },
     }
+
+
+def cpu_seconds(process: Any) -> float:
+    """What it has used of the processor, which other processes on the machine change little."""
+    used = process.cpu_times()
+    return float(used.user + used.system)
 
 
 async def faults(client: httpx.AsyncClient, port: int, asked: list[Asked], truth: Any) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Packing:
 class Limits:
     """How much a server takes on at once."""
 
-    max_rows: int = 16
+    max_rows: int = 64
     """Requests of one task that are decoded together."""
     max_tokens_in_flight: int = 32_768
     """Tokens, prompts and answers, that the KV caches may hold."""

@@ -6,6 +6,7 @@ stubs resumes from hidden states that are known already. Shapes: B rows, T token
 """
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -108,7 +109,12 @@ def model_inputs(arch: Arch, batch: Batch) -> dict[str, Any]:
 
 def cache_name(model: Any) -> str:
     """What the model calls its key-value cache: transformers renamed it in 5.24."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    return _cache_name(type(model))
+
+
+@functools.cache
+def _cache_name(kind: type) -> str:
+    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
 
 
 def _begin(arch: Arch, batch: Batch) -> tuple[Tensor, list[Call]]:

@@ -39,8 +39,10 @@ class Sampler:
         else:
             self.generator.manual_seed(self.seed)
 
-    def choose(self, logits: Tensor) -> Token:
-        """logits (V,) on any device."""
+    def choose(self, logits: Tensor, likeliest: int | None = None) -> Token:
+        """logits (V,) on any device. likeliest: where they are largest, if that is known."""
+        if self.temperature == 0 and self.logprobs is None and likeliest is not None:
+            return Token(likeliest)
         logits = logits.float().cpu()
         chosen = int(logits.argmax()) if self.temperature == 0 else self._draw(logits)
         if self.logprobs is None:

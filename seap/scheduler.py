@@ -167,15 +167,15 @@ class Scheduler:
                 if joining:
                     self._join(model, task, joining)
                 for _ in range(self.limits.steps):
+                    self._sweep(task)
                     if task not in self.running:
                         break
-                    self._sweep(task)
-                    if task in self.running:
-                        rows = self.running[task]
-                        self._advance(task, rows, decode(model, rows))
+                    rows = self.running[task]
+                    self._advance(rows, decode(model, rows))
+                self._sweep(task)
         except Exception as error:
             log.exception("a turn of task %s failed", task)
-            owners = self.running.pop(task).owners if task in self.running else []
+            owners = self.running.pop(task).live.values() if task in self.running else ()
             for ticket in {*joining, *owners}:
                 ticket.sink(Failed(f"the model failed: {type(error).__name__}"))
         seconds = time.perf_counter() - started
@@ -206,7 +206,7 @@ class Scheduler:
                 return None
             if self.blocked is not None and self.blocked is not queue[0]:
                 return None
-            held = sum(owner.request.tokens for rows in self.running.values() for owner in rows.owners)
+            held = sum(owner.request.tokens for rows in self.running.values() for owner in rows.live.values())
             if held + joining + queue[0].request.tokens <= self.limits.max_tokens_in_flight:
                 return queue[0]
             self.blocked = queue[0]
@@ -214,27 +214,21 @@ class Scheduler:
 
     def _join(self, model: Any, task: str, tickets: Sequence[Ticket]) -> None:
         rows, logits = prefill(model, [ticket.request.ids for ticket in tickets], tickets)
+        self._advance(rows, logits)
         if task in self.running:
-            self._advance(task, rows, logits, running=False)
-            if rows.owners:
-                self.running[task].join_(rows)
-        else:
+            self.running[task].join_(rows)
+        elif len(rows):
             self.running[task] = rows
-            self._advance(task, rows, logits)
 
-    def _advance(self, task: str, rows: Rows, logits: Tensor, *, running: bool = True) -> None:
+    def _advance(self, rows: Rows, logits: Tensor) -> None:
         """Choose every row's next token, tell its owner, and let finished rows leave."""
-        chosen = [owner.request.sampler.choose(row) for owner, row in zip(rows.owners, logits, strict=True)]
-        rows.last = rows.last.new_tensor([token.id for token in chosen])
-        going = [place for place, token in enumerate(chosen) if not self._told(rows.owners[place], token)]
+        likeliest = logits.argmax(-1).tolist()
+        chosen = {
+            place: owner.request.sampler.choose(logits[place], likeliest[place]) for place, owner in rows.live.items()
+        }
+        rows.last = rows.last.new_tensor([chosen[i].id if i in chosen else 0 for i in range(len(rows.owners))])
         self.num_tokens += len(chosen)
-        self._keep(task, rows, going, running=running)
-
-    def _keep(self, task: str, rows: Rows, places: Sequence[int], *, running: bool) -> None:
-        if running and not places:
-            del self.running[task]
-        elif len(places) < len(rows):
-            rows.keep_(places)
+        rows.leave_([place for place, token in chosen.items() if self._told(rows.owners[place], token)])
 
     def _told(self, ticket: Ticket, token: Token) -> bool:
         """Pass a token on; whether it was the last one."""
@@ -249,13 +243,16 @@ class Scheduler:
         return False
 
     def _sweep(self, task: str) -> None:
-        """Drop rows whose clients hung up."""
-        rows = self.running[task]
-        going = [place for place, owner in enumerate(rows.owners) if not owner.cancelled]
-        self._keep(task, rows, going, running=True)
+        """Drop rows whose clients hung up, and a group without rows."""
+        if task in self.running:
+            rows = self.running[task]
+            rows.leave_([place for place, owner in rows.live.items() if owner.cancelled])
+            if not len(rows):
+                del self.running[task]
 
     def _fail_all(self, message: str) -> None:
-        for ticket in [*self._all_waiting(), *(owner for rows in self.running.values() for owner in rows.owners)]:
+        running = [owner for rows in self.running.values() for owner in rows.live.values()]
+        for ticket in [*self._all_waiting(), *running]:
             ticket.sink(Failed(message))
 
 

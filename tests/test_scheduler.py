@@ -19,27 +19,34 @@ from seap.tickets import Failed, Finished, FullError, Piece, Started
 
 @pytest.mark.parametrize("name", sorted(ALL))
 def test_rows_join_and_leave_and_say_what_they_say_alone(name: str) -> None:
-    net, prompts = model(name), [[5, 6, 7, 8, 9, 10, 11, 12, 13], [20, 21], [30, 31, 32, 33]]
-    said: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    net, prompts = model(name), [[5, 6, 7, 8, 9, 10, 11, 12, 13], [20, 21], [30, 31, 32, 33], [*range(40, 61)]]
+    said: dict[int, list[int]] = {0: [], 1: [], 2: [], 3: []}
 
     def take(rows: Any, logits: torch.Tensor) -> None:
         rows.last = logits.argmax(-1)
-        for owner, token in zip(rows.owners, rows.last.tolist(), strict=True):
-            said[owner].append(token)
+        for place, owner in rows.live.items():
+            said[owner].append(int(rows.last[place]))
 
     rows, logits = prefill(net, prompts[:2], [0, 1])
     take(rows, logits)
     take(rows, decode(net, rows))
-    new, logits = prefill(net, prompts[2:], [2])
+    new, logits = prefill(net, prompts[2:3], [2])
     take(new, logits)
     rows.join_(new)
     for _ in range(3):
         take(rows, decode(net, rows))
-    rows.keep_([1, 2])
-    assert rows.mask.shape[1] == max(len(prompts[1]) + 4, len(prompts[2]) + 3)
-    for _ in range(3):
-        take(rows, decode(net, rows))
-    assert [len(own) for own in said.values()] == [5, 8, 7]
+    rows.leave_([0])
+    assert rows.mask.shape == (3, len(prompts[0]) + 4) and len(rows) == 2
+    take(rows, decode(net, rows))
+    again, logits = prefill(net, prompts[3:], [3])  # takes the free place, and is longer than all that is there
+    take(again, logits)
+    rows.join_(again)
+    assert rows.mask.shape == (3, len(prompts[3])) and rows.owners == [3, 1, 2]
+    take(rows, decode(net, rows))
+    rows.leave_([0, 2])
+    assert rows.owners == [1] and rows.mask.shape == (1, len(prompts[1]) + 6)
+    take(rows, decode(net, rows))
+    assert [len(own) for own in said.values()] == [5, 8, 6, 2]
     for owner, prompt in enumerate(prompts):
         given = torch.tensor([prompt])
         options: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
@@ -104,7 +111,7 @@ def test_a_large_request_is_not_passed_for_ever() -> None:
         nonlocal most
         while bench.scheduler.num_waiting or bench.scheduler.running:
             rows = [*bench.scheduler.running.values()]
-            most = max(most, sum(owner.request.tokens for own in rows for owner in own.owners))
+            most = max(most, sum(owner.request.tokens for own in rows for owner in own.live.values()))
             time.sleep(0.001)
 
     watcher = threading.Thread(target=watch)

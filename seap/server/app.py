@@ -16,7 +16,7 @@ from seap.errors import UserError, unknown
 from seap.sampling import Sampler
 from seap.scheduler import Scheduler
 from seap.server.answers import Answer, Body, Choice
-from seap.server.calls import Call, ModelError
+from seap.server.calls import Call, ModelError, Outbox
 from seap.server.common import AUTO, BodyLimit, add_errors, key_check
 from seap.server.metrics import Metrics
 from seap.server.page import PAGE
@@ -61,7 +61,7 @@ class EventStream(StreamingResponse):
 
 def create_app(service: Service) -> FastAPI:
     """The application; its lifespan is the scheduler's."""
-    metrics = Metrics(service.scheduler)
+    metrics, outbox = Metrics(service.scheduler), Outbox()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -96,7 +96,7 @@ def create_app(service: Service) -> FastAPI:
         prompts = await asyncio.to_thread(lambda: [encode(service.tokenizer, one, size) for one in given])
         tickets = _requests(service, asked, prompts, asked.max_tokens, asked.logprobs, DEFAULT_COMPLETION)
         answer = _answer(service, asked, chat=False, logprobs=asked.logprobs is not None)
-        return await _run(service, metrics, asked, tickets, answer, request)
+        return await _run(service, metrics, outbox, asked, tickets, answer, request)
 
     @app.post("/v1/chat/completions", dependencies=needs_key)
     async def chat(asked: ChatRequest, request: Request) -> Response:
@@ -104,7 +104,7 @@ def create_app(service: Service) -> FastAPI:
         top = (asked.top_logprobs or 0) if asked.logprobs else None
         tickets = _requests(service, asked, [prompt], asked.limit, top, MOST_BY_DEFAULT)
         answer = _answer(service, asked, chat=True, logprobs=asked.logprobs)
-        return await _run(service, metrics, asked, tickets, answer, request)
+        return await _run(service, metrics, outbox, asked, tickets, answer, request)
 
     return app
 
@@ -168,6 +168,7 @@ def _answer(service: Service, asked: Asked, *, chat: bool, logprobs: bool) -> An
 async def _run(
     service: Service,
     metrics: Metrics,
+    outbox: Outbox,
     asked: Asked,
     tickets: Sequence[tuple[GenerationRequest, int]],
     answer: Answer,
@@ -175,7 +176,7 @@ async def _run(
 ) -> Response:
     """Submit, wait for the tasks, and answer whole or as a stream; a client that hangs up frees its places."""
     with contextlib.ExitStack() as stack:
-        call = stack.enter_context(Call(service.scheduler, metrics))
+        call = stack.enter_context(Call(service.scheduler, metrics, outbox))
         call.submit([one for one, _ in tickets], [tokens for _, tokens in tickets])
         await _unless_gone(request, call.started())
         started = call.choices[0].started

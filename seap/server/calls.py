@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
@@ -17,11 +18,33 @@ class ModelError(Exception):
     """The model failed on a request; the message is for the user."""
 
 
+class Outbox:
+    """Events on their way from other threads to the event loop, which is woken once for all that wait."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: list[tuple[asyncio.Queue[Any], Any]] = []
+
+    def put(self, loop: asyncio.AbstractEventLoop, queue: asyncio.Queue[Any], event: Any) -> None:
+        with self._lock:
+            self._waiting.append((queue, event))
+            if len(self._waiting) > 1:
+                return  # who came first has woken the loop
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(self._empty)
+
+    def _empty(self) -> None:
+        with self._lock:
+            taken, self._waiting = self._waiting, []
+        for queue, event in taken:
+            queue.put_nowait(event)
+
+
 class Call:
     """The choices of one HTTP request. Use as a context manager: leaving it frees whatever isn't done."""
 
-    def __init__(self, scheduler: Scheduler, metrics: Metrics) -> None:
-        self.scheduler, self.metrics = scheduler, metrics
+    def __init__(self, scheduler: Scheduler, metrics: Metrics, outbox: Outbox) -> None:
+        self.scheduler, self.metrics, self.outbox = scheduler, metrics, outbox
         self.choices: list[Choice] = []
         self.tickets: list[Ticket] = []
         self.began = time.monotonic()
@@ -33,11 +56,7 @@ class Call:
         loop = asyncio.get_running_loop()
 
         def sink_of(place: int) -> Callable[[Event], None]:
-            def sink(event: Event) -> None:
-                with contextlib.suppress(RuntimeError):  # the loop is closed
-                    loop.call_soon_threadsafe(self._events.put_nowait, (place, event))
-
-            return sink
+            return lambda event: self.outbox.put(loop, self._events, (place, event))
 
         for place, (request, tokens) in enumerate(zip(requests, prompts, strict=True)):
             self.choices.append(Choice(place, tokens))
