@@ -113,7 +113,7 @@ def cache_name(model: Any) -> str:
 
 
 @functools.cache
-def _cache_name(kind: type) -> str:
+def _cache_name(kind: Any) -> str:
     return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
 
 
