@@ -109,12 +109,12 @@ def model_inputs(arch: Arch, batch: Batch) -> dict[str, Any]:
 
 def cache_name(model: Any) -> str:
     """What the model calls its key-value cache: transformers renamed it in 5.24."""
-    return _cache_name(type(model))
+    return "cache" if _takes_cache(type(model).forward) else "past_key_values"
 
 
 @functools.cache
-def _cache_name(kind: Any) -> str:
-    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
+def _takes_cache(forward: Callable[..., Any]) -> bool:
+    return "cache" in inspect.signature(forward).parameters
 
 
 def _begin(arch: Arch, batch: Batch) -> tuple[Tensor, list[Call]]:

@@ -4,7 +4,9 @@ Features (SEAP, section 3.4, takes the first): the mean over a prompt's tokens o
 hidden states after the first layers, those that no task's network changes, so that they are the same in all of them.
 A linear model gives each task a probability; the largest is the confidence. A linear model is as sure of text unlike
 all that it has seen, so the distance to the nearest task's prompts counts too: a prompt goes to no task (it abstains)
-where the confidence is below `threshold` or the distance above `limit`. Reading and using a router needs torch alone.
+where the confidence is below `threshold` or the distance above `limit`. A mean over few tokens scatters more than one
+over many, so distances are measured against what a prompt's length lets expect. Reading and using a router needs torch
+alone.
 
 Shapes: N prompts, T tokens, D hidden size, F features (D, or 2·D with layers), S tasks, R directions of the distance.
 """
@@ -24,9 +26,27 @@ from seap.errors import UserError
 from seap.files import read_tensors, write_tensors
 from seap.layerwise import evaluation, first, model_inputs
 
-TENSORS = ("weight", "bias", "mean", "directions", "centres")
+TENSORS = ("weight", "bias", "mean", "directions", "centres", "scatter")
 SETTINGS = ("depth", "threshold", "limit", "max_prompt_tokens")
 BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Features:
+    """What is known of prompts: values (N, F) float32, and how many tokens each has (N,)."""
+
+    values: Tensor
+    lengths: Tensor
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: Tensor) -> "Features":
+        return Features(self.values[index], self.lengths[index])
+
+    @classmethod
+    def joined(cls, parts: Sequence["Features"]) -> "Features":
+        return cls(torch.cat([part.values for part in parts]), torch.cat([part.lengths for part in parts]))
 
 
 @dataclass(frozen=True)
@@ -45,6 +65,7 @@ class Router:
 
     weight (S, F) and bias (S,) give the logits; mean (F,) is taken off the features before directions (F, R), in which
     prompts have unit variance around the centre of their task and kind (as they are, in a chat …): centres (·, R).
+    scatter (2,): the squared distance that a prompt of T tokens is expected to have is scatter[0] + scatter[1] / T.
     """
 
     tasks: tuple[str, ...]
@@ -53,23 +74,24 @@ class Router:
     mean: Tensor
     directions: Tensor
     centres: Tensor
+    scatter: Tensor
     depth: int = 0
     threshold: float = 0.0
     limit: float = float("inf")
     max_prompt_tokens: int = 256
     about: Mapping[str, Any] = field(default_factory=dict)
 
-    def probabilities(self, features: Tensor) -> Tensor:
-        """features (N, F) → (N, S)."""
-        return (features @ self.weight.t() + self.bias).softmax(-1)
+    def probabilities(self, features: Features) -> Tensor:
+        """(N, S)."""
+        return (features.values @ self.weight.t() + self.bias).softmax(-1)
 
-    def distances(self, features: Tensor) -> Tensor:
-        """features (N, F) → (N,): root mean square over the directions of the offset from the nearest centre."""
-        placed = (features - self.mean) @ self.directions
-        return torch.cdist(placed, self.centres).min(-1).values / self.directions.shape[1] ** 0.5
+    def distances(self, features: Features) -> Tensor:
+        """(N,): offset from the nearest centre, over what is expected of a known task's prompt of that length."""
+        offsets = squared_offsets(features.values, self.mean, self.directions, self.centres)
+        return (offsets / (self.scatter[0] + self.scatter[1] / features.lengths)).sqrt()
 
-    def route(self, features: Tensor) -> list[Route]:
-        """features (N, F) → one route a prompt."""
+    def route(self, features: Features) -> list[Route]:
+        """One route a prompt."""
         confidence, chosen = self.probabilities(features).max(-1)
         rows = zip(chosen.tolist(), confidence.tolist(), self.distances(features).tolist(), strict=True)
         return [self._route(self.tasks[index], sure, distance) for index, sure, distance in rows]
@@ -88,24 +110,31 @@ class Router:
         write_tensors(path, "router", tensors, about)
 
 
+def squared_offsets(values: Tensor, mean: Tensor, directions: Tensor, centres: Tensor) -> Tensor:
+    """(N, F) → (N,): squared distance from the nearest centre, the mean over the directions."""
+    return torch.cdist((values - mean) @ directions, centres).min(-1).values.square() / directions.shape[1]
+
+
 def load_router(path: Path, model: Any = None) -> Router:
     """Read a router. Raises UserError for a file that isn't one, or one of another model than the given."""
     tensors, about = read_tensors(path, "router")
+    if missing := set(TENSORS) - tensors.keys():
+        raise UserError(f"{path} has no {missing.pop()}: an older seap made it; fit it again (seap route fit)")
     if model is not None:
         check_same_model([path], [about], model)
     stored: dict[str, Any] = {name: tensors[name] for name in TENSORS} | {name: about[name] for name in SETTINGS}
     return Router(tasks=tuple(about["tasks"]), about=about, **stored)
 
 
-def read_features(model: Any, tokenizer: Any, prompts: Sequence[str], depth: int, max_tokens: int) -> Tensor:
-    """Features (N, F) of prompts; a prompt without a token is read as the token that begins or ends texts."""
+def read_features(model: Any, tokenizer: Any, prompts: Sequence[str], depth: int, max_tokens: int) -> Features:
+    """Features of prompts; a prompt without a token is read as the token that begins or ends texts."""
     empty = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     encoded = [tokenizer(prompt, verbose=False)["input_ids"][:max_tokens] for prompt in prompts]
     return features_of(model, [ids or [empty or 0] for ids in encoded], depth)
 
 
-def features_of(model: Any, rows: Sequence[Sequence[int]], depth: int) -> Tensor:
-    """Features (N, F) of token rows, on the CPU; depth: how many layers to run."""
+def features_of(model: Any, rows: Sequence[Sequence[int]], depth: int) -> Features:
+    """Features of token rows, on the CPU; depth: how many layers to run."""
     arch = describe(model)
     if depth > len(arch.layers):
         raise UserError(f"depth {depth}: the model has {len(arch.layers)} layers")
@@ -117,7 +146,8 @@ def features_of(model: Any, rows: Sequence[Sequence[int]], depth: int) -> Tensor
             parts += [_after_layers(arch.layers[depth - 1], model, batch)] if depth else []
             found += torch.cat([_mean(part, batch) for part in parts], -1)
     places = {row: place for place, row in enumerate(order)}
-    return torch.stack([found[places[row]] for row in range(len(rows))])
+    values = torch.stack([found[places[row]] for row in range(len(rows))])
+    return Features(values, torch.tensor([float(len(row)) for row in rows]))
 
 
 def _mean(states: Tensor, batch: Batch) -> Tensor:

@@ -15,19 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seap.arch import describe
 from seap.calibration import identity
-from seap.config_serving import Routing
+from seap.config_serving import USUAL_DEPTH, Routing
 from seap.environment import versions
 from seap.errors import UserError, missing_extra
 from seap.files import digest
 from seap.prompts import VARIANTS, prompt_of
-from seap.router import Router, read_features
+from seap.router import Features, Router, read_features, squared_offsets
 from seap.tasks import load_items, parse_spec
 
 Texts = Mapping[str, Sequence[str]]  # task → prompts
 MOST_DIRECTIONS = 64
 TEMPERATURES = torch.logspace(0, 1.5, 31)  # never surer than the fit: few held-out prompts all right would say so
 BINS = 10
+ROUNDS = 5  # of a fit whose weights are its own last result
 
 
 def load_prompts(specs: Sequence[str], split: str, options: Routing) -> dict[str, list[str]]:
@@ -50,34 +52,35 @@ class Sample:
 
     def __init__(self, model: Any, tokenizer: Any, texts: Texts, depth: int, options: Routing) -> None:
         self.tasks, self.variants = tuple(texts), tuple(VARIANTS)
-        self.features: dict[tuple[str, str], Tensor] = {}  # task, variant → (N, F)
+        self.features: dict[tuple[str, str], Features] = {}  # by task and variant
         for task, prompts in texts.items():
             for name, change in VARIANTS.items():
                 changed = change(prompts, random.Random(f"{task}/{name}/{options.router_seed}"))
                 self.features[task, name] = read_features(model, tokenizer, changed, depth, options.max_prompt_tokens)
 
-    def groups(self, tasks: Sequence[str], variants: Sequence[str], *, held: bool | None = None) -> list[Tensor]:
+    def groups(self, tasks: Sequence[str], variants: Sequence[str], *, held: bool | None = None) -> list[Features]:
         """Features of each task in each variant, task by task; held: every fifth prompt, the others, or (None) all."""
         found = [self.features[task, variant] for task in tasks for variant in variants]
         if held is None:
             return found
         return [part[(torch.arange(len(part)) % 5 == 4) == held] for part in found]
 
-    def of(self, tasks: Sequence[str], variants: Sequence[str], *, held: bool | None = None) -> tuple[Tensor, Tensor]:
-        """Those features in one tensor, and labels (indices into `tasks`)."""
+    def of(self, tasks: Sequence[str], variants: Sequence[str], *, held: bool | None = None) -> tuple[Features, Tensor]:
+        """Those features in one, and labels (indices into `tasks`)."""
         groups = self.groups(tasks, variants, held=held)
         labels = [torch.full((len(part),), place // len(variants)) for place, part in enumerate(groups)]
-        return torch.cat(groups), torch.cat(labels)
+        return Features.joined(groups), torch.cat(labels)
 
 
 def fit(sample: Sample, tasks: Sequence[str], depth: int, options: Routing) -> Router:
     """A router among some of a sample's tasks, calibrated on its held-out prompts."""
     variants = ("as it is",) if options.plain else sample.variants
     features, labels = sample.of(tasks, variants, held=False)
-    weight, bias = _logistic(features, labels)
-    mean, directions, centres = _directions(sample.groups(tasks, variants, held=False))
+    weight, bias = _logistic(features.values, labels)
+    groups = sample.groups(tasks, variants, held=False)
+    mean, directions, centres = _directions([group.values for group in groups])
     held, truth = sample.of(tasks, variants, held=True)
-    scale = _temperature(held @ weight.t() + bias, truth)
+    scale = _temperature(held.values @ weight.t() + bias, truth)
     router = Router(
         tasks=tuple(tasks),
         weight=weight / scale,
@@ -85,13 +88,14 @@ def fit(sample: Sample, tasks: Sequence[str], depth: int, options: Routing) -> R
         mean=mean,
         directions=directions,
         centres=centres,
+        scatter=_scatter(squared_offsets(features.values, mean, directions, centres), features.lengths),
         depth=depth,
         max_prompt_tokens=options.max_prompt_tokens,
     )
     return _with_limits(router, held, options.abstain)
 
 
-def _with_limits(router: Router, held: Tensor, abstain: float) -> Router:
+def _with_limits(router: Router, held: Features, abstain: float) -> Router:
     """The limits that at most this share of held-out prompts fail, half of it by each."""
     confidence = router.probabilities(held).max(-1).values
     threshold = torch.quantile(confidence, abstain / 2, interpolation="lower")
@@ -131,6 +135,21 @@ def _directions(groups: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     return mean.float(), (axes[:num].t() @ whiten).float(), centres.float()
 
 
+def _scatter(offsets: Tensor, lengths: Tensor) -> Tensor:
+    """a and b ≥ 0 of offset² ≈ a + b / T by least squares of relative errors, reweighted; offsets and lengths (N,)."""
+    from scipy.optimize import nnls
+
+    columns = np.stack([np.ones(len(lengths)), 1 / lengths.double().numpy()], 1)
+    target = offsets.double().numpy()
+    expected = np.full(len(target), target.mean())
+    for _ in range(ROUNDS):
+        floor = max(1e-6 * float(target.mean()), 1e-12)
+        weights = 1 / np.maximum(expected, floor)
+        found, _residual = nnls(columns * weights[:, None], target * weights)
+        expected = columns @ found
+    return torch.from_numpy(found).float().clamp_min(1e-12)
+
+
 def _temperature(logits: Tensor, truth: Tensor) -> float:
     losses = [torch.nn.functional.cross_entropy(logits / t, truth) for t in TEMPERATURES]
     return float(TEMPERATURES[int(torch.stack(losses).argmin())])
@@ -153,7 +172,7 @@ def test(router: Router, sample: Sample) -> dict[str, Any]:
     }
 
 
-def _outcome(router: Router, features: Tensor, truth: Tensor) -> dict[str, float]:
+def _outcome(router: Router, features: Features, truth: Tensor) -> dict[str, float]:
     """accuracy: of the nearest task; abstained; wrong: sent to another task than its own."""
     routes = router.route(features)
     names = [router.tasks[label] for label in truth.tolist()]
@@ -205,10 +224,14 @@ def seconds_per_prompt(router: Router, model: Any, tokenizer: Any, prompts: Sequ
     return median(taken[1:])
 
 
-def make_router(model: Any, tokenizer: Any, specs: Sequence[str], options: Routing, *, depth: int = 0) -> Router:
-    """Fit a router on the tasks' train prompts; `about["report"]` says how it does on their test prompts."""
+def make_router(model: Any, tokenizer: Any, specs: Sequence[str], options: Routing, *, free: int = 0) -> Router:
+    """Fit a router on the tasks' train prompts; `about["report"]` says how it does on their test prompts.
+
+    free: first layers that are the same in all networks.
+    """
     train, held_out = (load_prompts(specs, split, options) for split in ("train", "test"))
-    depth = depth if options.depth is None else options.depth
+    most = len(describe(model).layers) - 1
+    depth = min(max(free, USUAL_DEPTH), most) if options.depth is None else options.depth
     known = Sample(model, tokenizer, train, depth, options)
     tested = Sample(model, tokenizer, held_out, depth, options)
     router = fit(known, known.tasks, depth, options)

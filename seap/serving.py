@@ -36,11 +36,9 @@ def fit_router(
     check_output_file(out, suffix=".safetensors", overwrite=overwrite)
     load_prompts(tasks, "test", options)
     model, tokenizer = checkpoint.load_for_work(name, **(loading or {}))
-    depth = 0
-    if masks is not None:
-        num_layers = len(describe(model).layers)
-        depth = min(free_layers(load_networks(masks, model), num_layers), num_layers - 1)
-    router = make_router(model, tokenizer, tasks, options, depth=depth)
+    networks = {} if masks is None else load_networks(masks, model)
+    free = free_layers(networks, len(describe(model).layers)) if networks else 0
+    router = make_router(model, tokenizer, tasks, options, free=free)
     router.save(out)
     told = {"tasks": list(router.tasks), "depth": router.depth, "threshold": router.threshold, "limit": router.limit}
     return told | dict(router.about["report"])
