@@ -2,9 +2,9 @@
 
     python runs/bench_runtime.py --out results/bench_runtime.json
 
-The built-in model with the masks of its nine tasks (half removed, method seap-paper, so no reconstruction), and a
-random Llama wide enough for its weights to leave the caches, with masks like those of two tasks that share three
-quarters. Speeds are ratios within one run, the models in turn (seap/speed.py).
+The built-in model with the networks of its nine tasks (half removed): masks alone (seap-paper), the default method,
+and that within a share of the dense parameters. And random Llamas wide enough for their weights to leave the caches,
+with masks like those of two tasks that share three quarters. Speeds are ratios within one run, the models in turn.
 """
 
 import argparse
@@ -21,23 +21,30 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import seap
 from seap.arch import describe
 from seap.builtin import TASKS
+from seap.config import Calibration
 from seap.environment import provenance
 from seap.files import write_json
 from seap.mask import Masks
-from seap.network import Network, network_between
+from seap.network import Network, network_between, weight_key
+from seap.pruning import build_corpora
 from seap.runtime import TaskRuntime
+from seap.sharing import share_weights
 from seap.speed import decode, prefill
 from seap.surgery import cut_
 
-SPARSITY, TOKENS, REPEATS = 0.5, 2000, 15
-WIDE = LlamaConfig(
-    hidden_size=1024,
-    intermediate_size=2816,
-    num_hidden_layers=4,
-    num_attention_heads=16,
-    num_key_value_heads=8,
-    vocab_size=4096,
-    head_dim=64,
+SPARSITY, TOKENS, REPEATS, SHARE = 0.5, 2000, 15, 0.025
+ALWAYS, NEVER = 0, 1 << 40  # slices, however small or large
+WIDE, WIDER = (
+    LlamaConfig(
+        hidden_size=64 * heads,
+        intermediate_size=176 * heads,
+        num_hidden_layers=4,
+        num_attention_heads=heads,
+        num_key_value_heads=8,
+        vocab_size=4096,
+        head_dim=64,
+    )
+    for heads in (16, 32)
 )
 
 
@@ -45,27 +52,34 @@ def dense_bytes(model: Any) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
-def networks_of(model: Any, tokenizer: Any, method: str) -> dict[str, Network]:
-    found = {}
+def networks_of(model: Any, tokenizer: Any, method: str) -> dict[str, dict[str, Network]]:
+    """What is measured (the method, and it within SHARE where it reconstructs) → task → network."""
+    found: dict[str, dict[str, Network]] = {}
     for task in TASKS:
         pruned = copy.deepcopy(model)
         options: dict[str, Any] = {"method": method, "sparsity": SPARSITY, "max_tokens": TOKENS, "progress": False}
         report = seap.prune(pruned, tokenizer, task=task, **options)
-        found[task] = network_between(model, pruned, report.masks)
+        network = network_between(model, pruned, report.masks)
+        found.setdefault(method, {})[task] = network
+        if network.weights:
+            [corpus] = build_corpora(model, tokenizer, task, Calibration(max_tokens=TOKENS)).values()
+            given: dict[str, Any] = {"batch_tokens": Calibration.batch_tokens, "progress": False}
+            shared = share_weights(model, pruned, network, corpus.rows, share=SHARE, **given)
+            found.setdefault(f"{method} --share {SHARE}", {})[task] = shared
     return found
 
 
-def memory(model: Any, networks: Mapping[str, Network], max_slices: int) -> dict[str, Any]:
+def memory(model: Any, networks: Mapping[str, Network], min_slice_bytes: int) -> dict[str, Any]:
     """Bytes that each task adds, as a share of the dense model's, and the share of changed linears that are views."""
-    runtime = TaskRuntime(copy.deepcopy(model), networks, max_slices=max_slices)
+    runtime = TaskRuntime(copy.deepcopy(model), networks, min_slice_bytes=min_slice_bytes)
     pieces = [piece for own in runtime.pieces.values() for piece in own]
     shares = [size / dense_bytes(model) for size in runtime.bytes.values()]
     return {
         "tasks": len(networks),
-        "max_slices": max_slices,
+        "min_slice_bytes": min_slice_bytes,
         "added_per_task": sum(shares) / len(shares),
         "most_added": max(shares),
-        "linears_without_a_copy": sum(not piece.is_packed(max_slices) for piece in pieces) / len(pieces),
+        "linears_without_a_copy": sum(not piece.packed for piece in pieces) / len(pieces),
         "mean_slices": sum(len(piece.bounds) for piece in pieces) / len(pieces),
     }
 
@@ -139,24 +153,40 @@ def cut(model: Any, masks: Masks) -> Any:
     return pruned
 
 
-def wide() -> Any:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(WIDE).eval()
+def corrected(model: Any, masks: Masks) -> Network:
+    """A network with random corrections of one rank in every linear, within SHARE."""
+    arch, left, right = describe(model), {}, {}
+    linears = [(axis, part) for axis in arch.axes for part in axis.slices]
+    sizes = {}
+    for axis, part in linears:
+        shape = [*arch.weight(axis.layer, part.module).shape]
+        shape[1 if part.consumer else 0] = len(part.indices(masks[axis.key]))
+        sizes[weight_key(axis, part)] = shape
+    rank = int(SHARE * sum(p.numel() for p in model.parameters()) / sum(map(sum, sizes.values())))
+    for key, (outputs, inputs) in sizes.items():
+        left[key], right[key] = 0.01 * torch.randn(outputs, rank), 0.01 * torch.randn(rank, inputs)
+    return Network(masks, left=left, right=right)
 
 
 def measure_speed(model: Any, label: str) -> list[dict[str, Any]]:
-    masks = like_two_tasks(model)
-    packed, rows = cut(model, masks["a"]), []
-    ways = (("views", masks, 1), ("slices", four_tasks(masks), 4), ("packed copies", four_tasks(masks), 1))
-    for name, networks, slices in ways:
-        runtime = TaskRuntime(copy.deepcopy(model), networks, max_slices=slices)
+    masks, rows = like_two_tasks(model), []
+    low = corrected(model, masks["a"])
+    ways: dict[str, tuple[Mapping[str, Any], int]] = {
+        "views": (masks, ALWAYS),
+        "slices": (four_tasks(masks), ALWAYS),
+        "slices of 256 kB": (four_tasks(masks), 256 << 10),
+        "packed copies": (four_tasks(masks), NEVER),
+        f"views, corrections within {SHARE}": (masks | {"a": low}, ALWAYS),
+    }
+    for name, (networks, least) in ways.items():
+        packed = cut(model, masks["a"])
+        runtime = TaskRuntime(copy.deepcopy(model), networks, min_slice_bytes=least)
         bounds = [len(piece.bounds) for piece in runtime.pieces["a"]]
         row: dict[str, Any] = {"model": label, "how": name, "mean_slices": sum(bounds) / len(bounds)}
         row |= switching(runtime)
         row |= {"added_per_task": max(runtime.bytes.values()) / dense_bytes(model)}
         for batch in (1, 8):
-            found = speeds(runtime, "a", packed, model, batch)
-            row |= {f"batch_{batch}": found}
+            row |= {f"batch_{batch}": speeds(runtime, "a", packed, model, batch)}
         rows.append(row)
     return rows
 
@@ -178,14 +208,17 @@ def main() -> None:
     model, tokenizer = seap.load("builtin", dtype="float32", device="cpu")
     found: dict[str, Any] = {"sparsity": SPARSITY, "memory": [], "switching": [], "layouts": layouts()}
     for method in () if arguments.speed_only else ("seap-paper", "seap"):
-        networks = networks_of(model, tokenizer, method)
-        for num in (2, 3, 9):
-            some = dict([*networks.items()][:num])
-            for slices in (1, 4, 16, 64):
-                found["memory"].append({"method": method} | memory(model, some, slices))
-        runtime = TaskRuntime(copy.deepcopy(model), networks)
-        found["switching"].append({"model": "builtin", "method": method, **switching(runtime)})
-    found["speed"] = measure_speed(model, "builtin") + measure_speed(wide(), "wide")
+        for what, networks in networks_of(model, tokenizer, method).items():
+            for num in (2, 3, 9):
+                some = dict([*networks.items()][:num])
+                for least in (ALWAYS, 256 << 10, NEVER):
+                    found["memory"].append({"method": what} | memory(model, some, least))
+            runtime = TaskRuntime(copy.deepcopy(model), networks)
+            found["switching"].append({"model": "builtin", "method": what, **switching(runtime)})
+    found["speed"] = measure_speed(model, "builtin")
+    for config in (WIDE, WIDER):
+        torch.manual_seed(0)
+        found["speed"] += measure_speed(LlamaForCausalLM(config).eval(), f"llama of width {config.hidden_size}")
     found |= provenance()
     write_json(arguments.out, found | {"threads": torch.get_num_threads()})
 
