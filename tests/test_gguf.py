@@ -103,6 +103,8 @@ def test_eight_bits_where_a_row_fits_and_sixteen_elsewhere(tmp_path: Path) -> No
     assert kinds["blk.0.ffn_down.weight"] == "Q8_0" and kinds["blk.1.ffn_down.weight"] == "F16"  # 96 and 40 channels
     assert kinds["blk.0.attn_norm.weight"] == "F32" and kinds["blk.1.ffn_down.bias"] == "F32"
     assert any("1 matrices stay f16" in note and "--round-to 32" in note for note in notes)
+    [note] = write_gguf(built, Vocabulary("none"), tmp_path / "f16.gguf", Export())
+    assert note.startswith("1 layers") and "llama-quantize leaves" in note and "--round-to 32" in note
     tensor = stored["blk.0.ffn_up.weight"]
     expected = describe(built).weight(0, "mlp.up_proj").detach().numpy()
     np.testing.assert_allclose(gguf.quants.dequantize(tensor.data, tensor.tensor_type), expected, atol=0.01)
