@@ -6,7 +6,7 @@
 Each network is dense or pruned for a task by the default method. Each is measured whole and in fewer bits, by torchao
 and by llama.cpp's own quantizer, on the same test: loss (and accuracy, on the built-in tasks), and bytes of the decoder
 layers and of everything, in the arithmetic that each engine uses by default. Tokens written per second, on one thread,
-are of the first task and of a larger shape with random weights, in turn in every repeat. About 15 minutes on one core.
+are of the first task and of a larger shape with random weights, in turn in every repeat. About 17 minutes of one core.
 """
 
 import argparse
