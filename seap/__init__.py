@@ -19,16 +19,18 @@ if TYPE_CHECKING:
     from seap.promised import prune_to_promise as prune_to_promise
     from seap.pruning import calibrate as calibrate
     from seap.pruning import prune as prune
+    from seap.quantization import quantize_ as quantize_
     from seap.runtime import TaskRuntime as TaskRuntime
 
 _EXPORTS = {
     "prune": "seap.pruning",
     "prune_to_promise": "seap.promised",
     "calibrate": "seap.pruning",
+    "quantize_": "seap.quantization",
     "load": "seap.checkpoint",
     "TaskRuntime": "seap.runtime",
 }
-__all__ = ["TaskRuntime", "__version__", "calibrate", "load", "prune", "prune_to_promise"]
+__all__ = ["TaskRuntime", "__version__", "calibrate", "load", "prune", "prune_to_promise", "quantize_"]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,9 +21,11 @@ print(pipeline.generate("…", max_new_tokens=100))
 ```"""
 _STOCK = "This is a stock `{}`: whatever runs that runs it, with no code of its own. "
 _PADDED = "Its layers are padded with zeros to one width: the outputs are those of the pruned model, its speed isn't."
+TORCHAO = "```\npip install torchao\n```\n\n" + TRANSFORMERS
 FORMS = {
     "uniform": (_STOCK + "Every layer has the same width.", STOCK_TRANSFORMERS),
     "padded": (_STOCK + _PADDED, STOCK_TRANSFORMERS),
+    "torchao": ("The decoder layers' linears have 8-bit weights, by torchao.", TORCHAO),
     "openvino": ("This is the model for OpenVINO, its layers as wide as pruning left them.", OPENVINO),
 }
 ENGINES = """## Other engines
@@ -50,7 +52,7 @@ def exported_card(
     *,
     repo: str | None = None,
 ) -> str:
-    """Of a checkpoint that was exported: uniform, padded or openvino."""
+    """Of a checkpoint that was exported: uniform, padded, openvino or torchao."""
     form, snippet = FORMS[target]
     return _placed(f"{_head(about)}\n{_measured(about, rows)}\n{form.format(class_name)}\n\n{snippet}\n", repo)
 

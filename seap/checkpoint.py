@@ -19,6 +19,7 @@ from seap.files import written_whole
 from seap.mask import Masks, load_masks, save_masks
 from seap.residency import Streamed, mark_, streamed
 from seap.streaming import save_streamed
+from seap.surgery import quantized
 
 BUILTIN = "builtin"
 HALF = (torch.bfloat16, torch.float16)
@@ -72,10 +73,18 @@ def check_device(device: str) -> str:
     return device
 
 
-def load(name: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False) -> tuple[Any, Any]:
+def load(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    quantization_config: Any = None,
+) -> tuple[Any, Any]:
     """Load a dense or pruned model and its tokenizer: `model, tokenizer = seap.load("DIR")`.
 
     dtype: auto (the checkpoint's), float32, bfloat16 or float16. device: auto (a GPU if there is one), cpu, cuda …
+    quantization_config: transformers' own, for weights that take fewer bits as they are loaded.
     Only safetensors are read, and no code of the checkpoint's runs unless `trust_remote_code`. Raises UserError for
     what isn't there, is damaged or incomplete, or is of an unknown family.
     """
@@ -93,6 +102,7 @@ def load(name: str, *, dtype: str = "auto", device: str = "auto", trust_remote_c
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            **({} if quantization_config is None else {"quantization_config": quantization_config}),
         )
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, RuntimeError, ImportError, AttributeError, SafetensorError) as error:
@@ -144,7 +154,7 @@ def load_streamed(
 
 def slow_on_cpu(model: Any) -> bool:
     """Whether a 16-bit model is better computed with in float32: no 16-bit instructions, and it would fit."""
-    if model.device.type != "cpu" or model.dtype not in HALF or has_16_bit():
+    if model.device.type != "cpu" or model.dtype not in HALF or has_16_bit() or quantized(model):
         return False
     return 2 * weight_bytes(model) < free_memory() // 2
 
@@ -229,7 +239,12 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 
 
 def quiet_transformers() -> None:
-    """Only errors from transformers, and no bars of its own: seap shows its own progress."""
+    """Only errors from transformers, and no bars of its own: seap shows its own progress.
+
+    Nor a word from torchao, which transformers imports where it is installed, about kernels for other machines.
+    """
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()

@@ -20,7 +20,8 @@ def export(
         Target,
         Parameter(
             help="uniform: a stock class, for models pruned with --allocate one-width. padded: a stock class, zeros "
-            "where layers are narrower. gguf: for llama.cpp. openvino: for openvino-genai and optimum-intel."
+            "where layers are narrower. gguf: for llama.cpp. openvino: for openvino-genai and optimum-intel. torchao: "
+            "8-bit weights for transformers."
         ),
     ],
     out: Annotated[Path, Parameter(help="The folder to write; with gguf the file.")],

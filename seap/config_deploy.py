@@ -6,17 +6,17 @@ from typing import Literal
 from seap.config import at_least
 from seap.errors import UserError
 
-Target = Literal["uniform", "padded", "gguf", "openvino"]
+Target = Literal["uniform", "padded", "gguf", "openvino", "torchao"]
 PadTo = Literal["widest", "dense"]
 Quantize = Literal["f32", "f16", "bf16", "q8_0"]
 Weights = Literal["float", "int8", "int4"]
 Engine = Literal["vllm"]
 
-BELONGS_TO: dict[str, Target] = {
-    "pad_to": "padded",
-    "quantize": "gguf",
-    "tokenizer": "gguf",
-    "weights": "openvino",
+BELONGS_TO: dict[str, tuple[Target, ...]] = {
+    "pad_to": ("padded",),
+    "quantize": ("gguf",),
+    "tokenizer": ("gguf",),
+    "weights": ("openvino", "torchao"),
 }
 
 
@@ -31,15 +31,15 @@ class Export:
     tokenizer: str = "auto"
     """gguf: auto finds llama.cpp's pre-tokenizer that splits alike; its name, to say which; none leaves it out."""
     weights: Weights = "float"
-    """openvino: weights as they are, or compressed by NNCF."""
+    """openvino: weights as they are, or compressed by NNCF. torchao: int8."""
 
     def check_target(self, target: Target) -> None:
         """Raise UserError for an option of another target."""
         for field in fields(self):
             belongs = BELONGS_TO[field.name]
-            if getattr(self, field.name) != field.default and belongs != target:
+            if getattr(self, field.name) != field.default and target not in belongs:
                 flag = f"--{field.name.replace('_', '-')}"
-                raise UserError(f"{flag} is for --to {belongs}, not {target}; leave it out")
+                raise UserError(f"{flag} is for --to {' and '.join(belongs)}, not {target}; leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from seap.card import exported_card
 from seap.config_deploy import Export, Target
 from seap.errors import UserError
 from seap.files import check_output, check_output_file, written_whole
+from seap.surgery import check_not_quantized
 
 BYTES = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 2}  # at most, per parameter
 
@@ -38,6 +39,8 @@ def export(
     config = checkpoint.load_config(name, trust_remote_code=trust_remote_code)
     if target == "gguf":
         notes = _export_gguf(name, out, config, options, trust_remote_code)
+    elif target == "torchao":
+        notes = _export_torchao(name, out, options, trust_remote_code)
     elif target == "openvino":
         notes = _export_openvino(name, out, config, options, trust_remote_code)
     else:
@@ -61,7 +64,7 @@ def _check_pruned(name: str, config: Any, target: Target) -> None:
 def _export_stock(name: str, out: Path, target: Target, options: Export, trust_remote_code: bool) -> list[str]:
     from seap.stock import stock_model
 
-    model, tokenizer = checkpoint.load(name, device="cpu", trust_remote_code=trust_remote_code)
+    model, tokenizer = _loaded(name, trust_remote_code)
     dense = _dense_widths(name, model) if options.pad_to == "dense" else None
     stock, notes = stock_model(model, pad=target == "padded", dense=dense)
     checkpoint.check_space(out, checkpoint.weight_bytes(stock))
@@ -82,7 +85,7 @@ def _export_gguf(name: str, out: Path, config: Any, options: Export, trust_remot
 
     gguf_package()
     check_config(config)
-    model, tokenizer = checkpoint.load(name, device="cpu", trust_remote_code=trust_remote_code)
+    model, tokenizer = _loaded(name, trust_remote_code)
     vocabulary = vocabulary_of(tokenizer, model.config, options.tokenizer)
     checkpoint.check_space(out, sum(p.numel() for p in model.parameters()) * BYTES[options.quantize])
     with written_whole(out) as draft:
@@ -94,12 +97,36 @@ def _export_openvino(name: str, out: Path, config: Any, options: Export, trust_r
 
     openvino_packages(options)
     check_config(config)
-    model, tokenizer = checkpoint.load(name, device="cpu", trust_remote_code=trust_remote_code)
+    model, tokenizer = _loaded(name, trust_remote_code)
     checkpoint.check_space(out, checkpoint.weight_bytes(model))
     with written_whole(out) as draft:
         draft.mkdir()
         _save_provenance(provenance_of(name), "openvino", draft)
         return write_openvino(model, tokenizer, draft, options)
+
+
+def _export_torchao(name: str, out: Path, options: Export, trust_remote_code: bool) -> list[str]:
+    from seap.quantization import check_saved, load_int8, torchao_package
+
+    check_saved(options.weights)
+    torchao_package("--to torchao")
+    model, tokenizer = load_int8(name, trust_remote_code=trust_remote_code)
+    checkpoint.check_space(out, checkpoint.weight_bytes(model))
+    told = provenance_of(name)
+    with written_whole(out) as draft:
+        draft.mkdir()
+        model.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+        if told is not None:
+            _save_provenance(told, "torchao", draft)
+            (draft / "README.md").write_text(exported_card(told, "torchao", type(model).__name__))
+    return []
+
+
+def _loaded(name: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    model, tokenizer = checkpoint.load(name, device="cpu", trust_remote_code=trust_remote_code)
+    check_not_quantized(model)
+    return model, tokenizer
 
 
 def _dense_widths(name: str, model: Any) -> Mapping[str, int]:

@@ -201,16 +201,20 @@ def _encoded(gguf: Any, name: str, tensor: Tensor, kind: Any) -> Any:
 
 
 def _about_kinds(gguf: Any, arch: Arch, kinds: Mapping[str, Any], options: Export) -> list[str]:
-    notes = []
-    ragged = [name for name, kind in kinds.items() if kind == gguf.GGMLQuantizationType.F16]
-    if options.quantize == "q8_0" and ragged:
-        notes.append(
-            f"{len(ragged)} matrices stay f16, since their rows are no multiple of 32: prune with --round-to 32"
-        )
-    odd = [layer for layer in widths(arch.model.config) if layer["channels"] % 256]
-    if odd and options.quantize != "q8_0":
-        notes.append(
-            f"{len(odd)} layers have channels that are no multiple of 256, so that llama-quantize's K-quants leave "
-            "their down projections larger; prune with --round-to 256 for those"
-        )
-    return notes
+    if options.quantize == "q8_0":
+        whole = sum(kind == gguf.GGMLQuantizationType.F16 for kind in kinds.values())
+        said = f"{whole} matrices stay f16, since their rows are no multiple of 32: prune with --round-to 32"
+        return [said] if whole else []
+    channels = [layer["channels"] for layer in widths(arch.model.config)]
+    ragged, odd = (sum(count % block > 0 for count in channels) for block in (32, 256))
+    if ragged:
+        return [
+            f"{ragged} layers have channels that are no multiple of 32, so that llama-quantize leaves their down "
+            "projections in 16 bits; prune with --round-to 32, or 256 for K-quants, if you quantize this"
+        ]
+    if odd:
+        return [
+            f"{odd} layers have channels that are no multiple of 256, so that llama-quantize's K-quants leave their "
+            "down projections somewhat larger; --round-to 256 at pruning avoids it in models wide enough for that"
+        ]
+    return []

@@ -21,6 +21,7 @@ from seap.mixture import check_mixture
 from seap.pruning import build_corpora, check, make_masks, with_rounding
 from seap.report import choices
 from seap.stats import Statistics, load_statistics, merge, save_statistics
+from seap.surgery import check_not_quantized
 from seap.tasks import load_items, parse_spec
 
 
@@ -53,7 +54,9 @@ def loaded(
     """Model and tokenizer, in memory or to be streamed with a folder beside `out` for what is finished."""
     if not streaming.stream:
         checkpoint.check_memory(name)
-        yield checkpoint.load_for_work(name, **loading)
+        model, tokenizer = checkpoint.load_for_work(name, **loading)
+        check_not_quantized(model)
+        yield model, tokenizer
         return
     with folder_beside(out) as shards:
         yield checkpoint.load_streamed(

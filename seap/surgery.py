@@ -25,8 +25,19 @@ def check_in_memory(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise UserError(f"{name} is offloaded; load the model whole, without device_map offloading, to prune it")
-    if getattr(model.config, "quantization_config", None) is not None:
-        raise UserError("the model is quantized; prune the unquantized one and quantize the result")
+    check_not_quantized(model)
+
+
+def quantized(model: nn.Module) -> bool:
+    """Whether the config says so, or a weight is no plain tensor."""
+    said = getattr(model.config, "quantization_config", None) is not None
+    return said or any(type(parameter) is not nn.Parameter for parameter in model.parameters())
+
+
+def check_not_quantized(model: nn.Module) -> None:
+    """Raise UserError for weights that can be neither cut nor written in another form."""
+    if quantized(model):
+        raise UserError("the model is quantized; start from the unquantized one: prune first, quantize last")
 
 
 @torch.no_grad()

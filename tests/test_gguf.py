@@ -3,6 +3,7 @@
 The last needs `pip install llama-cpp-python`, which builds for minutes; without it those tests are skipped.
 """
 
+import ctypes
 import json
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,8 @@ def test_eight_bits_where_a_row_fits_and_sixteen_elsewhere(tmp_path: Path) -> No
     assert kinds["blk.0.ffn_down.weight"] == "Q8_0" and kinds["blk.1.ffn_down.weight"] == "F16"  # 96 and 40 channels
     assert kinds["blk.0.attn_norm.weight"] == "F32" and kinds["blk.1.ffn_down.bias"] == "F32"
     assert any("1 matrices stay f16" in note and "--round-to 32" in note for note in notes)
+    [note] = write_gguf(built, Vocabulary("none"), tmp_path / "f16.gguf", Export())
+    assert note.startswith("1 layers") and "llama-quantize leaves" in note and "--round-to 32" in note
     tensor = stored["blk.0.ffn_up.weight"]
     expected = describe(built).weight(0, "mlp.up_proj").detach().numpy()
     np.testing.assert_allclose(gguf.quants.dequantize(tensor.data, tensor.tensor_type), expected, atol=0.01)
@@ -240,3 +243,27 @@ def test_llama_cpp_runs_the_builtin_model_without_a_tokenizer(llama_cpp: Any, tm
     expected = built(torch.tensor([[5, 17, 230]])).logits[0].detach().numpy()
     np.testing.assert_allclose(engine.scores[:3], expected, atol=1e-3)
     engine.close()
+
+
+def test_llama_cpp_quantizes_layer_by_layer_widths(llama_cpp: Any, tmp_path: Path) -> None:
+    """Down projections of 256 channels become K-quants, of 96 what has blocks of 32, of 45 stay in float16."""
+    built, draw = model("llama-tied", **(SHAPE | {"hidden_size": 256, "intermediate_size": 256})), torch.Generator()
+    kept = {"kv_groups": (2, 2, 2), "channels": (256, 96, 45)}
+    axes = describe(built).axes
+    cut_(built, {a.key: torch.randperm(a.units, generator=draw) < kept[a.name][a.layer] for a in axes})
+    ids = torch.randint(3, 400, (1, 24), generator=torch.Generator().manual_seed(3))
+    expected, whole = built(ids).logits[0].detach().numpy(), tmp_path / "f16.gguf"
+    write_gguf(built, Vocabulary("none"), whole, Export(quantize="f16"))
+    parameters, sizes = llama_cpp.llama_model_quantize_default_params(), [whole.stat().st_size]
+    for name, kinds, near in (("Q8_0", ("Q8_0", "Q8_0", "F16"), 0.1), ("Q4_K_M", ("Q4_K", "Q5_0", "F16"), 0.4)):
+        path = tmp_path / f"{name}.gguf"
+        parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}")
+        assert llama_cpp.llama_model_quantize(bytes(whole), bytes(path), ctypes.byref(parameters)) == 0
+        stored = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
+        assert tuple(stored[f"blk.{layer}.ffn_down.weight"] for layer in range(3)) == kinds
+        engine = opened(llama_cpp, path)
+        engine.eval(ids[0].tolist())
+        assert 0 < np.linalg.norm(engine.scores[:24] - expected) / np.linalg.norm(expected) < near
+        engine.close()
+        sizes.append(path.stat().st_size)
+    assert sizes == sorted(sizes, reverse=True)

@@ -10,6 +10,7 @@ from toy import folder, texts_file
 
 from seap.cli import main
 from seap.commands import prune_to_folder
+from seap.config_deploy import Export
 from seap.errors import UserError
 from seap.export import export
 from seap.push import push
@@ -75,6 +76,14 @@ def test_a_stock_export_has_a_card_without_code_of_its_own(small: Path, tmp_path
     about = tmp_path / "padded" / "seap.json"  # an OpenVINO folder has the same files beside its own
     about.write_text(about.read_text().replace('"exported": "padded"', '"exported": "openvino"'))
     assert 'snapshot_download("me/ov")' in push(tmp_path / "padded", "me/ov", dry_run=True)["card"]
+
+
+def test_a_quantized_export_has_a_card_that_names_torchao(small: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torchao", reason='needs pip install "seap[torchao]"')
+    export(str(small), tmp_path / "int8", "torchao", Export(weights="int8"))
+    told = push(tmp_path / "int8", "me/int8", dry_run=True)
+    assert "pip install torchao" in told["card"] and 'from_pretrained("me/int8")' in told["card"]
+    assert {"model.safetensors", "modeling_seap.py", "config.json", "seap.json"} <= set(told["files"])
 
 
 @pytest.mark.parametrize(

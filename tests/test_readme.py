@@ -73,6 +73,23 @@ def test_the_numbers_of_the_engines_are_those_measured() -> None:
         assert f"{loss[name] - loss['dense']:.3f}" in page
 
 
+def test_the_numbers_of_quantized_models_are_those_measured() -> None:
+    page = (ROOT / "docs" / "findings.md").read_text().split("## Quantized")[1].split("\n## ")[0]
+    found = json.loads((ROOT / "results" / "quantized.json").read_text())
+    means = {(row["engine"], row["weights"], row["network"]): row for row in found["natural"]["means"]}
+    lines = [line.split("|")[1:-1] for line in page.splitlines() if re.match(r"\| .*MB: \d\.\d{3} \|$", line)]
+    assert len(lines) == 9
+    for label, *cells in lines:
+        *engine, weights = label.replace("16 bits", "torchao bf16").split()
+        for network, cell in zip(("dense", "25%", "50%"), cells, strict=True):
+            row = means[engine[0], weights, network]
+            assert cell.strip() == f"{row['layer_bytes'] / 1e6:.2f} MB: {abs(row['added_loss']):.3f}"
+    for pair in found["natural"]["equal_bytes"]:
+        told = [sum(pair[name]) / pair["of"] for name in ("dense in low", "pruned in high")]
+        end = f"| {told[0]:.3f} | {told[1]:.3f} | {pair['pruned is better on']} of 3"
+        assert f"{pair['engine']}: dense {pair['low']}, pruned {pair['high']} {end}" in page
+
+
 def test_the_commands_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a tiny model in place of the user's; the one from the Hub and its task are stood in for."""
     monkeypatch.chdir(tmp_path)
