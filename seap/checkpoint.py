@@ -14,7 +14,7 @@ import torch
 from seap import modeling_seap
 from seap.arch import find_family
 from seap.card import model_card
-from seap.errors import UserError
+from seap.errors import UserError, missing_extra
 from seap.files import written_whole
 from seap.mask import Masks, load_masks, save_masks
 from seap.residency import Streamed, mark_, streamed
@@ -38,6 +38,8 @@ def resolve_model(name: str) -> str:
 
 
 def _readable(name: str, error: Exception) -> UserError:
+    if isinstance(error, ImportError) and "torchao" in str(error):
+        return missing_extra("torchao", "torchao", f"the model {name!r}, whose weights are quantized,")
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return UserError(f"can't load model {name!r}: {first}")
 

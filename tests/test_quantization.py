@@ -134,3 +134,15 @@ def test_what_torchao_cannot_do_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match=r"seap\[torchao\]"):
         export("builtin", out, "torchao", Export(weights="int8"))
     assert not out.exists()
+
+
+def test_loading_a_quantized_folder_without_torchao_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: Any, **__: Any) -> None:
+        raise ModuleNotFoundError("No module named 'torchao'")
+
+    pruned(**SHAPE).save_pretrained(tmp_path)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", missing)
+    with pytest.raises(UserError, match=r"seap\[torchao\]"):
+        seap.load(str(tmp_path))
