@@ -58,7 +58,7 @@ def _in_one_pass(arch: Arch, corpus: Corpus, options: Calibration, *, progress: 
 def _by_layer(arch: Arch, corpus: Corpus, options: Calibration, *, progress: bool) -> Statistics:
     """One layer over all batches before the next one, so that only its own co-moments are in memory where they go."""
     second = options.second_moments
-    found = Statistics(rows=corpus.rows, on_disk=second and _too_large(arch, options))
+    found = Statistics(rows=corpus.rows, on_disk=too_large(arch, options))
     with resident(arch, None):
         walk = Walk.start(arch, corpus.rows, batch_tokens=options.batch_tokens, apart=second)
     layers = range(len(arch.layers))
@@ -110,10 +110,10 @@ def num_blocks(axis: Axis, moments: str) -> int:
     return next((count for count in divisors if axis.num_inputs // count <= size), axis.units)
 
 
-def _too_large(arch: Arch, options: Calibration) -> bool:
-    """Whether the co-moments should lie on disk. Raises UserError where the disk has no room for them."""
+def too_large(arch: Arch, options: Calibration) -> bool:
+    """Whether there are co-moments that should lie on disk. Raises UserError where it has no room for them."""
     sizes = [axis.num_inputs**2 / num_blocks(axis, options.moments) for axis in arch.axes]
-    if 16 * sum(sizes) <= IN_MEMORY_BYTES:  # float64, and those of the held-out rows
+    if not options.second_moments or 16 * sum(sizes) <= IN_MEMORY_BYTES:  # float64, and those of the held-out rows
         return False
     needed, place = 8 * sum(sizes), tempfile.gettempdir()  # float32 there
     if shutil.disk_usage(place).free < 1.05 * needed:

@@ -1,10 +1,11 @@
 """Checkpoints: a Hugging Face folder in, a pruned Hugging Face folder out."""
 
+import contextlib
 import json
 import logging
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +15,13 @@ import torch
 from seap import modeling_seap
 from seap.arch import find_family
 from seap.card import model_card
+from seap.config_streaming import Streaming
 from seap.errors import UserError, missing_extra
-from seap.files import written_whole
+from seap.files import folder_beside, written_whole
 from seap.mask import Masks, load_masks, save_masks
 from seap.residency import Streamed, mark_, streamed
 from seap.streaming import save_streamed
-from seap.surgery import quantized
+from seap.surgery import check_not_quantized, quantized
 
 BUILTIN = "builtin"
 HALF = (torch.bfloat16, torch.float16)
@@ -152,6 +154,21 @@ def load_streamed(
     stored = getattr(torch, save_dtype) if save_dtype else own if dtype == "auto" else working
     mark_(model, Streamed(working, place, stored, shards, offload_dir))
     return model, tokenizer
+
+
+@contextlib.contextmanager
+def loaded(
+    name: str, out: Path, loading: Mapping[str, Any], save_dtype: str | None, streaming: Streaming
+) -> Iterator[tuple[Any, Any]]:
+    """Model and tokenizer, in memory or to be streamed with a folder beside `out` for what is finished."""
+    if not streaming.stream:
+        check_memory(name)
+        model, tokenizer = load_for_work(name, **loading)
+        check_not_quantized(model)
+        yield model, tokenizer
+        return
+    with folder_beside(out) as shards:
+        yield load_streamed(name, shards, offload_dir=streaming.offload_dir, save_dtype=save_dtype, **loading)
 
 
 def slow_on_cpu(model: Any) -> bool:

@@ -111,6 +111,7 @@ def calibrate(
     loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
     streaming: Annotated[Streaming, Flat] = Streaming(),  # noqa: B008
     shard: Annotated[str | None, Parameter(help="Only part I of N of the rows, as 0/4; merge them later.")] = None,
+    ray: Annotated[int | None, Parameter(help="Spread the rows over so many actors of Ray's (seap[ray]).")] = None,
     json: Json = False,
 ) -> None:
     """Measure which parts of a model each task uses: one statistics file per task, made once and used many times.
@@ -126,6 +127,7 @@ def calibrate(
         out,
         calibration,
         shard=Ranks.of(shard) if shard else None,
+        num_actors=ray,
         loading=asdict(loading),
         streaming=streaming,
         progress=not json,

@@ -21,7 +21,7 @@ from seap.mixture import check_mixture
 from seap.promised import load_tests, prune_to_promise
 from seap.pruning import needs_text, prune, split_options
 from seap.report import Report
-from seap.stages import check_tasks, loaded, read_statistics
+from seap.stages import check_tasks, read_statistics
 from seap.streaming import check_streamable
 from seap.tasks import load_items, parse_spec
 
@@ -69,7 +69,7 @@ def prune_to_folder(
         load_tests(tasks, promise, evaluation or Evaluation())
     if streaming.stream:
         check_streamable(pruning)
-    with loaded(name, out, loading or {}, save_dtype, streaming) as (model, tokenizer):
+    with checkpoint.loaded(name, out, loading or {}, save_dtype, streaming) as (model, tokenizer):
         check_same_model(stats_files, [about for _, about in stored.values()], model)
         if mask_file:
             check_same_model([mask_file], [about_mask], model)

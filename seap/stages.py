@@ -1,27 +1,25 @@
 """The first stages over files, one function per command: calibrate, mask, merge."""
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from seap import checkpoint
+from seap import actors, checkpoint
 from seap.arch import describe
-from seap.calibration import about_statistics, check_same_model, identity
-from seap.config import Calibration, Pruning
+from seap.calibration import about_statistics, check_same_model, identity, too_large
+from seap.config import Calibration, Pruning, at_least
 from seap.config_streaming import Streaming
 from seap.corpus import Corpus
 from seap.distributed import Ranks, agreed, calibrate, joined, local_device, share
 from seap.environment import versions
 from seap.errors import UserError
-from seap.files import digest, folder_beside, is_current
+from seap.files import digest, is_current
 from seap.mask import load_masks, realised_sparsity, save_masks
 from seap.mixture import check_mixture
 from seap.pruning import build_corpora, check, make_masks, with_rounding
 from seap.report import choices
 from seap.stats import Statistics, load_statistics, merge, save_statistics
-from seap.surgery import check_not_quantized
 from seap.tasks import load_items, parse_spec
 
 
@@ -47,23 +45,6 @@ def check_tasks(tasks: Sequence[str], *, needed: bool) -> None:
         load_items(parse_spec(spec), "train")
 
 
-@contextlib.contextmanager
-def loaded(
-    name: str, out: Path, loading: Mapping[str, Any], save_dtype: str | None, streaming: Streaming
-) -> Iterator[tuple[Any, Any]]:
-    """Model and tokenizer, in memory or to be streamed with a folder beside `out` for what is finished."""
-    if not streaming.stream:
-        checkpoint.check_memory(name)
-        model, tokenizer = checkpoint.load_for_work(name, **loading)
-        check_not_quantized(model)
-        yield model, tokenizer
-        return
-    with folder_beside(out) as shards:
-        yield checkpoint.load_streamed(
-            name, shards, offload_dir=streaming.offload_dir, save_dtype=save_dtype, **loading
-        )
-
-
 def calibrate_to_files(
     name: str,
     tasks: Sequence[str],
@@ -71,35 +52,55 @@ def calibrate_to_files(
     options: Calibration,
     *,
     shard: Ranks | None = None,
+    num_actors: int | None = None,
     loading: Mapping[str, Any] | None = None,
     streaming: Streaming = Streaming(),  # noqa: B008
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """`seap calibrate`: one `OUT/TASK.safetensors` per task; a file with the same key is left as it is.
 
-    shard: only this part of the rows, to be merged with the others. Under torchrun each process takes its part and
-    rank 0 writes.
+    shard: only this part of the rows, to be merged with the others. num_actors: spread over so many of Ray's. Under
+    torchrun each process takes its part and rank 0 writes.
     """
     ranks = Ranks.here()
-    if shard is not None and ranks.size > 1:
-        raise UserError("--shard is for processes that know nothing of each other; leave it out under torchrun")
+    check_spread(ranks, shard, num_actors)
     check_tasks(tasks, needed=True)
     place = dict(loading or {})
     place["device"] = local_device(place.get("device", "auto"))
-    with joined(ranks), loaded(name, out, place, None, streaming) as (model, tokenizer):
+    with joined(ranks), checkpoint.loaded(name, out, place, None, streaming) as (model, tokenizer):
         corpora = build_corpora(model, tokenizer, list(tasks), options)
         if shard is not None:
             corpora = {task: part_of(corpus, shard) for task, corpus in corpora.items()}
         planned = {task: about_statistics(model, corpus, options) for task, corpus in corpora.items()}
         there = {task: is_current(out / f"{task}.safetensors", about["key"]) for task, about in planned.items()}
         there = agreed(there, ranks)
-        for task in [task for task in corpora if not there[task]]:
-            found = calibrate(model, corpora[task], options, ranks, progress=progress)
-            if ranks.rank == 0:
-                save_statistics(out / f"{task}.safetensors", found, planned[task])
+        missing = {task: corpus for task, corpus in corpora.items() if not there[task]}
+        if num_actors is None:
+            for task, corpus in missing.items():
+                found = calibrate(model, corpus, options, ranks, progress=progress)
+                if ranks.rank == 0:
+                    save_statistics(out / f"{task}.safetensors", found, planned[task])
+        on_disk = too_large(describe(model), options)
+    del model, tokenizer  # the actors have their own
+    if missing and num_actors is not None:
+        work = actors.Work(name, options, place, streaming)
+        for task, found in actors.calibrate(work, missing, num_actors, on_disk=on_disk, progress=progress):
+            save_statistics(out / f"{task}.safetensors", found, planned[task])
     return [
         about | {"path": str(out / f"{task}.safetensors"), "skipped": there[task]} for task, about in planned.items()
     ]
+
+
+def check_spread(ranks: Ranks, shard: Ranks | None, num_actors: int | None) -> None:
+    """Raise UserError for ways to spread calibration that don't go together."""
+    if ranks.size > 1 and shard is not None:
+        raise UserError("--shard is for processes that know nothing of each other; leave it out under torchrun")
+    if num_actors is None:
+        return
+    if ranks.size > 1:
+        raise UserError("--ray starts its own processes; run it without torchrun")
+    at_least("ray", num_actors, 1)
+    actors.check_ray()
 
 
 def part_of(corpus: Corpus, shard: Ranks) -> Corpus:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save, save_file
 from torch import Tensor
 
 from seap.errors import UserError
@@ -55,7 +55,7 @@ class Statistics(MutableMapping[str, Moments]):
         if isinstance(kept, Moments):
             return kept
         with safe_open(kept, framework="pt") as file:
-            return _moments_from(file, key)
+            return _moments_from(set(file.keys()), file.get_tensor, key)
 
     def __setitem__(self, key: str, moments: Moments) -> None:
         if self._folder is None:
@@ -114,12 +114,20 @@ def _tensors_of(key: str, moments: Moments, *, small: bool = False) -> dict[str,
     return tensors if moments.held is None else tensors | _tensors_of(f"held.{key}", moments.held, small=small)
 
 
-def _moments_from(file: Any, key: str) -> Moments:
-    names = set(file.keys())
-    held = _moments_from(file, f"held.{key}") if f"held.{key}.count" in names else None
-    co = file.get_tensor(f"{key}.co") if f"{key}.co" in names else None
-    count = int(file.get_tensor(f"{key}.count"))
-    return Moments(count, file.get_tensor(f"{key}.mean"), file.get_tensor(f"{key}.m2"), co, held)
+def _moments_from(names: Collection[str], read: Callable[[str], Tensor], key: str) -> Moments:
+    held = _moments_from(names, read, f"held.{key}") if f"held.{key}.count" in names else None
+    co = read(f"{key}.co") if f"{key}.co" in names else None
+    return Moments(int(read(f"{key}.count")), read(f"{key}.mean"), read(f"{key}.m2"), co, held)
+
+
+def to_bytes(moments: Moments) -> bytes:
+    """For another process; no pickle."""
+    return save(_tensors_of("axis", moments))
+
+
+def from_bytes(content: bytes) -> Moments:
+    tensors = load(content)
+    return _moments_from(tensors.keys(), tensors.__getitem__, "axis")
 
 
 IN_MEMORY_BYTES = 1 << 30  # of a file's matrices; larger ones are read axis by axis
