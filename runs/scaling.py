@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from seap.accumulator import TILE
 from seap.bench_calibration import random_corpus
 from seap.calibration import calibrate
 from seap.config import Calibration
@@ -60,6 +61,12 @@ SHAPES = (
 )
 
 
+def products(size: int) -> float:
+    """Entries of a matrix of moments that are computed: tiles from the diagonal on, the rest is their mirror image."""
+    tile = max(TILE, size // 16)
+    return sum(min(tile, size - i) * (size - i) for i in range(0, size, tile))
+
+
 def stages(shape: Shape, tokens: int = TOKENS) -> dict[str, float]:
     """Operations and bytes of each stage at 50%, bfloat16 weights, float64 moments (block: of 1024 inputs)."""
     axes, block = (shape.attention, shape.channels), 1024
@@ -67,13 +74,13 @@ def stages(shape: Shape, tokens: int = TOKENS) -> dict[str, float]:
     return {
         "params": shape.params,
         "forward_flops": 2.0 * tokens * shape.layers * shape.layer_params,
-        "second_moments_flops": 2.0 * tokens * shape.layers * sum(size**2 for size in axes),
-        "block_moments_flops": 2.0 * tokens * shape.layers * sum(size * block for size in axes),
+        "second_moments_flops": 2.0 * tokens * shape.layers * sum(products(size) for size in axes),
+        "block_moments_flops": 2.0 * tokens * shape.layers * sum(size / block * products(block) for size in axes),
         "ridge_flops": shape.layers * sum(k**3 / 3 + 4 * shape.hidden * k**2 for k in kept),
         "weights_bytes": 2.0 * shape.params,
         "layer_bytes": 2.0 * shape.layer_params,
         "hidden_bytes": 2.0 * tokens * shape.hidden,
-        "moments_bytes_of_a_layer": 16.0 * sum(size**2 for size in axes),
+        "moments_bytes_of_a_layer": 20.0 * sum(size**2 for size in axes),
         "moments_bytes_on_disk": 8.0 * shape.layers * sum(size**2 for size in axes),
         "block_moments_bytes_on_disk": 8.0 * shape.layers * sum(size * block for size in axes),
         "mean_and_variance_bytes": 16.0 * shape.layers * sum(axes),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from seap.accumulator import Accumulator
 from seap.arch import Arch, Axis, describe
 from seap.config import Calibration
 from seap.corpus import Batch, Corpus, batches, num_batches
@@ -44,15 +45,15 @@ def calibrate(model: Any, corpus: Corpus, options: Calibration, *, progress: boo
 
 
 def _in_one_pass(arch: Arch, corpus: Corpus, options: Calibration, *, progress: bool) -> dict[str, Moments]:
-    moments = {axis.key: _zeros(arch, axis) for axis in arch.axes}
+    into = {axis.key: _accumulator(arch, axis) for axis in arch.axes}
     total = num_batches(corpus.rows, batch_tokens=options.batch_tokens)
     stream = batches(corpus.rows, batch_tokens=options.batch_tokens)
     bar = tqdm(stream, total=total, desc=f"calibrate {corpus.name}", unit="batch", disable=not progress, leave=False)
     for batch in bar:
-        with _recording(arch, arch.axes, moments, batch):
+        with _recording(arch, arch.axes, into, batch):
             arch.model.base_model(**model_inputs(arch, batch))
-        _check_finite(arch.axes, moments)
-    return moments
+        _check_finite(arch.axes, into)
+    return {key: accumulator.moments() for key, accumulator in into.items()}
 
 
 def _by_layer(arch: Arch, corpus: Corpus, options: Calibration, *, progress: bool) -> Statistics:
@@ -83,12 +84,15 @@ def _measure_layer(
     """Run all batches through one layer; its axes' moments go into `found`."""
     arch = walk.arch
     blocks = {axis.key: num_blocks(axis, options.moments) if options.second_moments else 0 for axis in axes}
-    parts = [{axis.key: _zeros(arch, axis, blocks[axis.key]) for axis in axes} for _ in range(2)]
     device = arch.consumer(axes[0]).weight.device
-    for index, batch in enumerate(walk.batches):
-        with _recording(arch, axes, parts[walk.held[index]], batch):
-            walk.hidden[index] = offload(index, walk.run(layer, index, walk.hidden[index].to(device)))
-    _check_finite(axes, parts[0])
+    parts: list[dict[str, Moments]] = []
+    for held in (False, True):
+        into = {axis.key: _accumulator(arch, axis, blocks[axis.key]) for axis in axes}
+        for index in [index for index, is_held in enumerate(walk.held) if is_held == held]:
+            with _recording(arch, axes, into, walk.batches[index]):
+                walk.hidden[index] = offload(index, walk.run(layer, index, walk.hidden[index].to(device)))
+        _check_finite(axes, into)
+        parts.append({key: accumulator.moments() for key, accumulator in into.items()})
     for axis in axes:
         found[axis.key] = _with_held(parts[0].pop(axis.key), parts[1].pop(axis.key)).cpu()
 
@@ -124,27 +128,26 @@ def too_large(arch: Arch, options: Calibration) -> bool:
     return True
 
 
-def _zeros(arch: Arch, axis: Axis, blocks: int = 0) -> Moments:
+def _accumulator(arch: Arch, axis: Axis, blocks: int = 0) -> Accumulator:
     """blocks: of co-moments; none are kept with 0."""
     device = arch.consumer(axis).weight.device
     place = device if device.type in ("cuda", "cpu") else torch.device("cpu")  # MPS has no float64
-    return Moments.zeros(axis.num_inputs, second=blocks > 0, blocks=max(blocks, 1), device=place)
+    return Accumulator(axis.num_inputs, blocks=blocks, device=place)
 
 
 @contextlib.contextmanager
-def _recording(arch: Arch, axes: Sequence[Axis], moments: Mapping[str, Moments], batch: Batch) -> Iterator[None]:
+def _recording(arch: Arch, axes: Sequence[Axis], into: Mapping[str, Accumulator], batch: Batch) -> Iterator[None]:
     """Hooks on the axes' consumers that take in one batch's real tokens."""
     real = None if batch.mask.all() else batch.mask.flatten()
 
-    def recorder(into: Moments) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def recorder(accumulator: Accumulator) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             rows = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
-            rows = rows if real is None else rows[real.to(rows.device)]
-            into.update_(rows.to(into.mean.device))
+            accumulator.update_(rows, None if real is None else real.to(rows.device))
 
         return record
 
-    handles = [arch.consumer(axis).register_forward_pre_hook(recorder(moments[axis.key])) for axis in axes]
+    handles = [arch.consumer(axis).register_forward_pre_hook(recorder(into[axis.key])) for axis in axes]
     try:
         yield
     finally:
@@ -152,9 +155,9 @@ def _recording(arch: Arch, axes: Sequence[Axis], moments: Mapping[str, Moments],
             handle.remove()
 
 
-def _check_finite(axes: Sequence[Axis], moments: Mapping[str, Moments]) -> None:
-    sums = torch.stack([moments[axis.key].m2.sum().cpu() for axis in axes])
-    bad = (~torch.isfinite(sums)).nonzero().flatten().tolist()
+def _check_finite(axes: Sequence[Axis], into: Mapping[str, Accumulator]) -> None:
+    finite = torch.stack([into[axis.key].is_finite.cpu() for axis in axes])
+    bad = (~finite).nonzero().flatten().tolist()
     if bad:
         axis = axes[bad[0]]
         raise UserError(

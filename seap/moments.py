@@ -12,6 +12,8 @@ from torch import Tensor
 
 from seap.errors import UserError
 
+EXACT_SIZE = 256  # inputs up to which products are float64, and not sums of float32 ones
+
 
 @dataclass
 class Moments:
@@ -19,7 +21,7 @@ class Moments:
 
     mean (C,), m2 (C,) = Σ (h − mean)², and optionally co (C, C) = Σ (h − mean)(h − mean)ᵀ, whose diagonal is m2; or of
     it only the B blocks of n = C/B consecutive inputs along the diagonal, co (B, n, n).
-    Updates and merges follow Chan, Golub and LeVeque (1979), so any split of the rows gives the same result up to
+    Merges follow Chan, Golub and LeVeque (1979), so any split of the rows gives the same result up to
     float64 rounding; FLAP's running variance loses its first batch and SEAP's code inherits that.
     """
 
@@ -50,7 +52,8 @@ class Moments:
             return cls.zeros(rows.shape[1], second=second, blocks=blocks, device=rows.device)
         mean = rows.mean(0)
         centred = rows - mean
-        co = _products(centred, blocks) if second else None
+        parts = centred.view(count, blocks, -1).transpose(0, 1)
+        co = (centred.t() @ centred if blocks == 1 else parts.transpose(1, 2) @ parts) if second else None
         return cls(count, mean, centred.square_().sum(0), co)
 
     def add_(self, other: Moments) -> None:
@@ -69,13 +72,12 @@ class Moments:
                 raise UserError("one of the statistics has second moments and the other hasn't")
             if other.co.shape != self.co.shape:
                 raise UserError("the statistics' second moments are of blocks of different size; measure both alike")
-            self.co += other.co + weight * outer(delta, self.num_blocks)
+            self.co += other.co
+            parts, deltas = self.co.view(self.num_blocks, -1, self.co.shape[-1]), delta.view(self.num_blocks, -1)
+            deltas = deltas.to(parts.dtype)
+            parts.baddbmm_(deltas[:, :, None], deltas[:, None, :], alpha=weight)  # `outer`, in place
         self.mean = self.mean + delta * (other.count / total)
         self.count = total
-
-    def update_(self, rows: Tensor) -> None:
-        """Take in rows (N, C)."""
-        self.add_(Moments.of(rows, second=self.co is not None, blocks=self.num_blocks))
 
     @property
     def num_blocks(self) -> int:
@@ -138,22 +140,6 @@ class Moments:
     def cpu(self) -> Moments:
         held = None if self.held is None else self.held.cpu()
         return Moments(self.count, self.mean.cpu(), self.m2.cpu(), None if self.co is None else self.co.cpu(), held)
-
-
-EXACT_SIZE = 256  # inputs up to which products are float64
-
-
-def _products(centred: Tensor, blocks: int) -> Tensor:
-    """XᵀX (C, C) of float64 rows (N, C), or its diagonal blocks (B, n, n).
-
-    For many inputs in float32, twice as fast, on values that are centred.
-    """
-    size = centred.shape[1] // blocks
-    exact = centred if size <= EXACT_SIZE else centred.float()
-    if blocks == 1:
-        return (exact.t() @ exact).double()
-    parts = exact.view(-1, blocks, size).transpose(0, 1)
-    return (parts.transpose(1, 2) @ parts).double()
 
 
 def outer(delta: Tensor, blocks: int) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seap import stats
+from seap import accumulator, stats
+from seap.accumulator import Accumulator
 from seap.errors import UserError
 from seap.moments import Moments
 from seap.stats import Statistics, load_statistics, merge, save_statistics
@@ -40,12 +41,13 @@ def assert_moments(found: Moments, data: torch.Tensor) -> None:
 def test_any_split_gives_the_moments_of_all_rows(cuts: list[int], seed: int, dtype: torch.dtype) -> None:
     data = rows(40, seed, dtype)
     edges = [0, *sorted(cuts), 40]
-    streamed, parts = Moments.zeros(SIZE, second=True), []
+    whole, parts = Accumulator(SIZE, blocks=1), []
     for start, end in itertools.pairwise(edges):
-        streamed.update_(data[start:end])
-        part = Moments.zeros(SIZE, second=True)
+        whole.update_(data[start:end])
+        part = Accumulator(SIZE, blocks=1)
         part.update_(data[start:end])
-        parts.append(Statistics({"layers.0.channels": part}))
+        parts.append(Statistics({"layers.0.channels": part.moments()}))
+    streamed = whole.moments()
     merged = merge(parts)["layers.0.channels"]
     covariance = torch.cov(data.double().t()) * 39
     for found in (streamed, merged):
@@ -57,9 +59,10 @@ def test_any_split_gives_the_moments_of_all_rows(cuts: list[int], seed: int, dty
 
 def test_the_first_batch_counts() -> None:
     """Trap: the published running variance starts with the second batch."""
-    moments = Moments.zeros(1)
-    moments.update_(torch.tensor([[0.0], [2.0]]))
-    moments.update_(torch.tensor([[1.0]]))
+    found = Accumulator(1)
+    found.update_(torch.tensor([[0.0], [2.0]]))
+    found.update_(torch.tensor([[1.0]]))
+    moments = found.moments()
     # mean 1; (0−1)² + (2−1)² + (1−1)² = 2; unbiased variance 2 / 2 = 1; mean square (0 + 4 + 1) / 3
     assert moments.mean.item() == 1
     assert moments.variance.item() == 1
@@ -114,7 +117,7 @@ def test_blocks_are_the_matrix_s_own(blocks: int) -> None:
     data, more = torch.randn(30, 8, generator=generator) + 3, torch.randn(11, 8, generator=generator)
     found, whole = (Moments.of(data, second=True, blocks=count) for count in (blocks, 1))
     for moments in (found, whole):
-        moments.update_(more)
+        moments.add_(Moments.of(more, second=True, blocks=moments.num_blocks))
         moments.held = Moments.of(more, second=True, blocks=moments.num_blocks)
     assert whole.co is not None and found.num_blocks == blocks == len(found.split())
     fit = whole.without_held()
@@ -156,3 +159,42 @@ def test_a_large_file_is_read_axis_by_axis(tmp_path: Path, monkeypatch: pytest.M
         assert moments.co is not None and torch.equal(read[key].co, moments.co)  # type: ignore[arg-type]
     save_statistics(tmp_path / "b.safetensors", read, {"task": "t"})
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("size", "blocks"), [(6, 1), (6, 3), (1, 1), (264, 1), (600, 1), (600, 2), (900, 3), (560, 2)])
+def test_tiles_pieces_and_folds_make_the_matrix_of_all_rows(
+    size: int, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every limit is crossed: several pieces an update, updates of few rows, products in float32 folded meanwhile."""
+    monkeypatch.setattr(accumulator, "PIECE", 7 * size)
+    monkeypatch.setattr(accumulator, "GATHERED", 30)
+    monkeypatch.setattr(accumulator, "FOLDED", 60)
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(200, size, generator=generator) * torch.linspace(0.1, 9, size) + torch.linspace(-50, 50, size)
+    data[150:] += 30  # the mean moves
+    keep = torch.rand(200, generator=generator) < 0.8
+    found = Accumulator(size, blocks=blocks)
+    for start, end in ((0, 3), (3, 4), (4, 90), (90, 90), (90, 200)):
+        found.update_(data[start:end], keep[start:end])
+    moments, expected = found.moments(), Moments.of(data[keep], second=True, blocks=blocks)
+    assert moments.co is not None and expected.co is not None and moments.co.dtype == torch.float64
+    assert moments.count == expected.count == int(keep.sum())
+    torch.testing.assert_close(moments.mean, expected.mean, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(moments.m2, expected.m2, rtol=1e-10, atol=0)
+    deviations = torch.stack([part.diagonal() for part in expected.co.view(blocks, size // blocks, -1)]).sqrt()
+    scale = deviations[:, :, None] * deviations[:, None, :]
+    error = ((moments.co - expected.co).view_as(scale) / scale).abs().max()
+    assert error < (1e-11 if size // blocks <= 256 else 2e-6)
+    assert torch.equal(moments.co, moments.co.transpose(-1, -2))
+
+
+def test_rows_are_left_as_they_are_and_nothing_is_nothing() -> None:
+    data = rows(9, 0)
+    before = data.clone()
+    found = Accumulator(SIZE, blocks=1)
+    found.update_(data)
+    assert torch.equal(data, before)
+    empty = Accumulator(SIZE, blocks=1)
+    empty.update_(data[:0])
+    moments = empty.moments()
+    assert moments.count == 0 and moments.co is not None and not moments.co.any() and not moments.m2.any()
