@@ -20,6 +20,7 @@ from seap.damped import solve_damped
 from seap.mask import Masks
 from seap.moments import Moments
 
+PIECE = 1 << 17  # numbers of a weight that are float64 at a time: 1 MB, which stays in the processor's cache
 DAMPING = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # λ over the mean of the covariance's diagonal
 UNTESTED_DAMPING = 1e-2  # where no row is held out to choose it on
 
@@ -52,8 +53,10 @@ def map_inputs(weight: Tensor, inputs: Tensor) -> Tensor:
 
 
 def mean_bias(weight: Tensor, moments: Moments, keep: Tensor) -> Repair:
-    """FLAP's bias. weight (O, C) float64, keep bool (C,)."""
-    return Repair(weight @ moments.mean.masked_fill(keep, 0))
+    """FLAP's bias. weight (O, C) of any float dtype, which becomes float64 a few rows at a time; keep bool (C,)."""
+    missing = moments.mean.masked_fill(keep, 0)
+    rows = max(PIECE // weight.shape[1], 1)
+    return Repair(torch.cat([part.double() @ missing for part in weight.split(rows)]))
 
 
 def ridge(weight: Tensor, moments: Moments, keep: Tensor, damping: float) -> Repair:
@@ -90,6 +93,7 @@ def output_error(weight: Tensor, moments: Moments, keep: Tensor, repair: Repair)
 
 def ridge_or_bias(weight: Tensor, moments: Moments, keep: Tensor) -> Repair:
     """Ridge with the damping that is best on held-out rows, refitted on all; bias where that is better on them."""
+    weight = weight.double()
     if moments.held is None or moments.held.count == 0:
         return ridge(weight, moments, keep, UNTESTED_DAMPING)
     fit, held = moments.without_held(), moments.held
@@ -114,5 +118,6 @@ def repair_axes(arch: Arch, masks: Masks, source: Source, name: str, *, layer: i
     for axis in arch.axes if layer is None else [axis for axis in arch.axes if axis.layer == layer]:
         keep = kept_inputs(axis, masks[axis.key])
         if name != "none" and not keep.all():
-            repairs[axis.key] = COMPENSATIONS[name](weight_of(arch, axis), source[axis.key], keep)
+            weight = arch.weight(axis.layer, axis.consumer).detach().cpu()
+            repairs[axis.key] = COMPENSATIONS[name](weight, source[axis.key], keep)
     return repairs

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from seap.arch import Arch
 
 _PAGE_OUT = 21  # MADV_PAGEOUT, from Linux 5.4 on: nothing is lost, also where a page was written to
+_WILL_NEED = 3
 _MARK = "_seap_streamed"
 
 
@@ -95,6 +96,16 @@ def release(model: nn.Module, weights: Iterable[Tensor]) -> None:
 
 def page_out(tensors: Iterable[Tensor]) -> None:
     """Ask the system to take whole pages of these tensors out of memory; they are read again when they are needed."""
+    _advise(tensors, _PAGE_OUT)
+
+
+def read_ahead(tensors: Iterable[Tensor]) -> None:
+    """Ask the system to begin reading these tensors, which will be needed soon."""
+    _advise(tensors, _WILL_NEED)
+
+
+def _advise(tensors: Iterable[Tensor], advice: int) -> None:
+    """About the whole pages of tensors; nothing happens where the system isn't Linux."""
     if not sys.platform.startswith("linux"):
         return
     library, page = ctypes.CDLL(None), mmap.PAGESIZE
@@ -103,7 +114,7 @@ def page_out(tensors: Iterable[Tensor]) -> None:
             start = -(-tensor.data_ptr() // page) * page
             end = (tensor.data_ptr() + tensor.numel() * tensor.element_size()) // page * page
             if end > start:
-                library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _PAGE_OUT)
+                library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice)
 
 
 @contextlib.contextmanager

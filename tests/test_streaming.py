@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from tiny import ROWS, model
 from toy import TEXTS, folder, texts_file, tokenizer
 
 import seap
-from seap import checkpoint, residency
+from seap import checkpoint, residency, streaming
 from seap.arch import describe
 from seap.cli import main
 from seap.commands import prune_to_folder
@@ -115,11 +116,31 @@ def test_one_layer_at_a_time_is_in_memory(tmp_path: Path) -> None:
     assert {name: value.data_ptr() for name, value in dense.named_parameters()} == before
 
 
-def test_paging_out_loses_nothing(tmp_path: Path) -> None:
+def test_paging_out_and_reading_ahead_lose_nothing() -> None:
     tensor = torch.arange(1 << 16).float()
     expected = tensor.clone()
     residency.page_out([tensor, tensor[::2]])
+    residency.read_ahead([tensor, tensor[1::2], tensor[:0]])
     assert torch.equal(tensor, expected)
+
+
+@pytest.mark.parametrize("piece", [1, 3, 1 << 19])
+def test_what_is_written_is_what_safetensors_reads(piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "PIECE", piece)
+    drawn = torch.randn(3, 5)
+    given = {
+        "flags": torch.tensor([True, False, True]),
+        "a": drawn.bfloat16(),
+        "count": torch.tensor(7),
+        "none": drawn[:0],
+        "columns": drawn.t()[1:4],
+    }
+    streaming.write(given, tmp_path / "a.safetensors", torch.float16)
+    found = load_file(tmp_path / "a.safetensors")
+    assert found.keys() == given.keys()
+    for name, value in given.items():
+        expected = value.half() if value.is_floating_point() else value
+        assert found[name].dtype == expected.dtype and torch.equal(found[name], expected), name
 
 
 @pytest.mark.parametrize(
