@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load, save, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from seap.errors import UserError
-from seap.files import read_about, write_tensors
+from seap.files import read_about, write_safetensors, write_tensors
 from seap.moments import EXACT_SIZE, Moments
 
 Rows = tuple[tuple[int, ...], ...]  # token ids, one text (or one packed sequence) a row
@@ -62,7 +62,7 @@ class Statistics(MutableMapping[str, Moments]):
             self._kept[key] = moments
             return
         path = self._folder / f"{key}.safetensors"
-        save_file(_tensors_of(key, moments, small=True), path)
+        write_safetensors(path, _tensors_of(key, moments, small=True), {})
         self._kept[key] = path
 
     def __delitem__(self, key: str) -> None:
@@ -110,7 +110,6 @@ def _tensors_of(key: str, moments: Moments, *, small: bool = False) -> dict[str,
     tensors = {f"{key}.count": torch.tensor(moments.count), f"{key}.mean": moments.mean, f"{key}.m2": moments.m2}
     if moments.co is not None:
         tensors[f"{key}.co"] = moments.co.float() if small and moments.co.shape[-1] > EXACT_SIZE else moments.co
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     return tensors if moments.held is None else tensors | _tensors_of(f"held.{key}", moments.held, small=small)
 
 
@@ -122,7 +121,7 @@ def _moments_from(names: Collection[str], read: Callable[[str], Tensor], key: st
 
 def to_bytes(moments: Moments) -> bytes:
     """For another process; no pickle."""
-    return save(_tensors_of("axis", moments))
+    return save({name: tensor.contiguous() for name, tensor in _tensors_of("axis", moments).items()})
 
 
 def from_bytes(content: bytes) -> Moments:

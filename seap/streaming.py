@@ -6,7 +6,6 @@ sensitivity, the refit) is refused.
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,13 @@ from seap.arch import Arch, describe
 from seap.compensate import Repair, Repairs, Source, repair_axes
 from seap.config import Pruning
 from seap.errors import UserError
+from seap.files import write_safetensors
 from seap.mask import Masks, check_fits
 from seap.methods import MEASURED
 from seap.residency import modules_of, page_out, read_ahead, ready_, streamed
 from seap.surgery import cut_layer_, finish_
 
-PIECE = 1 << 19  # numbers that are written at a time: 1 or 2 MB, with which Linux is ten times faster than with 32
-ON_DISK = {
-    **{torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"},
-    **{torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"},
-}
+METADATA = {"format": "pt"}
 LAYER_BY_LAYER = "--score obs --allocate logistic --no-sequential"
 
 
@@ -76,7 +72,7 @@ def cut_streamed_(model: Any, masks: Masks, source: Source, compensate: str, *, 
 
 def _to_file_(layer: nn.Module, prefix: str, path: Path, dtype: torch.dtype) -> None:
     """Write a layer in the dtype it is saved in, and have it lie there from now on."""
-    write(layer.state_dict(prefix=prefix), path, dtype)
+    write_safetensors(path, layer.state_dict(prefix=prefix), METADATA, dtype=dtype)
     with safe_open(path, framework="pt") as file:
         for name in layer.state_dict():
             place, _, leaf = name.rpartition(".")
@@ -85,31 +81,6 @@ def _to_file_(layer: nn.Module, prefix: str, path: Path, dtype: torch.dtype) -> 
                 module._parameters[leaf] = nn.Parameter(stored, requires_grad=False)
             else:
                 module._buffers[leaf] = stored
-
-
-def write(tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype, *, mapped: bool = False) -> None:
-    """A safetensors file, written from where the tensors lie: `save_file` would copy all of them first.
-
-    Floating ones become `dtype`, in pieces. mapped: they lie in files themselves, whose memory is given back.
-    https://github.com/huggingface/safetensors#format
-    """
-    stored = {name: dtype if value.is_floating_point() else value.dtype for name, value in tensors.items()}
-    names = sorted(tensors, key=lambda name: (-stored[name].itemsize, name))  # so that all are aligned
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name in names:
-        start, end = end, end + tensors[name].numel() * stored[name].itemsize
-        about = {"dtype": ON_DISK[stored[name]], "shape": list(tensors[name].shape), "data_offsets": [start, end]}
-        header[name] = about
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for name in names:
-            for piece in tensors[name].detach().reshape(-1).split(PIECE):
-                file.write(piece.to("cpu", stored[name]).contiguous().view(torch.uint8).numpy().data)
-                if mapped:
-                    page_out([piece])
 
 
 def save_streamed(model: Any, folder: Path) -> None:
@@ -123,7 +94,7 @@ def save_streamed(model: Any, folder: Path) -> None:
     files = [plan.shards / f"layer-{layer}.safetensors" for layer in range(len(arch.layers))]
     for index, (name, value) in enumerate(around(arch).items()):
         files.append(plan.shards / f"around-{index}.safetensors")
-        write({name: value}, files[-1], plan.save_dtype, mapped=True)
+        write_safetensors(files[-1], {name: value}, METADATA, dtype=plan.save_dtype, written=page_out)
     where: dict[str, str] = {}
     total = 0
     for index, file in enumerate(files):

@@ -12,7 +12,7 @@ from tiny import ROWS, model
 from toy import TEXTS, folder, texts_file, tokenizer
 
 import seap
-from seap import checkpoint, residency, streaming
+from seap import checkpoint, files, residency
 from seap.arch import describe
 from seap.cli import main
 from seap.commands import prune_to_folder
@@ -126,7 +126,7 @@ def test_paging_out_and_reading_ahead_lose_nothing() -> None:
 
 @pytest.mark.parametrize("piece", [1, 3, 1 << 19])
 def test_what_is_written_is_what_safetensors_reads(piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "PIECE", piece)
+    monkeypatch.setattr(files, "PIECE", piece)
     drawn = torch.randn(3, 5)
     given = {
         "flags": torch.tensor([True, False, True]),
@@ -135,7 +135,7 @@ def test_what_is_written_is_what_safetensors_reads(piece: int, tmp_path: Path, m
         "none": drawn[:0],
         "columns": drawn.t()[1:4],
     }
-    streaming.write(given, tmp_path / "a.safetensors", torch.float16)
+    files.write_safetensors(tmp_path / "a.safetensors", given, {"format": "pt"}, dtype=torch.float16)
     found = load_file(tmp_path / "a.safetensors")
     assert found.keys() == given.keys()
     for name, value in given.items():
