@@ -1,9 +1,11 @@
 """`seap bench --calibration`: what calibration costs beside a bare forward pass, and beside one prompt at a time.
 
-One prompt at a time, with hooks that copy each consumer's input to the host, is how the published code calibrates.
+One prompt at a time, with hooks that copy to the host what linears read, is how SEAP's published code calibrates.
 """
 
+import gc
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -45,6 +47,7 @@ def bench_calibration(model: Any, *, tokens: int = 8192, length: int = 256, repe
         "second_moments": lambda: calibrate(model, packed, second, progress=False),
         "prompts": lambda: calibrate(model, prompts, plain, progress=False),
         "one_by_one": lambda: one_by_one(model, prompts),
+        "one_by_one_uncollected": lambda: one_by_one(model, prompts, collect=False),
     }
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats + 1):
@@ -59,7 +62,7 @@ def bench_calibration(model: Any, *, tokens: int = 8192, length: int = 256, repe
         "prompt_tokens": PROMPT_TOKENS,
         **{f"{name}_tokens_per_s": packed.num_tokens / value for name, value in seconds.items()},
         **{f"{name}_cost": seconds[name] / seconds["forward"] for name in ("calibration", "second_moments")},
-        "times_one_by_one": seconds["one_by_one"] / seconds["prompts"],
+        **{f"times_{name}": seconds[name] / seconds["prompts"] for name in ("one_by_one", "one_by_one_uncollected")},
         **provenance(),
     }
 
@@ -79,33 +82,60 @@ def forward(model: Any, corpus: Corpus, options: Calibration) -> None:
         model.base_model(**model_inputs(arch, batch))
 
 
-@torch.no_grad()
-def one_by_one(model: Any, corpus: Corpus) -> dict[str, tuple[Tensor, Tensor]]:
-    """Mean and variance of each consumer's input from copies on the host, one prompt after the other.
+@dataclass
+class HostSums:
+    """Mean, variance and mean square of rows on the host, in float32, each update in the passes of SEAP's own code."""
 
-    axis key → ((C,), (C,)) for C inputs, averaged over prompts as the published code does.
+    count: int = 0
+    mean: Tensor | None = None
+    m2: Tensor | None = None
+    mean_square: Tensor | None = None
+
+    def update_(self, rows: Tensor) -> None:
+        rows = rows.to(torch.float32)
+        assert not torch.isinf(rows).any() and not torch.isnan(rows).any()
+        count, mean, square = self.count + len(rows), rows.mean(0), rows.square().mean(0)
+        if self.mean is None or self.m2 is None or self.mean_square is None:
+            self.mean, self.m2, self.mean_square = mean, torch.zeros_like(mean), square
+            before = mean
+        else:
+            before, share = self.mean.clone(), len(rows) / count
+            self.mean = (1 - share) * self.mean + share * mean
+            self.mean_square = (1 - share) * self.mean_square + share * square
+        self.m2 += ((rows - self.mean) * (rows - before)).sum(0)
+        self.count = count
+
+
+@torch.no_grad()
+def one_by_one(model: Any, corpus: Corpus, *, collect: bool = True) -> dict[str, HostSums]:
+    """One prompt after the other through the whole model, every hook copying to the host: SEAP's published calibration.
+
+    As `src/activations.py` at commit 33b91f4 does it: what four linears of each layer read (of q_proj, o_proj,
+    gate_proj and down_proj in a Llama), the output layer computed, garbage collected after each prompt (not with
+    collect=False). Unlike there the first prompt's variance counts. Returns axis key → statistics of the consumer's
+    input.
     """
     arch = describe(model)
-    copies: dict[str, Tensor] = {}
-    sums = {axis.key: (torch.zeros(axis.num_inputs), torch.zeros(axis.num_inputs)) for axis in arch.axes}
+    read = {axis.key: HostSums() for axis in arch.axes}
+    wrote = {axis.key: HostSums() for axis in arch.axes}
 
-    def copying(key: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def copy(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            copies[key] = inputs[0].detach().to("cpu", torch.float32, copy=True)
+    def copying(into: HostSums) -> Callable[[nn.Module, tuple[Tensor, ...], Any], None]:
+        return lambda _, inputs, output: into.update_(inputs[0].detach().cpu().view(-1, inputs[0].shape[-1]))
 
-        return copy
-
-    handles = [arch.consumer(axis).register_forward_pre_hook(copying(axis.key)) for axis in arch.axes]
+    handles = []
+    for axis in arch.axes:
+        handles.append(arch.consumer(axis).register_forward_hook(copying(read[axis.key])))
+        producer = arch.linear(axis.layer, axis.producers[0])
+        handles.append(producer.register_forward_hook(copying(wrote[axis.key])))
     try:
         with evaluation(model):
             for row in corpus.rows:
                 model(torch.tensor([row], device=model.device))
-                for key, (mean, variance) in sums.items():
-                    values = copies[key].reshape(-1, mean.numel())
-                    mean.add_(values.mean(0))
-                    variance.add_(values.var(0, correction=0))
+                if collect:
+                    gc.collect()
+                if collect and model.device.type == "cuda":
+                    torch.cuda.empty_cache()
     finally:
         for handle in handles:
             handle.remove()
-    count = len(corpus.rows)
-    return {key: (mean / count, variance / count) for key, (mean, variance) in sums.items()}
+    return read

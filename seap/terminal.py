@@ -118,7 +118,8 @@ def show_bench(result: dict[str, Any], console: Console) -> None:
         )
         console.print(
             f"prompts of {result['prompt_tokens']} tokens: {result['prompts_tokens_per_s']:,.0f} tokens a second, "
-            f"×{result['times_one_by_one']:.1f} as many as one prompt at a time with copies to the host"
+            f"×{result['times_one_by_one']:.1f} as many as one prompt at a time with copies to the host "
+            f"(×{result['times_one_by_one_uncollected']:.1f} without its garbage collection)"
         )
         return
     rows = [_bench_cells(row) for row in result["rows"]]
