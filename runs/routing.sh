@@ -1,6 +1,6 @@
 #!/bin/sh
-# What routing costs in the end (built-in model), and how good a router is on real text (MODEL and DATA: natural-7m and the
-# folder of its eight kinds). Writes results/routing_builtin.json and results/routing_natural.json.
+# How good a router is, and what routing costs in the end: on the built-in model's tasks, and on eight kinds of real text
+# (MODEL and DATA: natural-7m and the folder of its kinds). Writes results/routing_builtin.json and routing_natural.json.
 #
 #     sh runs/routing.sh MODEL DATA
 set -eu
@@ -24,5 +24,4 @@ json.dump({'router': json.load(open(a)), 'end_to_end': json.load(open(b))}, open
 BUILTIN=arithmetic,brackets,calendar,facts,list_sorting,numerals,sentiment,string_reversal,word_problems
 own builtin builtin "$BUILTIN" "--max-tokens 2000"
 KINDS=$(for kind in "$DATA"/*/; do kind=${kind%/}; printf '%s=%s,' "${kind##*/}" "$kind"; done)
-seap route fit "$MODEL" --tasks "${KINDS%,}" --out "$ROOM/natural.safetensors" --dtype float32 --json \
-    > results/routing_natural.json # the router alone: packing eight kinds takes long
+own natural "$MODEL" "${KINDS%,}" "--max-tokens 16384"
