@@ -6,9 +6,12 @@ Chan, Golub and LeVeque (1979). Shapes: N rows (tokens), C inputs of a consumer,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from seap.experts import Routed, usage_rows
 from seap.moments import EXACT_SIZE, Moments
 
 PIECE = 1 << 19  # numbers of a piece of rows: 4 MB in float64
@@ -59,6 +62,35 @@ class Accumulator:
         """Those of all rows so far. Ends the accumulation."""
         seen, products, self._products = self._seen, self._products, None
         return Moments(seen.count, seen.mean, seen.m2, None if products is None else products.matrix())
+
+
+class ExpertAccumulator:
+    """Of the experts of a layer: what each reads, times the router's weight, 0 for the tokens that go elsewhere.
+
+    size: channels of each of so many experts. blocks: of each one's co-moment matrix; none is kept with 0.
+    """
+
+    def __init__(self, experts: int, size: int, *, blocks: int = 0, device: torch.device | str = "cpu") -> None:
+        self.usage = Accumulator(2 * experts)  # whether each expert is chosen for a token, then with what strength
+        self._each = [Accumulator(size, blocks=blocks, device=device) for _ in range(experts)]
+        self._num_tokens = 0
+
+    @property
+    def is_finite(self) -> Tensor:
+        return torch.stack([one.is_finite for one in self._each]).all()
+
+    def update_(self, num_tokens: int, seen: Sequence[Routed], keep: Tensor | None = None) -> None:
+        """Take in what the experts did for N tokens, or for those of them that keep, bool (N,), marks."""
+        self.usage.update_(usage_rows(num_tokens, len(self._each), seen), keep)
+        self._num_tokens += num_tokens if keep is None else int(keep.sum())
+        for one in seen:
+            own = None if keep is None else keep.to(one.tokens.device)[one.tokens]
+            self._each[one.expert].update_(one.inputs, own)
+
+    def moments(self) -> Moments:
+        """Those of all tokens so far, the experts side by side. Ends the accumulation."""
+        each = [one.moments() for one in self._each]
+        return Moments.joined([one.with_zeros(self._num_tokens - one.count) for one in each])
 
 
 class Products:

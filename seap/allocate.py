@@ -108,7 +108,7 @@ def _spread(axes: Sequence[Axis], weights: Sequence[float], options: Pruning, ta
             best, gap = budgets, missed
         elif missed > gap or not channels:
             break  # choices come from the nearest outwards
-        if gap <= max((axes[i].unit_params * options.round_to for i in channels), default=0) / 2:
+        if gap <= min((axes[i].unit_params * options.round_to for i in channels), default=0) / 2:
             break
     return best
 
@@ -137,17 +137,24 @@ def _fit_channels(
     options: Pruning,
     target: float,
 ) -> Budgets:
+    """Budgets of the axes whose units are small: those of the largest units first, the others take up what is left."""
     if not channels:
         return {}
-    chosen = [axes[i] for i in channels]
-    fractions = water_fill(
-        [weights[i] for i in channels], [a.params for a in chosen], [caps[i] for i in channels], target
-    )
-    wanted = [axis.units * (1 - f) for axis, f in zip(chosen, fractions, strict=True)]
-    least = [least_kept(a, options) if caps[i] > 0 else a.units for i, a in zip(channels, chosen, strict=True)]
-    total = sum(axis.units for axis in chosen) - target / chosen[0].unit_params
+    sizes = [axes[i].params for i in channels]
+    fractions = water_fill([weights[i] for i in channels], sizes, [caps[i] for i in channels], target)
+    unit = max(axes[i].unit_params for i in channels)
+    now = [place for place, i in enumerate(channels) if axes[i].unit_params == unit]
+    chosen = [axes[channels[place]] for place in now]
+    later = [channels[place] for place in range(len(channels)) if place not in now]
+    own = target - sum(fractions[place] * sizes[place] for place in range(len(channels)) if place not in now)
+    wanted = [axis.units * (1 - fractions[place]) for place, axis in zip(now, chosen, strict=True)]
+    least = [least_kept(a, options) if caps[channels[p]] > 0 else a.units for p, a in zip(now, chosen, strict=True)]
+    total = sum(axis.units for axis in chosen) - own / unit
     kept = round_steps(wanted, least, [axis.units for axis in chosen], options.round_to, total)
-    return {axis.key: count for axis, count in zip(chosen, kept, strict=True)}
+    budgets = {axis.key: count for axis, count in zip(chosen, kept, strict=True)}
+    left = target - _removed(chosen, budgets)
+    room = sum(caps[i] * axes[i].params for i in later)
+    return budgets | _fit_channels(axes, later, weights, caps, options, min(max(left, 0.0), room))
 
 
 def _removed(axes: Sequence[Axis], budgets: Mapping[str, int]) -> int:

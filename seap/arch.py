@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from seap.errors import UserError
+from seap.experts import Cut, Experts, Layout
 
-KV_GROUPS, CHANNELS = "kv_groups", "channels"
-AXIS_NAMES = (KV_GROUPS, CHANNELS)
+KV_GROUPS, CHANNELS, EXPERT_CHANNELS, EXPERTS = "kv_groups", "channels", "expert_channels", "experts"
+AXIS_NAMES = (KV_GROUPS, CHANNELS, EXPERT_CHANNELS)
+WIDTH_NAMES = (KV_GROUPS, CHANNELS, EXPERTS, EXPERT_CHANNELS)  # what is said of a layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,8 @@ class Family:
     mlp_consumer: str = "mlp.down_proj"
     channels_key: str = "intermediate_size"
     transposed: bool = False  # weights are (C, O), as in GPT-2's Conv1D
+    head_values: tuple[str, ...] = ()  # parameters with one value for each query head
+    experts: Layout | None = None  # of the layers that have experts; `mlp` is then that of the others
 
 
 _SEPARATE_HEADS = {"self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v"}
@@ -56,6 +59,39 @@ _LIKE_LLAMA = (
     "seed_oss",
     "vaultgemma",
 )
+_MIXTRAL = Layout(
+    block="mlp",
+    module="mlp.experts",
+    router="mlp.gate",
+    up="mlp.experts.gate_up_proj",
+    down="mlp.experts.down_proj",
+    by_channel={"mlp.experts.gate_up_proj": Cut(dim=0, sections=(1, 1)), "mlp.experts.down_proj": Cut(dim=1)},
+    by_expert=("mlp.gate.weight",),
+    count_keys=("num_local_experts", "num_experts"),
+    channels_key="intermediate_size",
+    shared={},
+)
+_QWEN2_MOE = replace(
+    _MIXTRAL,
+    count_keys=("num_experts",),
+    channels_key="moe_intermediate_size",
+    shared={"mlp.shared_expert.gate_proj": "g", "mlp.shared_expert.up_proj": "u"},
+    shared_consumer="mlp.shared_expert.down_proj",
+    shared_key="shared_expert_intermediate_size",
+)
+_GPT_OSS = replace(
+    _MIXTRAL,
+    router="mlp.router",
+    up_bias="mlp.experts.gate_up_proj_bias",
+    down_bias="mlp.experts.down_proj_bias",
+    by_channel={
+        "mlp.experts.gate_up_proj": Cut(dim=1, sections=(2,)),
+        "mlp.experts.gate_up_proj_bias": Cut(dim=0, sections=(2,)),
+        "mlp.experts.down_proj": Cut(dim=0),
+    },
+    by_expert=("mlp.router.weight", "mlp.router.bias", "mlp.experts.down_proj_bias"),
+    transposed=True,
+)
 _NORM_OVER_HEADS = "its q/k norm spans all heads of a layer, so removing one changes the others"
 _DERIVED_HEAD_SIZE = "its attention derives the head size from hidden_size / heads, so fewer heads can't be expressed"
 
@@ -74,6 +110,11 @@ FAMILIES: dict[str, Family] = {
         *(replace(_LLAMA, model_type=name, mlp={"mlp.gate_up_proj": "gu"}) for name in ("glm", "glm4")),
         *(replace(_LLAMA, model_type=name, heads_refused=_DERIVED_HEAD_SIZE) for name in ("helium", "stablelm")),
         *(replace(_LLAMA, model_type=name, heads_refused=_NORM_OVER_HEADS) for name in ("olmo2", "olmo3")),
+        replace(_LLAMA, model_type="mixtral", experts=_MIXTRAL),
+        replace(_LLAMA, model_type="qwen2_moe", experts=_QWEN2_MOE),
+        replace(_LLAMA, model_type="qwen3_moe", experts=replace(_MIXTRAL, channels_key="moe_intermediate_size")),
+        replace(_LLAMA, model_type="olmoe", experts=_MIXTRAL, heads_refused=_NORM_OVER_HEADS),
+        replace(_LLAMA, model_type="gpt_oss", experts=_GPT_OSS, head_values=("self_attn.sinks",)),
         replace(_LLAMA, model_type="starcoder2", mlp={"mlp.c_fc": "c"}, mlp_consumer="mlp.c_proj"),
         replace(_LLAMA, model_type="nanochat", mlp={"mlp.fc1": "c"}, mlp_consumer="mlp.fc2"),
         replace(
@@ -123,32 +164,39 @@ FAMILIES: dict[str, Family] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Slice:
-    """One linear that an axis runs through: the unit's place in its rows (or, for the consumer, its columns).
-
-    `sections` are the units' sizes in each block of rows, one after the other: a fused qkv of G groups is a block of
-    G·(Q·K) rows, one of G·K and one of G·K, so (Q·K, K, K).
-    """
+class Slice(Cut):
+    """One linear that an axis runs through: the unit's place in its rows (or, for the consumer, its columns)."""
 
     module: str
-    dim: int  # the weight's dimension that is cut
-    sections: tuple[int, ...]
     consumer: bool = False
+    values: bool = False  # no linear: a parameter with some values for each unit
 
-    def indices(self, keep: Tensor) -> Tensor:
-        """Where the kept units lie along `dim`. keep: bool (units,) → int64 (kept rows,); or a permutation (units,)."""
-        units = keep.numel()
-        parts, start = [], 0
-        for size in self.sections:
-            block = torch.arange(start, start + units * size, device=keep.device).view(units, size)
-            parts.append(block[keep].flatten())
-            start += units * size
-        return torch.cat(parts)
+
+@dataclass
+class Values:
+    """A parameter that goes with an axis, handled like a linear's weight."""
+
+    owner: Any
+    name: str
+    bias: None = None
+
+    @property
+    def weight(self) -> Tensor:
+        found: Tensor = getattr(self.owner, self.name)
+        return found
+
+    @weight.setter
+    def weight(self, value: Tensor) -> None:
+        setattr(self.owner, self.name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """The prunable direction of one layer: `units` KV groups or MLP channels."""
+    """The prunable direction of one layer: `units` KV groups or MLP channels.
+
+    Of experts a unit is one channel in each: they all keep equally many, each its own. An expert that keeps none is
+    gone, with its row of the router.
+    """
 
     layer: int
     name: str
@@ -156,6 +204,8 @@ class Axis:
     unit_inputs: int  # inputs of the consumer that one unit feeds: Q·K for a KV group, 1 for a channel
     unit_params: int  # parameters that go with one unit
     slices: tuple[Slice, ...]
+    experts: int = 1  # each with units of its own
+    kept: tuple[int, ...] | None = None  # the experts that stay; all with None
 
     @property
     def key(self) -> str:
@@ -163,22 +213,46 @@ class Axis:
         return f"layers.{self.layer}.{self.name}"
 
     @property
+    def usage_key(self) -> str:
+        """`layers.3.experts`: how often and how strongly the layer's experts are used; empty for other axes."""
+        return f"layers.{self.layer}.{EXPERTS}" if self.name == EXPERT_CHANNELS else ""
+
+    @property
     def consumer(self) -> str:
-        """Path, from the layer, of the linear that reads the axis."""
+        """Path, from the layer, of what reads the axis: a linear, or the module of all experts."""
         return next(part.module for part in self.slices if part.consumer)
 
     @property
     def producers(self) -> list[str]:
         """Paths, from the layer, of the linears that write the axis; all of them read the same."""
-        return [part.module for part in self.slices if not part.consumer]
+        return [part.module for part in self.slices if not part.consumer and not part.values]
+
+    @property
+    def entries(self) -> int:
+        """Entries of the axis's mask: its units, of each expert."""
+        return self.experts * self.units
 
     @property
     def num_inputs(self) -> int:
-        return self.units * self.unit_inputs
+        return self.entries * self.unit_inputs
+
+    @property
+    def num_kept(self) -> int:
+        """Experts that stay."""
+        return self.experts if self.kept is None else len(self.kept)
+
+    @property
+    def entry_params(self) -> int:
+        """Parameters that go with one entry of the mask."""
+        return self.unit_params // self.num_kept
 
     @property
     def params(self) -> int:
         return self.units * self.unit_params
+
+    def with_experts(self, kept: tuple[int, ...]) -> "Axis":
+        """The axis once only these experts are left."""
+        return replace(self, kept=kept, unit_params=self.entry_params * len(kept))
 
 
 @dataclass(frozen=True)
@@ -211,16 +285,40 @@ class Arch:
         return not self.family.heads_refused
 
     def weight(self, layer: int, module: str) -> Tensor:
-        """The weight of a linear as (O, C), a view that can be assigned to."""
+        """The weight of a linear as (O, C), a view that can be assigned to; of all experts' last ones, a copy."""
+        layout = self.family.experts
+        if layout is not None and module == layout.module:
+            return Experts(self.layers[layer], layout).consumer_weight()
         weight: Tensor = self.linear(layer, module).weight
         return weight.t() if self.family.transposed else weight
 
     def linear(self, layer: int, module: str) -> Any:
         """A linear of one layer, by its path."""
+        if module in self.family.head_values:
+            owner, _, name = module.rpartition(".")
+            return Values(self.layers[layer].get_submodule(owner), name)
         return self.layers[layer].get_submodule(module)
 
+    def experts(self, layer: int) -> Experts | None:
+        """The experts of a layer that has some."""
+        layout, found = self.family.experts, self.layers[layer]
+        names = {name for name, _ in found.named_modules()}
+        return Experts(found, layout) if layout is not None and layout.module in names else None
+
+    def experts_of(self, axis: Axis) -> Experts:
+        """Those that an axis of experts runs through."""
+        found = self.experts(axis.layer)
+        assert found is not None, axis.key
+        return found
+
+    def weights(self, axis: Axis) -> list[Tensor]:
+        """All weights that an axis runs through."""
+        if axis.usage_key:
+            return self.experts_of(axis).weights
+        return [self.linear(axis.layer, part.module).weight for part in axis.slices]
+
     def consumer(self, axis: Axis) -> Any:
-        """The linear that reads the axis."""
+        """The linear that reads the axis, or the module of all experts."""
         return self.linear(axis.layer, axis.consumer)
 
     def name_of(self, axis: Axis) -> str:
@@ -234,8 +332,17 @@ class Arch:
         for layer in range(len(self.layers)):
             if self.can_cut_heads:
                 found.append(self._kv_groups(layer))
-            found.append(self._channels(layer))
+            found += self._mlp(layer)
         return tuple(found)
+
+    def layer_axes(self, layer: int) -> list[Axis]:
+        return [axis for axis in self.axes if axis.layer == layer]
+
+    @property
+    def measured(self) -> dict[str, int]:
+        """What statistics hold: the key of every axis, and of the use of experts → numbers per token."""
+        sizes = {axis.key: axis.num_inputs for axis in self.axes}
+        return sizes | {axis.usage_key: 2 * axis.experts for axis in self.axes if axis.usage_key}
 
     @cached_property
     def prunable_params(self) -> int:
@@ -257,10 +364,28 @@ class Arch:
     def _kv_groups(self, layer: int) -> Axis:
         size, queries = self.head_size, self.queries_per_group
         rows = {"q": queries * size, "k": size, "v": size}
-        return self._axis(layer, KV_GROUPS, self.family.heads, self.family.heads_consumer, rows, queries * size)
+        axis = self._axis(layer, KV_GROUPS, self.family.heads, self.family.heads_consumer, rows, queries * size)
+        beside = (Slice(module=path, dim=0, sections=(queries,), values=True) for path in self.family.head_values)
+        return replace(axis, slices=(*axis.slices, *beside))
 
-    def _channels(self, layer: int) -> Axis:
-        return self._axis(layer, CHANNELS, self.family.mlp, self.family.mlp_consumer, dict.fromkeys("guc", 1), 1)
+    def _mlp(self, layer: int) -> list[Axis]:
+        """The channels of a layer's MLP, or of its experts and the one that all tokens go through."""
+        rows, experts = dict.fromkeys("guc", 1), self.experts(layer)
+        if experts is None:
+            return [self._axis(layer, CHANNELS, self.family.mlp, self.family.mlp_consumer, rows, 1)]
+        layout, found = experts.layout, []
+        if layout.shared:
+            found.append(self._axis(layer, CHANNELS, dict(layout.shared), layout.shared_consumer, rows, 1))
+        whole = Axis(
+            layer=layer,
+            name=EXPERT_CHANNELS,
+            units=experts.num_channels,
+            unit_inputs=1,
+            unit_params=experts.num_experts * experts.channel_params,
+            slices=(Slice(module=layout.module, dim=1, consumer=True),),
+            experts=experts.num_experts,
+        )
+        return [*found, whole]
 
     def _axis(
         self, layer: int, name: str, producers: dict[str, str], consumer: str, rows: dict[str, int], unit_inputs: int
@@ -317,20 +442,36 @@ def choose_axes(arch: Arch, names: Iterable[str] | None = None) -> tuple[Axis, .
         raise UserError(
             f"the heads of {arch.family.model_type} can't be cut: {arch.family.heads_refused}; use --axes channels"
         )
+    there = dict.fromkeys(axis.name for axis in arch.axes)
+    for name in wanted:
+        if name not in there:
+            raise UserError(f"--axes {name}: this model has none, only {', '.join(there)}")
     return tuple(axis for axis in arch.axes if axis.name in wanted)
 
 
 def width_keys(family: Family) -> tuple[str, ...]:
-    """The config keys that hold a layer's widths."""
+    """The config keys that hold a layer's widths, under every name that the family's modules read them by."""
     heads = () if family.heads_refused else ("num_attention_heads", "num_key_value_heads")
-    return (*heads, family.channels_key)
+    layout = family.experts
+    own = () if layout is None else (*layout.count_keys, layout.channels_key, layout.shared_key)
+    return tuple(dict.fromkeys(key for key in (*heads, family.channels_key, *own) if key))
 
 
 def layer_width_values(arch: Arch, budgets: dict[str, int], layer: int) -> dict[str, int]:
-    """The config entries of one layer with so many units kept per axis key."""
-    values = {arch.family.channels_key: budgets[f"layers.{layer}.{CHANNELS}"]}
+    """The config entries of one layer with so many units (and experts) kept per key."""
+    experts, inside = arch.experts(layer), f"layers.{layer}."
+    if experts is None:
+        values = {arch.family.channels_key: budgets[inside + CHANNELS]}
+    else:
+        layout = experts.layout
+        values = {
+            layout.count_keys[0]: budgets[inside + EXPERTS],
+            layout.channels_key: budgets[inside + EXPERT_CHANNELS],
+        }
+        if layout.shared:
+            values[layout.shared_key] = budgets[inside + CHANNELS]
     if arch.can_cut_heads:
-        groups = budgets[f"layers.{layer}.{KV_GROUPS}"]
+        groups = budgets[inside + KV_GROUPS]
         values |= {"num_attention_heads": groups * arch.queries_per_group, "num_key_value_heads": groups}
     return values
 

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from seap.accumulator import Accumulator
+from seap.accumulator import Accumulator, ExpertAccumulator
 from seap.arch import Arch, Axis, describe
 from seap.config import Calibration
 from seap.corpus import Batch, Corpus, batches, num_batches
 from seap.environment import versions
 from seap.errors import UserError
+from seap.experts import Routed
 from seap.files import digest
 from seap.layerwise import Walk, evaluation, model_inputs
 from seap.moments import Moments
@@ -53,7 +54,7 @@ def _in_one_pass(arch: Arch, corpus: Corpus, options: Calibration, *, progress: 
         with _recording(arch, arch.axes, into, batch):
             arch.model.base_model(**model_inputs(arch, batch))
         _check_finite(arch.axes, into)
-    return {key: accumulator.moments() for key, accumulator in into.items()}
+    return _moments_of(arch.axes, into)
 
 
 def _by_layer(arch: Arch, corpus: Corpus, options: Calibration, *, progress: bool) -> Statistics:
@@ -67,7 +68,7 @@ def _by_layer(arch: Arch, corpus: Corpus, options: Calibration, *, progress: boo
     with offloading(arch.model) as offload:
         walk.hidden = [offload(index, hidden) for index, hidden in enumerate(walk.hidden)]
         for layer in bar:
-            axes = [axis for axis in arch.axes if axis.layer == layer]
+            axes = arch.layer_axes(layer)
             with resident(arch, layer):
                 _measure_layer(walk, layer, axes, options, found, offload)
     return found
@@ -84,7 +85,7 @@ def _measure_layer(
     """Run all batches through one layer; its axes' moments go into `found`."""
     arch = walk.arch
     blocks = {axis.key: num_blocks(axis, options.moments) if options.second_moments else 0 for axis in axes}
-    device = arch.consumer(axes[0]).weight.device
+    device = arch.weights(axes[0])[0].device
     parts: list[dict[str, Moments]] = []
     for held in (False, True):
         into = {axis.key: _accumulator(arch, axis, blocks[axis.key]) for axis in axes}
@@ -92,9 +93,9 @@ def _measure_layer(
             with _recording(arch, axes, into, walk.batches[index]):
                 walk.hidden[index] = offload(index, walk.run(layer, index, walk.hidden[index].to(device)))
         _check_finite(axes, into)
-        parts.append({key: accumulator.moments() for key, accumulator in into.items()})
-    for axis in axes:
-        found[axis.key] = _with_held(parts[0].pop(axis.key), parts[1].pop(axis.key)).cpu()
+        parts.append(_moments_of(axes, into))
+    for key in list(parts[0]):
+        found[key] = _with_held(parts[0].pop(key), parts[1].pop(key)).cpu()
 
 
 def _with_held(fit: Moments, held: Moments) -> Moments:
@@ -106,12 +107,16 @@ def _with_held(fit: Moments, held: Moments) -> Moments:
 
 
 def num_blocks(axis: Axis, moments: str) -> int:
-    """Into how many equal blocks `--moments` divides an axis's inputs, units whole: as few as keep to its size."""
+    """Into how many equal blocks `--moments` divides an axis's inputs, units whole: as few as keep to its size.
+
+    Inputs of different experts are never in one block.
+    """
     if moments == "full":
-        return 1
+        return axis.experts
     size = int(moments.removeprefix("block:"))
+    inputs = axis.units * axis.unit_inputs
     divisors = (count for count in range(1, axis.units + 1) if axis.units % count == 0)
-    return next((count for count in divisors if axis.num_inputs // count <= size), axis.units)
+    return axis.experts * next((count for count in divisors if inputs // count <= size), axis.units)
 
 
 def too_large(arch: Arch, options: Calibration) -> bool:
@@ -128,34 +133,57 @@ def too_large(arch: Arch, options: Calibration) -> bool:
     return True
 
 
-def _accumulator(arch: Arch, axis: Axis, blocks: int = 0) -> Accumulator:
+Into = Mapping[str, Accumulator | ExpertAccumulator]  # by axis key
+
+
+def _accumulator(arch: Arch, axis: Axis, blocks: int = 0) -> Accumulator | ExpertAccumulator:
     """blocks: of co-moments; none are kept with 0."""
-    device = arch.consumer(axis).weight.device
+    device = arch.weights(axis)[0].device
     place = device if device.type in ("cuda", "cpu") else torch.device("cpu")  # MPS has no float64
+    if axis.usage_key:
+        return ExpertAccumulator(axis.experts, axis.units, blocks=blocks // axis.experts, device=place)
     return Accumulator(axis.num_inputs, blocks=blocks, device=place)
 
 
+def _moments_of(axes: Sequence[Axis], into: Into) -> dict[str, Moments]:
+    """What was accumulated, by axis key; and how experts are used, by usage key."""
+    found = {}
+    for axis in axes:
+        accumulator = into[axis.key]
+        if isinstance(accumulator, ExpertAccumulator):
+            found[axis.usage_key] = accumulator.usage.moments()
+        found[axis.key] = accumulator.moments()
+    return found
+
+
 @contextlib.contextmanager
-def _recording(arch: Arch, axes: Sequence[Axis], into: Mapping[str, Accumulator], batch: Batch) -> Iterator[None]:
-    """Hooks on the axes' consumers that take in one batch's real tokens."""
+def _recording(arch: Arch, axes: Sequence[Axis], into: Into, batch: Batch) -> Iterator[None]:
+    """Takes in what the axes' consumers read of one batch's real tokens."""
     real = None if batch.mask.all() else batch.mask.flatten()
-
-    def recorder(accumulator: Accumulator) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            rows = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
-            accumulator.update_(rows, None if real is None else real.to(rows.device))
-
-        return record
-
-    handles = [arch.consumer(axis).register_forward_pre_hook(recorder(into[axis.key])) for axis in axes]
-    try:
+    with contextlib.ExitStack() as stack:
+        for axis in axes:
+            accumulator = into[axis.key]
+            if isinstance(accumulator, ExpertAccumulator):
+                stack.enter_context(arch.experts_of(axis).watched(_of_experts(accumulator, real)))
+            else:
+                handle = arch.consumer(axis).register_forward_pre_hook(_of_linear(accumulator, real))
+                stack.callback(handle.remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _check_finite(axes: Sequence[Axis], into: Mapping[str, Accumulator]) -> None:
+def _of_linear(accumulator: Accumulator, real: Tensor | None) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        rows = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
+        accumulator.update_(rows, None if real is None else real.to(rows.device))
+
+    return record
+
+
+def _of_experts(accumulator: ExpertAccumulator, real: Tensor | None) -> Callable[[int, list[Routed]], None]:
+    return lambda num_tokens, seen: accumulator.update_(num_tokens, seen, real)
+
+
+def _check_finite(axes: Sequence[Axis], into: Into) -> None:
     finite = torch.stack([into[axis.key].is_finite.cpu() for axis in axes])
     bad = (~finite).nonzero().flatten().tolist()
     if bad:
@@ -170,6 +198,7 @@ def structure(model: Any) -> str:
     """The model's family and sizes, hashed."""
     arch = describe(model)
     sizes = [[axis.key, axis.units, axis.unit_inputs] for axis in arch.axes]
+    sizes += [[axis.usage_key, axis.experts] for axis in arch.axes if axis.usage_key]
     return digest([arch.family.model_type, model.config.hidden_size, model.config.vocab_size, sizes])
 
 
@@ -177,7 +206,7 @@ def samples(model: Any, *, each: int = 8) -> list[float]:
     """A few values of every prunable linear and of the embedding, by which a model is known again."""
     arch = describe(model)
     weights = [model.get_input_embeddings().weight]
-    weights += [arch.linear(axis.layer, part.module).weight for axis in arch.axes for part in axis.slices]
+    weights += [weight for axis in arch.axes for weight in arch.weights(axis)]
     found: list[float] = []
     for weight in weights:
         values = weight.detach().reshape(-1)

@@ -16,23 +16,41 @@ Masks = dict[str, Tensor]  # axis key → bool (units,)
 
 
 def choose_units(axes: Sequence[Axis], scores: Scores, budgets: Mapping[str, int]) -> Masks:
-    """Keep the best-scored units of each axis, as many as its budget; among equals the first ones."""
+    """Keep the best-scored units of each axis, as many as its budget; among equals the first ones.
+
+    Of experts, those of each expert that stays.
+    """
     masks: Masks = {}
     for axis in axes:
         budget = budgets.get(axis.key, axis.units)
-        order = torch.sort(unit_scores(axis, scores[axis.key]), descending=True, stable=True).indices
-        masks[axis.key] = torch.zeros(axis.units, dtype=torch.bool)
-        masks[axis.key][order[:budget]] = True
+        own = unit_scores(axis, scores[axis.key]).view(axis.experts, axis.units)
+        order = torch.sort(own, dim=1, descending=True, stable=True).indices
+        mask = torch.zeros(axis.experts, axis.units, dtype=torch.bool).scatter_(1, order[:, :budget], True)
+        if axis.kept is not None:
+            mask[[expert for expert in range(axis.experts) if expert not in axis.kept]] = False
+        masks[axis.key] = mask.flatten()
     return masks
 
 
-def budgets_of(masks: Masks) -> dict[str, int]:
-    return {key: int(mask.sum()) for key, mask in masks.items()}
+def kept_experts(axis: Axis, mask: Tensor) -> tuple[int, ...]:
+    """The experts of which a mask keeps something; (0,) for the other axes, which have one part."""
+    return tuple(mask.view(axis.experts, axis.units).any(1).nonzero().flatten().tolist())
+
+
+def budgets_of(axes: Sequence[Axis], masks: Masks) -> dict[str, int]:
+    """Units kept by axis key, and experts kept by their usage key."""
+    budgets = {}
+    for axis in axes:
+        experts = len(kept_experts(axis, masks[axis.key]))
+        budgets[axis.key] = int(masks[axis.key].sum()) // max(experts, 1)
+        if axis.usage_key:
+            budgets[axis.usage_key] = experts
+    return budgets
 
 
 def removed_params(axes: Sequence[Axis], masks: Masks) -> int:
     """Parameters that the masks take away."""
-    return sum(int((~masks[axis.key]).sum()) * axis.unit_params for axis in axes)
+    return sum(int((~masks[axis.key]).sum()) * axis.entry_params for axis in axes)
 
 
 def realised_sparsity(arch: Arch, masks: Masks) -> float:
@@ -42,7 +60,7 @@ def realised_sparsity(arch: Arch, masks: Masks) -> float:
 
 def check_fits(arch: Arch, masks: Masks) -> None:
     """Raise UserError unless the masks are this model's: the same axes, the same numbers of units, none empty."""
-    sizes = {axis.key: axis.units for axis in arch.axes}
+    sizes = {axis.key: axis.entries for axis in arch.axes}
     found = {key: mask.numel() for key, mask in masks.items()}
     for key in sorted(sizes.keys() | found.keys()):
         if sizes.get(key) != found.get(key):
@@ -53,6 +71,23 @@ def check_fits(arch: Arch, masks: Masks) -> None:
     for key, mask in masks.items():
         if not mask.any():
             raise UserError(f"{key}: the mask keeps 0 of {mask.numel()} units; at least 1 must remain")
+    for axis in [axis for axis in arch.axes if axis.usage_key]:
+        check_experts(arch, axis, len(kept_experts(axis, masks[axis.key])))
+        counts = masks[axis.key].view(axis.experts, axis.units).sum(1)
+        if len(set(counts.tolist()) - {0}) > 1:
+            raise UserError(
+                f"{axis.key}: the mask keeps {counts.tolist()} channels of the experts; all that stay need equally many"
+            )
+
+
+def check_experts(arch: Arch, axis: Axis, count: int) -> None:
+    """Raise UserError unless so many experts are enough for the router, and are there."""
+    needed = arch.experts_of(axis).per_token
+    if not needed <= count <= axis.experts:
+        raise UserError(
+            f"layer {axis.layer} experts: {count} of {axis.experts} would stay, but the router sends every token to "
+            f"{needed}; keep from {needed} to {axis.experts}, as --experts {needed}"
+        )
 
 
 def compose(before: Masks, after: Masks) -> Masks:

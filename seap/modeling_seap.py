@@ -17,6 +17,7 @@ from typing import Any
 
 _HOOKED_MODULE = "transformers.modeling_utils"
 _ADOPTED = "adopted "
+_WHOLE_ROWS = ("grouped_mm", "deepgemm", "sonicmoe")
 _subclasses: dict[type, type] = {}
 
 
@@ -34,7 +35,13 @@ class LayerConfig:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "_whole" not in self.__dict__:
             raise AttributeError(name)
-        return getattr(self.__dict__["_whole"], name)
+        found = getattr(self.__dict__["_whole"], name)
+        return "eager" if name == "_experts_implementation" and self._is_ragged(found) else found
+
+    def _is_ragged(self, implementation: str) -> bool:
+        """Whether the experts' width is none that a grouped matrix product takes: rows must be of whole 16 bytes."""
+        width = self.__dict__.get(self.__dict__["_whole"].seap.get("expert_width"))
+        return implementation in _WHOLE_ROWS and width is not None and width % 8 != 0
 
 
 def layer_widths(config: Any, layer: int) -> dict[str, int]:

@@ -5,6 +5,7 @@ Shapes: N rows (tokens), C inputs of a consumer, B blocks of n inputs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -130,6 +131,29 @@ class Moments:
         held = None if self.held is None else self.held.weighted(weight)
         co = None if self.co is None else self.co * weight
         return Moments(round(self.count * weight), self.mean.clone(), self.m2 * weight, co, held)
+
+    def about_zero(self) -> Moments:
+        """As if the mean were 0 and all that was seen lay around it: what a fit without a bias goes by."""
+        held = None if self.held is None else self.held.about_zero()
+        co = None if self.co is None else self.co + self.count * outer(self.mean, self.num_blocks)
+        return Moments(self.count, torch.zeros_like(self.mean), self.m2 + self.count * self.mean.square(), co, held)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Moments]) -> Moments:
+        """Of several parts of the same rows' inputs, side by side; their co-moments are its blocks."""
+        if len(parts) == 1:
+            return parts[0]
+        mean, m2 = torch.cat([part.mean for part in parts]), torch.cat([part.m2 for part in parts])
+        blocks = [part.co if part.co is None or part.co.ndim == 3 else part.co[None] for part in parts]
+        return cls(parts[0].count, mean, m2, None if blocks[0] is None else torch.cat(blocks))  # type: ignore[arg-type]
+
+    def with_zeros(self, count: int) -> Moments:
+        """After so many more rows of zeros."""
+        zeros = self.zeros_like()
+        zeros.count = count
+        total = self.copy()
+        total.add_(zeros)
+        return total
 
     def copy(self) -> Moments:
         """One that can be added to without changing this one."""

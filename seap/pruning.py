@@ -207,7 +207,7 @@ def measure_(
 
 def check_sizes(arch: Arch, statistics: Statistics) -> None:
     """Raise UserError unless the statistics have this model's axes."""
-    expected = {axis.key: axis.num_inputs for axis in arch.axes}
+    expected = arch.measured
     found = {key: moments.mean.numel() for key, moments in statistics.items()}
     if expected != found:
         key = sorted(dict(expected.items() ^ found.items()))[0]

@@ -124,8 +124,9 @@ def provenance(identity: str, run: Run) -> dict[str, Any]:
 
 def widths(model: Any, masks: Masks) -> list[dict[str, int]]:
     """Units kept in each layer: `[{"kv_groups": 4, "channels": 352}, …]`."""
-    budgets = budgets_of(masks)
-    layers: list[dict[str, int]] = [{} for _ in describe(model).layers]
-    for axis in describe(model).axes:
-        layers[axis.layer][axis.name] = budgets[axis.key]
+    arch = describe(model)
+    layers: list[dict[str, int]] = [{} for _ in arch.layers]
+    for key, count in budgets_of(arch.axes, masks).items():
+        _, layer, name = key.split(".")
+        layers[int(layer)][name] = count
     return layers

@@ -186,7 +186,7 @@ class TaskRuntime:
 
     def _attributes_of(self, network: Network) -> Iterator[Assignment]:
         """What layers of a network's widths hold beside weights (head counts, sizes, the layer's config)."""
-        budgets = budgets_of(network.masks)
+        budgets = budgets_of(self.arch.axes, network.masks)
         head = {"head_dim": self.arch.head_size} if self.arch.can_cut_heads else {}
         for index, layer in enumerate(self.arch.layers):
             if network.changes(index):

@@ -61,7 +61,13 @@ def _wanda_sp(axis: Axis, weight: Tensor, moments: Moments) -> Tensor:
     return moments.norm * _l1(weight)
 
 
+def fitting(axis: Axis, moments: Moments) -> Moments:
+    """The moments that reconstruction goes by: about zero where the consumer has no bias to carry a mean."""
+    return moments.about_zero() if axis.usage_key else moments
+
+
 def _obs(axis: Axis, weight: Tensor, moments: Moments) -> Tensor:
+    moments = fitting(axis, moments)
     columns = weight.cpu().double().split(axis.num_inputs // moments.num_blocks, 1)
     parts = zip(columns, moments.split(), strict=True)
     scores = torch.cat([removal(part, own, axis.unit_inputs).scores() for part, own in parts])
@@ -81,7 +87,7 @@ ACTIVATION_SCORES: dict[str, Callable[[Axis, Tensor, Moments], Tensor]] = {
 def _random(axis: Axis, seed: int) -> Tensor:
     word = hashlib.sha256(f"{seed}:{axis.key}".encode()).digest()[:8]
     generator = torch.Generator().manual_seed(int.from_bytes(word, "little") >> 1)
-    return torch.rand(axis.units, dtype=torch.float64, generator=generator).repeat_interleave(axis.unit_inputs)
+    return torch.rand(axis.entries, dtype=torch.float64, generator=generator).repeat_interleave(axis.unit_inputs)
 
 
 def score_inputs(
@@ -119,8 +125,8 @@ def score_inputs(
 
 
 def unit_scores(axis: Axis, inputs: Tensor) -> Tensor:
-    """Sum over the inputs of each unit: (C,) → (U,)."""
-    return inputs.view(axis.units, axis.unit_inputs).sum(1)
+    """Sum over the inputs of each unit: (C,) → (U,); of experts, (E·U,)."""
+    return inputs.view(axis.entries, axis.unit_inputs).sum(1)
 
 
 def mix(scores: Mapping[str, Scores], weights: Mapping[str, float] | None = None, *, normalise: bool = True) -> Scores:

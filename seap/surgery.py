@@ -58,19 +58,29 @@ def cut_(model: Any, masks: Masks, repairs: Repairs | None = None) -> Arch:
 @torch.no_grad()
 def cut_layer_(arch: Arch, layer: int, masks: Masks, repairs: Repairs) -> None:
     """Cut one layer's weights; the model runs again once all layers are cut and it is finished (`finish_`)."""
-    for axis in [axis for axis in arch.axes if axis.layer == layer]:
-        repair = repairs.get(axis.key)
-        if repair is not None:
-            _add_bias_(arch, axis, repair)
-        if not masks[axis.key].all():
-            for part in axis.slices:
-                _slice_linear_(arch.linear(axis.layer, part.module), part, masks[axis.key])
-        if repair is not None and repair.weight is not None:
-            arch.weight(axis.layer, axis.consumer).copy_(repair.weight)
-        if repair is not None and repair.inputs is not None:
-            for module in axis.producers:
-                weight = arch.weight(axis.layer, module)
-                weight.copy_(map_inputs(weight, repair.inputs))
+    for axis in arch.layer_axes(layer):
+        cut = _cut_experts_ if axis.usage_key else _cut_linears_
+        cut(arch, axis, masks[axis.key], repairs.get(axis.key))
+
+
+def _cut_linears_(arch: Arch, axis: Axis, mask: Tensor, repair: Repair | None) -> None:
+    if repair is not None:
+        _add_bias_(arch, axis, repair)
+    if not mask.all():
+        for part in axis.slices:
+            _slice_linear_(arch.linear(axis.layer, part.module), part, mask)
+    if repair is not None and repair.weight is not None:
+        arch.weight(axis.layer, axis.consumer).copy_(repair.weight)
+    if repair is not None and repair.inputs is not None:
+        for module in axis.producers:
+            weight = arch.weight(axis.layer, module)
+            weight.copy_(map_inputs(weight, repair.inputs))
+
+
+def _cut_experts_(arch: Arch, axis: Axis, mask: Tensor, repair: Repair | None) -> None:
+    experts = arch.experts_of(axis)
+    if repair is not None or not mask.all():
+        experts.replace_(experts.cut(mask, None if repair is None else repair.weight))
 
 
 def finish_(arch: Arch, masks: Masks, repaired: Collection[str]) -> Arch:
@@ -104,13 +114,13 @@ def _add_bias_(arch: Arch, axis: Axis, repair: Repair) -> None:
 def _write_config_(arch: Arch, masks: Masks, repaired: Collection[str]) -> None:
     """Per-layer widths for transformers, and under `seap` what modeling_seap.py needs to build the layers."""
     config, family = arch.model.config, arch.family
-    budgets = budgets_of(masks)
+    budgets = budgets_of(arch.axes, masks)
     layers = range(len(arch.layers))
     added: dict[str, list[int]] = {
         path: list(i) for path, i in (getattr(config, "seap", None) or {}).get("added_bias", {}).items()
     }
     for axis in arch.axes:
-        if axis.key in repaired and axis.layer not in added.setdefault(axis.consumer, []):
+        if axis.key in repaired and not axis.usage_key and axis.layer not in added.setdefault(axis.consumer, []):
             added[axis.consumer].append(axis.layer)
     head_size = arch.head_size if arch.can_cut_heads else None
     if head_size is not None:
@@ -118,6 +128,8 @@ def _write_config_(arch: Arch, masks: Masks, repaired: Collection[str]) -> None:
     config.allow_global_per_layer_attribute_access = True
     config.per_layer_config = {i: layer_width_values(arch, budgets, i) for i in layers}
     config.seap = {"widths": list(width_keys(family)), "layer_class": arch.layer_class, "added_bias": added}
+    if family.experts is not None:
+        config.seap["expert_width"] = family.experts.channels_key
     auto = {"AutoModelForCausalLM": "SeapForCausalLM", "AutoModel": "SeapModel"}
     config.auto_map = {name: f"modeling_seap.{target}" for name, target in auto.items()}
     config.architectures = ["SeapForCausalLM"]
