@@ -162,9 +162,16 @@ def _removed(axes: Sequence[Axis], budgets: Mapping[str, int]) -> int:
 
 
 def standardised(axis: Axis, inputs: Tensor) -> Tensor:
-    """FLAP's comparison across layers: inputs standardised within the axis, then the mean per unit. (C,) → (U,)."""
+    """FLAP's comparison across layers: inputs standardised within the axis, then the mean per unit. (C,) → (U,).
+
+    Of experts a unit is one channel of each that stays, the lowest of all together, then the next ones.
+    """
     deviation = inputs.std().clamp_min(torch.finfo(torch.float64).tiny)
-    return unit_scores(axis, (inputs - inputs.mean()) / deviation) / axis.unit_inputs
+    each = unit_scores(axis, (inputs - inputs.mean()) / deviation) / axis.unit_inputs
+    if not axis.usage_key:
+        return each
+    own = each.view(axis.experts, axis.units)
+    return (own if axis.kept is None else own[list(axis.kept)]).sort(1).values.mean(0)
 
 
 def _adaptive(
@@ -216,22 +223,31 @@ ALLOCATIONS: dict[str, Callable[[Sequence[Axis], Sequence[float], Pruning, float
 
 
 def allocate(
-    arch: Arch, options: Pruning, scores: Scores, curves: Curves | None = None, times: Times | None = None
+    arch: Arch,
+    options: Pruning,
+    scores: Scores,
+    curves: Curves | None = None,
+    times: Times | None = None,
+    *,
+    axes: Sequence[Axis] | None = None,
 ) -> Budgets:
     """Units that each axis keeps, for the options' sparsity of all prunable parameters (or of measured time).
 
     curves: measured damage of every axis that may be cut, for `damage` (and `search`, which starts from there). times:
-    of every such axis, for the cost in milliseconds.
+    of every such axis, for the cost in milliseconds. axes: all of the model's, with the experts that stay.
 
     Raises UserError, naming what stands in the way, when the target can't be met within one unit.
     """
-    axes = choose_axes(arch, options.axes)
+    everything = arch.axes if axes is None else axes
+    cut_keys = {axis.key for axis in choose_axes(arch, options.axes)}
+    axes = [axis for axis in everything if axis.key in cut_keys]
+    dropped = sum(axis.params for axis in arch.axes) - sum(axis.params for axis in everything)
     name = options.resolved().allocate
     if curves is None and name in MEASURED:
         name = "uniform"  # asked before anything is measured, to see whether the target can be met at all
     by_layer = layer_weights(len(arch.layers), options, name)
     weights = [by_layer[axis.layer] for axis in axes]
-    target = options.sparsity * arch.prunable_params
+    target = options.sparsity * arch.prunable_params - dropped
     if options.sparsity == 0:
         return {axis.key: axis.units for axis in arch.axes}
     if options.resolved().convention == "seap-reference":
@@ -259,7 +275,7 @@ def allocate(
 def check_met(arch: Arch, axes: Sequence[Axis], budgets: Budgets, options: Pruning, target: float) -> None:
     """Raise UserError when rounding left more than one unit between the target and what is removed."""
     unit = max(axis.unit_params * (1 if axis.name == KV_GROUPS else options.round_to) for axis in axes)
-    removed = _removed(arch.axes, budgets)
+    removed = _removed(axes, budgets)
     if abs(removed - target) > unit:
         raise UserError(
             f"sparsity {options.sparsity} can't be met within one unit: {removed / arch.prunable_params:.4f} is the "

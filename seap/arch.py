@@ -321,6 +321,12 @@ class Arch:
         """The linear that reads the axis, or the module of all experts."""
         return self.linear(axis.layer, axis.consumer)
 
+    def writers(self, layer: int) -> tuple[str, str]:
+        """Paths of the two modules whose outputs a layer adds to the residual stream, in the order of their running."""
+        experts = self.experts(layer)
+        mlp = self.family.mlp_consumer if experts is None else experts.layout.block
+        return self.family.heads_consumer, mlp
+
     def name_of(self, axis: Axis) -> str:
         """What errors call an axis: `layer 7 kv_groups`."""
         return f"layer {axis.layer} {axis.name}"
@@ -431,6 +437,12 @@ def describe(model: Any) -> Arch:
     if model.get_output_embeddings() is None:
         raise UserError(f"{type(model).__name__} has no output layer; give the whole causal language model")
     return Arch(model, family)
+
+
+def refuse_experts(config: Any, what: str, instead: str) -> None:
+    """Raise UserError for a family with experts. what: that doesn't know them; instead: what to do."""
+    if find_family(config).experts is not None:
+        raise UserError(f"{what} doesn't know mixtures of experts such as {config.model_type} yet; {instead}")
 
 
 def choose_axes(arch: Arch, names: Iterable[str] | None = None) -> tuple[Axis, ...]:

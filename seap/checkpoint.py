@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from seap import modeling_seap
-from seap.arch import find_family
+from seap.arch import find_family, refuse_experts
 from seap.card import model_card
 from seap.config_streaming import Streaming
 from seap.errors import UserError, missing_extra
@@ -145,6 +145,8 @@ def load_streamed(
     dtype and device are those of the arithmetic; auto is as in `load_for_work`. shards: a folder for finished layers.
     """
     place = torch.device(check_device(device))
+    own_config = load_config(name, trust_remote_code=trust_remote_code)
+    refuse_experts(own_config, "--stream", "leave it out, on a machine whose memory holds the model")
     model, tokenizer = load(name, device="cpu", trust_remote_code=trust_remote_code)
     own = model.dtype
     if dtype == "auto":

@@ -10,7 +10,7 @@ Shapes: C inputs of the consumer, k of them kept, O outputs. W_k and W_d are its
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,10 +19,12 @@ from seap.arch import Arch, Axis
 from seap.damped import solve_damped
 from seap.mask import Masks
 from seap.moments import Moments
+from seap.score import fitting
 
 PIECE = 1 << 17  # numbers of a weight that are float64 at a time: 1 MB, which stays in the processor's cache
 DAMPING = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # λ over the mean of the covariance's diagonal
 UNTESTED_DAMPING = 1e-2  # where no row is held out to choose it on
+FEW_TOKENS = 32  # an expert that saw fewer isn't refitted
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Repair:
 
 
 Repairs = dict[str, Repair]  # axis key → float64
+Compensation = Callable[[Tensor, Moments, Tensor], Repair]  # weight (O, C), its inputs' moments, keep bool (C,)
 Source = Mapping[str, Moments]  # axis key → moments, read one axis at a time
 
 
@@ -103,7 +106,26 @@ def ridge_or_bias(weight: Tensor, moments: Moments, keep: Tensor) -> Repair:
     return ridge(weight, moments, keep, best) if errors[best] <= plain else mean_bias(weight, moments, keep)
 
 
-COMPENSATIONS: dict[str, Callable[[Tensor, Moments, Tensor], Repair]] = {"bias": mean_bias, "ridge": ridge_or_bias}
+def repair_experts(axis: Axis, weight: Tensor, source: Source, keep: Tensor, repair: Compensation) -> Repair:
+    """Each expert's last linear refitted on the tokens that are routed to it, without a bias, which it doesn't have.
+
+    An expert that saw too few tokens keeps its columns as they are. weight (O, C), keep bool (C,).
+    """
+    moments, fitted, columns = fitting(axis, source[axis.key]), 0, []
+    usage = source[axis.usage_key]
+    num_tokens = (usage.mean[: axis.experts] * usage.count).round().tolist()
+    parts = zip(weight.double().split(axis.units, 1), moments.split(axis.experts), keep.split(axis.units), strict=True)
+    for (part, own, kept), seen in zip(parts, num_tokens, strict=True):
+        new = None
+        if kept.any() and not kept.all() and seen >= FEW_TOKENS:
+            empty = own.held is not None and not own.held.m2.any()
+            new = repair(part, replace(own, held=None) if empty else own, kept).weight
+        fitted += new is not None
+        columns.append(part[:, kept] if new is None else new)
+    return Repair(torch.zeros(len(weight), dtype=torch.float64), torch.cat(columns, 1), f"{fitted} experts refitted")
+
+
+COMPENSATIONS: dict[str, Compensation] = {"bias": mean_bias, "ridge": ridge_or_bias}
 
 
 def weight_of(arch: Arch, axis: Axis) -> Tensor:
@@ -115,9 +137,21 @@ def weight_of(arch: Arch, axis: Axis) -> Tensor:
 def repair_axes(arch: Arch, masks: Masks, source: Source, name: str, *, layer: int | None = None) -> Repairs:
     """The repair of every axis (of one layer) that loses units; axes left whole get none."""
     repairs: Repairs = {}
-    for axis in arch.axes if layer is None else [axis for axis in arch.axes if axis.layer == layer]:
+    for axis in arch.axes if layer is None else arch.layer_axes(layer):
         keep = kept_inputs(axis, masks[axis.key])
-        if name != "none" and not keep.all():
+        if name in COMPENSATIONS and not keep.all() and can_repair(axis, name):
             weight = arch.weight(axis.layer, axis.consumer).detach().cpu()
-            repairs[axis.key] = COMPENSATIONS[name](weight, source[axis.key], keep)
+            repairs[axis.key] = repair_axis(axis, weight, source, keep, COMPENSATIONS[name])
     return repairs
+
+
+def can_repair(axis: Axis, name: str) -> bool:
+    """Experts have no bias to add to, so only their weights can make up for what goes."""
+    return name != "bias" or not axis.usage_key
+
+
+def repair_axis(axis: Axis, weight: Tensor, source: Source, keep: Tensor, repair: Compensation) -> Repair:
+    """The repair of one axis. weight (O, C), keep bool (C,)."""
+    if axis.usage_key:
+        return repair_experts(axis, weight, source, keep, repair)
+    return repair(weight, source[axis.key], keep)

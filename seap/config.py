@@ -28,7 +28,7 @@ from seap.methods import (
 
 Cost = Literal["params", "milliseconds"]
 Metric = Literal["auto", "multiple-choice", "exact-match", "continuation", "loss"]
-AxisName = Literal["kv_groups", "channels"]
+AxisName = Literal["kv_groups", "channels", "expert_channels"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -117,7 +117,11 @@ class Pruning:
     weights: dict[str, float] | None = None
     """Weights of the tasks in a general mask, as --weights.gsm8k 3; 1 where not named."""
     axes: tuple[AxisName, ...] | None = None
-    """What to cut: kv_groups, channels, or (by default) both where the model's family allows it."""
+    """What to cut: kv_groups, channels, expert_channels (with whole experts); by default all that the family allows."""
+    experts: int | Literal["auto", "keep"] = "auto"
+    """How many experts every layer of a mixture of experts keeps, by how strongly the task uses them. auto drops those
+    that add less than a tenth of what their layer's experts add on average; keep drops none. Their channels are cut in
+    any case, to one width in a layer, for what is left of the sparsity."""
     worst_task: bool = False
     """Choose the tasks' weights on held-out text so that the task that loses most loses least, in a general mask."""
     mix: float | Literal["auto"] = 0.0
@@ -165,6 +169,12 @@ class Pruning:
             raise UserError(f"axes {self.axes!r}: must be a tuple, such as ({self.axes!r},)")
         for axis in self.axes or ():
             _one_of("axis", axis, AxisName)
+        if isinstance(self.experts, int):
+            at_least("experts", self.experts, 1)
+            if "expert_channels" not in (self.axes or ("expert_channels",)):
+                raise UserError(f"--experts {self.experts} cuts experts; add expert_channels to --axes")
+        elif self.experts not in ("auto", "keep"):
+            raise UserError(f"--experts {self.experts}: must be a number of experts, auto or keep")
         for name, least in (("protect_first", 0), ("protect_last", 0), ("min_kv_groups", 1), ("min_channels", 1)):
             at_least(name, getattr(self, name), least)
         for name, least in (("round_to", 0), ("fisher_tokens", 2), ("probe_tokens", 2), ("search_evaluations", 1)):

@@ -49,6 +49,11 @@ RepairTo = Callable[[Axis, int], tuple[Tensor, Repair | None]]  # axis, width â†
 @contextlib.contextmanager
 def simulated(arch: Arch, axis: Axis, keep: Tensor, repair: Repair | None) -> Iterator[None]:
     """An axis cut without surgery: its consumer reads 0 from what goes. keep: bool (C,)."""
+    if axis.usage_key:
+        experts = arch.experts_of(axis)
+        with experts.replaced(experts.cut(keep, None if repair is None else repair.weight)):
+            yield
+        return
     old = arch.weight(axis.layer, axis.consumer)
     keep = keep.to(old.device)
     cut = torch.zeros_like(old)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from seap import checkpoint, modeling_seap
-from seap.arch import find_family
+from seap.arch import find_family, refuse_experts
 from seap.config_deploy import Deployment
 from seap.errors import UserError
 
@@ -18,6 +18,7 @@ def check(name: str, deployment: Deployment, *, trust_remote_code: bool = False)
     `problems` keep the engine from running the model; `advice` is about speed. Raises UserError for what is no model.
     """
     config = checkpoint.load_config(name, trust_remote_code=trust_remote_code)
+    refuse_experts(config, "seap check", "load it with transformers, which needs import seap")
     layers = widths(config)
     problems = _uneven(layers, deployment.tp)
     return {

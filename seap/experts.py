@@ -177,11 +177,12 @@ class Experts:
 
     @contextlib.contextmanager
     def replaced(self, new: Mapping[str, Tensor]) -> Iterator[None]:
-        """Other parameters for a while."""
+        """Other parameters for a while, of any width."""
         old = {path: self[path] for path in new}
         self.replace_(new)
         try:
-            yield
+            with self.watched(lambda num_tokens, seen: None):
+                yield
         finally:
             self.replace_(old)
 

@@ -150,7 +150,7 @@ def resume(arch: Arch, batch: Batch, layer: int, hidden: Tensor) -> Tensor:
 @contextlib.contextmanager
 def taken(module: nn.Module, into: list[Tensor], *, inputs: bool = False) -> Iterator[None]:
     """What comes out of a linear, or what it reads, appended to a list."""
-    handle = module.register_forward_hook(lambda _, args, output: into.append(args[0] if inputs else output))
+    handle = module.register_forward_hook(lambda _, args, output: into.append(args[0] if inputs else first(output)))
     try:
         yield
     finally:

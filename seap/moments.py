@@ -84,13 +84,18 @@ class Moments:
     def num_blocks(self) -> int:
         return 1 if self.co is None or self.co.ndim == 2 else len(self.co)
 
-    def split(self) -> list[Moments]:
-        """Moments of each block's inputs, with all their co-moments: this one alone where it isn't in blocks."""
-        if self.co is None or self.co.ndim == 2:
+    def split(self, count: int | None = None) -> list[Moments]:
+        """Moments of so many equal parts of the inputs, each with its own blocks; by default of each block's inputs."""
+        count = count or self.num_blocks
+        if count == 1:
             return [self]
-        held = [None] * len(self.co) if self.held is None else self.held.split()
-        parts = zip(self.mean.chunk(len(self.co)), self.m2.chunk(len(self.co)), self.co, held, strict=True)
-        return [Moments(self.count, mean, m2, co, apart) for mean, m2, co, apart in parts]
+        held = [None] * count if self.held is None else self.held.split(count)
+        matrices = [None] * count if self.co is None else self.co.chunk(count)
+        parts = zip(self.mean.chunk(count), self.m2.chunk(count), matrices, held, strict=True)
+        return [
+            Moments(self.count, mean, m2, co if co is None or len(co) > 1 else co[0], apart)
+            for mean, m2, co, apart in parts
+        ]
 
     @property
     def variance(self) -> Tensor:

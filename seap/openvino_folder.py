@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seap.arch import Arch, describe
+from seap.arch import Arch, describe, refuse_experts
 from seap.config_deploy import Export
 from seap.engines import widths
 from seap.errors import UserError, missing_extra
@@ -42,6 +42,7 @@ def openvino_packages(options: Export) -> tuple[Any, Any]:
 
 def check_config(config: Any) -> None:
     """Raise UserError for a model whose layers don't all see all tokens."""
+    refuse_experts(config, "--to openvino", "load it with transformers, which needs import seap")
     if slides(config):
         raise UserError("--to openvino: a sliding window shorter than the context can't be traced yet; use --to padded")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seap import checkpoint
+from seap.arch import refuse_experts
 from seap.calibration import check_same_model, identity
 from seap.commands import options_of_mask
 from seap.config import Calibration
@@ -48,6 +49,7 @@ def pack_to_files(
     check_tasks(tasks, needed=False)
     stored = read_statistics(stats_files)
     split_options(options)
+    refuse_experts(checkpoint.load_config(name), "seap pack", "prune once per task, with seap prune")
     model, tokenizer = checkpoint.load_for_work(name, **(loading or {}))
     check_same_model(stats_files, [about for _, about in stored.values()], model)
     made = []

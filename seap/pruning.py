@@ -9,7 +9,7 @@ import torch
 
 from seap import calibration as calibrating
 from seap.allocate import allocate
-from seap.arch import Arch, describe
+from seap.arch import Arch, describe, refuse_experts
 from seap.compensate import Repairs, repair_axes
 from seap.config import Calibration, Pruning
 from seap.corpus import Corpus, build_corpus, longest_sequence
@@ -25,6 +25,7 @@ from seap.streaming import check_streamable, cut_streamed_
 from seap.surgery import check_in_memory, cut_
 from seap.tasks import load_items, parse_spec, spec_source
 from seap.timing import best_rounding
+from seap.usage import keep_experts
 
 Tasks = str | Sequence[str] | Mapping[str, Sequence[str]]
 
@@ -157,6 +158,7 @@ def with_rounding(model: Any, options: Pruning) -> tuple[Pruning, list[str]]:
     """--round-to auto as the number that is best here, and what was measured."""
     if options.round_to:
         return options, []
+    refuse_experts(model.config, "--round-to auto", "give a number of channels, such as 64")
     best, times = best_rounding(describe(model), options.sparsity)
     figures = ", ".join(f"{multiple}: {value:.3f}" for multiple, value in times.items())
     return replace(options, round_to=best), [f"--round-to {best} was chosen by time (µs per channel: {figures})"]
@@ -236,8 +238,13 @@ def check(model: Any, options: Pruning, masks: Masks | None = None) -> list[str]
     if streamed(model) is not None:
         check_streamable(options)
     arch = describe(model)
+    if options.cost != "params":
+        refuse_experts(model.config, f"--cost {options.cost}", "leave it out")
+    if options.resolved().allocate == "one-width":
+        refuse_experts(model.config, "--allocate one-width", "use --allocate uniform")
     if masks is None:
-        allocate(arch, options, {axis.key: torch.zeros(axis.num_inputs, dtype=torch.float64) for axis in arch.axes})
+        nothing = {axis.key: torch.zeros(axis.num_inputs, dtype=torch.float64) for axis in arch.axes}
+        allocate(arch, options, nothing, axes=keep_experts(arch, options, nothing))
     else:
         check_fits(arch, masks)
     notes = [f"{name} has no effect with these choices" for name in options.unused()]
@@ -245,8 +252,25 @@ def check(model: Any, options: Pruning, masks: Masks | None = None) -> list[str]
         notes.append(
             f"only MLP channels are cut: the heads of {arch.family.model_type} stay, {arch.family.heads_refused}"
         )
+    notes += notes_on_experts(arch, options)
     if options.cost == "milliseconds":
         notes.append("the sparsity is of the time that the linears take here, so the share of parameters differs")
     if getattr(model.config, "seap", None):
         notes.append("the model is already pruned; the sparsity is of what is left of it")
+    return notes
+
+
+def notes_on_experts(arch: Arch, options: Pruning) -> list[str]:
+    """What users of a mixture of experts should know, and users of other models who asked for experts."""
+    axes = [axis for axis in arch.axes if axis.usage_key]
+    if not axes:
+        return ["--experts has no effect: this model has none"] if options.experts != "auto" else []
+    notes = []
+    if options.resolved().compensate == "bias":
+        notes.append("experts have no bias that could make up for what goes, so they stay uncompensated")
+    if options.round_to % 8 and any(axis.name in (options.axes or (axis.name,)) for axis in axes):
+        notes.append(
+            "where the experts' width is no multiple of 8, transformers runs a layer's experts one by one, which is slow "
+            "on GPUs; --round-to 8 keeps its grouped kernels"
+        )
     return notes

@@ -5,6 +5,7 @@ One ranking serves many sparsities: the scores and the damage curves don't depen
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +13,17 @@ from torch import Tensor
 from seap import calibration as calibrating
 from seap.allocate import allocate, is_protected, least_kept
 from seap.arch import Arch, Axis, choose_axes, describe
-from seap.compensate import UNTESTED_DAMPING, Repair, kept_inputs, mean_bias, ridge, weight_of
+from seap.compensate import (
+    UNTESTED_DAMPING,
+    Compensation,
+    Repair,
+    can_repair,
+    kept_inputs,
+    mean_bias,
+    repair_axis,
+    ridge,
+    weight_of,
+)
 from seap.config import Calibration, Pruning
 from seap.corpus import Corpus
 from seap.damage import Curves, Judge, RepairTo, measure_curves, probe_rows
@@ -25,6 +36,7 @@ from seap.search import search
 from seap.sensitivity import weigh_outputs
 from seap.stats import Statistics
 from seap.timing import Times, axis_times
+from seap.usage import keep_experts
 
 
 def combine_scores(
@@ -68,10 +80,19 @@ class Ranking:
 
     @property
     def free(self) -> list[Axis]:
-        """The axes that may be cut."""
+        """The axes that may be cut, with all their experts."""
         num_layers = len(self.arch.layers)
         axes = choose_axes(self.arch, self.options.axes)
         return [axis for axis in axes if not is_protected(axis.layer, num_layers, self.options)]
+
+    @cached_property
+    def usage(self) -> Statistics | None:
+        """How the experts are used, of all tasks together."""
+        keys = [axis.usage_key for axis in self.arch.axes if axis.usage_key]
+        if not keys or not self.statistics:
+            return None
+        parts = {task: Statistics({key: part[key] for key in keys}) for task, part in self.statistics.items()}
+        return pool(parts, self.options)
 
     @property
     def least(self) -> dict[str, int]:
@@ -84,12 +105,13 @@ class Ranking:
         return self.known[sparsity]
 
     def _masks(self, options: Pruning, progress: bool) -> Masks:
-        budgets = allocate(self.arch, options, self.scores, self.curves, self.times)
+        axes = keep_experts(self.arch, options, self.scores, self.usage)
+        budgets = allocate(self.arch, options, self.scores, self.curves, self.times, axes=axes)
         if self.judge is not None and self.repair_to is not None and options.resolved().allocate == "search":
             start = {axis.key: budgets[axis.key] for axis in self.free}
             budgets |= search(
                 self.judge,
-                self.free,
+                [axis for axis in axes if axis.key in start],
                 start,
                 self.least,
                 options.round_to,
@@ -98,7 +120,7 @@ class Ranking:
                 seed=self.seed,
                 progress=progress,
             )
-        return choose_units(self.arch.axes, self.scores, budgets)
+        return choose_units(axes, self.scores, budgets)
 
 
 def rank(
@@ -179,20 +201,21 @@ def _weighing(
     )
 
 
+QUICK: dict[str, Compensation] = {"ridge": partial(ridge, damping=UNTESTED_DAMPING), "bias": mean_bias}
+
+
 def _repairing(arch: Arch, method: Method, scores: Scores, pooled: Statistics) -> RepairTo:
     """How an axis cut to a width is compensated while damage is measured; each answer is computed once."""
-    known: dict[tuple[str, int], tuple[Tensor, Repair | None]] = {}
+    known: dict[tuple[Axis, int], tuple[Tensor, Repair | None]] = {}
 
     def repair_to(axis: Axis, width: int) -> tuple[Tensor, Repair | None]:
-        if (axis.key, width) not in known:
+        if (axis, width) not in known:
             keep = kept_inputs(axis, choose_units([axis], scores, {axis.key: width})[axis.key])
-            weight, repair = weight_of(arch, axis), None
-            if method.compensate == "ridge":
-                repair = ridge(weight, pooled[axis.key], keep, UNTESTED_DAMPING)
-            elif method.compensate == "bias":
-                repair = mean_bias(weight, pooled[axis.key], keep)
-            known[axis.key, width] = keep, repair
-        return known[axis.key, width]
+            repair = None
+            if method.compensate in QUICK and can_repair(axis, method.compensate):
+                repair = repair_axis(axis, weight_of(arch, axis), pooled, keep, QUICK[method.compensate])
+            known[axis, width] = keep, repair
+        return known[axis, width]
 
     return repair_to
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seap.arch import Arch, describe, layer_width_values
+from seap.arch import Arch, describe, layer_width_values, refuse_experts
 from seap.compensate import Repairs
 from seap.config_serving import Serving
 from seap.errors import UserError, unknown
@@ -55,6 +55,7 @@ class TaskRuntime:
         cache_bytes: int | None = None,
     ) -> None:
         check_in_memory(model)
+        refuse_experts(model.config, "switching one model between tasks", "prune it once per task")
         if getattr(model.config, "seap", None):
             raise UserError("the model is pruned already; give the dense one, of which the tasks' networks are parts")
         self.model, self.cache_bytes = model, cache_bytes

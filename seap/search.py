@@ -20,7 +20,7 @@ from seap.layerwise import evaluation
 
 def divergence_of(judge: Judge, axes: Sequence[Axis], budgets: Mapping[str, int], repair_to: RepairTo) -> float:
     """KL(dense ‖ model with all axes cut to these widths) per token, without surgery."""
-    cut = [axis for axis in axes if budgets[axis.key] < axis.units]
+    cut = [axis for axis in axes if budgets[axis.key] < axis.units or axis.num_kept < axis.experts]
     with contextlib.ExitStack() as stack:
         for axis in cut:
             stack.enter_context(simulated(judge.arch, axis, *repair_to(axis, budgets[axis.key])))

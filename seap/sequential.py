@@ -10,6 +10,8 @@ W' = W₀ + (C_Th − W₀ C_hh)(C_hh + λI)⁻¹, with λ, and whether to chang
 Before that, the linears that write the axis are mended too: they read a stream that has drifted, so each W becomes
 W · M, where M h_pruned is the best linear guess at h_dense.
 
+In a layer of experts only the attention's consumer is refitted; the experts keep the repairs that they have.
+
 The error is inherited only where the consumer's output is added to the residual stream as it is. Where a norm stands
 between (Gemma 2 and 3, OLMo 2) the target is the dense consumer's output alone; a first batch tells which it is.
 Shapes: N tokens, D hidden size (outputs of a consumer), k kept inputs.
@@ -55,19 +57,15 @@ class Streams:
     # per batch, in the layer at hand: the pruned stream before its last consumer, and what that consumer reads
     read: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    @property
-    def consumers(self) -> tuple[str, str]:
-        """In the order in which a layer runs them; both write to the residual stream."""
-        return self.arch.family.heads_consumer, self.arch.family.mlp_consumer
-
     def advance_(self, layer: int) -> None:
         """Mend the layer's linears in the order in which they run, then move both streams past the layer."""
         batches = range(len(self.walk.batches))
-        axes = [axis for axis in self.arch.axes if axis.layer == layer]
-        dense = [self._dense_run(axes, layer, i) for i in batches]
+        axes = self.arch.layer_axes(layer)
+        fitted = [axis for axis in axes if axis.consumer in self.arch.writers(layer)]
+        dense = [self._dense_run(fitted, layer, i) for i in batches]
         self.read.clear()
-        for place, axis in enumerate(axes):
-            changed = self.pruned[0] is not self.walk.hidden[0] or any(a.key in self.repairs for a in axes[:place])
+        for place, axis in enumerate(fitted):
+            changed = self.pruned[0] is not self.walk.hidden[0] or any(a.key in self.repairs for a in fitted[:place])
             if changed:
                 self._correct_(axis, axes, [run.reads[place] for run in dense])
             if changed or axis.key in self.repairs:
@@ -84,14 +82,15 @@ class Streams:
         if index not in self.read:
             return self.walk.run(layer, index, self.pruned[index])
         stream, inputs = self.read.pop(index)
-        output: Tensor = self.arch.linear(layer, self.consumers[-1])(inputs)
+        output: Tensor = self.arch.linear(layer, self.arch.writers(layer)[-1])(inputs)
         return stream + output
 
     def _dense_run(self, axes: Sequence[Axis], layer: int, index: int) -> DenseRun:
-        outputs: list[list[Tensor]] = [[] for _ in self.consumers]
+        writers = self.arch.writers(layer)
+        outputs: list[list[Tensor]] = [[] for _ in writers]
         reads: list[list[Tensor]] = [[] for _ in axes]
         with contextlib.ExitStack() as stack:
-            for module, into in zip(self.consumers, outputs, strict=True):
+            for module, into in zip(writers, outputs, strict=True):
                 stack.enter_context(taken(self.arch.linear(layer, module), into))
             for axis, into in zip(axes, reads, strict=True):
                 stack.enter_context(taken(self.arch.linear(layer, axis.producers[0]), into, inputs=True))
@@ -137,9 +136,10 @@ class Streams:
 
     def _fitted_to(self, axis: Axis, index: int, dense: DenseRun) -> tuple[Tensor, Tensor]:
         """What the axis's consumer reads in the pruned model, and what it should write, for one batch."""
-        place, bias = self.consumers.index(axis.consumer), self.arch.consumer(axis).bias
+        writers = self.arch.writers(axis.layer)
+        place, bias = writers.index(axis.consumer), self.arch.consumer(axis).bias
         earlier: list[Tensor] = []
-        with taken(self.arch.linear(axis.layer, self.consumers[0]), earlier):
+        with taken(self.arch.linear(axis.layer, writers[0]), earlier):
             inputs = input_of(self.walk, axis.layer, axis.consumer, index, self.pruned[index])
         target = dense.outputs[place]
         if _adds_up(self.walk.hidden[index], dense.outputs, dense.after):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seap.arch import AXIS_NAMES, KV_GROUPS, Arch, Axis, Slice, describe, layer_width_values
+from seap.arch import AXIS_NAMES, KV_GROUPS, Arch, Axis, Slice, describe, layer_width_values, refuse_experts
 from seap.errors import UserError
 
 OWN = ("seap", "per_layer_config", "auto_map", "allow_global_per_layer_attribute_access", "architectures")
@@ -54,6 +54,7 @@ def stock_model(model: Any, *, pad: bool, dense: Mapping[str, int] | None = None
     is there to be saved. Raises UserError where no stock class holds it, saying why.
     """
     arch = describe(model)
+    refuse_experts(model.config, "a stock export", "load it with transformers, which needs import seap")
     if not pad:
         check_one_width(arch)
     form, units = _fitting_form(arch, pad=pad, dense=dense)

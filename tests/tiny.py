@@ -1,4 +1,4 @@
-"""Tiny random models: one for every row of the architecture table."""
+"""Tiny random models: one for every row of the architecture table, those with experts apart."""
 
 from typing import Any
 
@@ -66,6 +66,35 @@ ROWS |= {
     "starcoder2": ("Starcoder2ForCausalLM", {"use_bias": True, **EXPLICIT_HEAD}),
     "vaultgemma": ("VaultGemmaForCausalLM", {"sliding_window": 6, "query_pre_attn_scalar": 8, **EXPLICIT_HEAD}),
 }
+TWO_OF_SIX = {"num_experts": 6, "num_experts_per_tok": 2}
+MOE: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral": ("MixtralForCausalLM", {"num_local_experts": 5, "num_experts_per_tok": 2, **EXPLICIT_HEAD}),
+    "qwen2_moe": (
+        "Qwen2MoeForCausalLM",
+        {
+            "hidden_size": 32,
+            "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 24,
+            "mlp_only_layers": [1],
+            **TWO_OF_SIX,
+        },
+    ),
+    "qwen3_moe": (
+        "Qwen3MoeForCausalLM",
+        {"moe_intermediate_size": 16, "norm_topk_prob": True, **TWO_OF_SIX, **EXPLICIT_HEAD},
+    ),
+    "olmoe": ("OlmoeForCausalLM", {"hidden_size": 32, **TWO_OF_SIX}),
+    "gpt_oss": (
+        "GptOssForCausalLM",
+        {
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+            "sliding_window": 6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+            **EXPLICIT_HEAD,
+        },
+    ),
+}
 NOT_HERE = {name for name, (class_name, _) in ROWS.items() if not hasattr(transformers, class_name)}  # too old
 ROWS = {name: row for name, row in ROWS.items() if name not in NOT_HERE}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -74,11 +103,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-tied": ("LlamaForCausalLM", {"tie_word_embeddings": True, **EXPLICIT_HEAD}),
 }
 ALL = ROWS | VARIANTS
+EVERY = ALL | MOE
 
 
 def model(name: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     """A random model with non-zero biases and norms away from 1, so that nothing cancels by chance."""
-    class_name, own = ALL[name]
+    class_name, own = EVERY[name]
     options = {k: v for k, v in (SMALL | own | changes).items() if v is not None}
     model_class = getattr(transformers, class_name)
     config = model_class.config_class(**options)
