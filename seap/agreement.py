@@ -157,7 +157,7 @@ def _log_choose(n: int, k: Tensor) -> Tensor:
 
 def shared_params(axes: Sequence[Axis], first: Masks, second: Masks) -> float:
     """Jaccard of the parameters that two masks keep, over all axes together: each counts by its size."""
-    pairs = [(first[axis.key], second[axis.key], axis.unit_params) for axis in axes]
+    pairs = [(first[axis.key], second[axis.key], axis.entry_params) for axis in axes]
     return sum(int((a & b).sum()) * size for a, b, size in pairs) / sum(
         int((a | b).sum()) * size for a, b, size in pairs
     )
@@ -170,7 +170,7 @@ def agreement(axes: Sequence[Axis], first: Masks, second: Masks) -> list[float]:
 
 def by_chance(axes: Sequence[Axis], first: Masks, second: Masks) -> list[float]:
     """Expected Jaccard in each layer of random masks as wide as these two."""
-    return [expected_jaccard(a.units, int(first[a.key].sum()), int(second[a.key].sum())) for a in axes]
+    return [expected_jaccard(a.entries, int(first[a.key].sum()), int(second[a.key].sum())) for a in axes]
 
 
 def mean(values: Sequence[float]) -> float:
@@ -216,7 +216,7 @@ def stabilities(table: MaskTable) -> list[dict[str, Any]]:
                     "num_texts": part.num_texts // 2,
                     "num_tokens": [part.num_tokens(span) for span in spans],
                     "jaccard": mean(agreement(axes, first, second)),
-                    "same_fraction": same / sum(axis.units for axis in axes),
+                    "same_fraction": same / sum(axis.entries for axis in axes),
                     "expected": mean(by_chance(axes, first, second)),
                 }
             )

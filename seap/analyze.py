@@ -276,7 +276,7 @@ def activation_maps(arch: Arch, measured: Mapping[str, Measured]) -> list[dict[s
 
 def binned(axis: Axis, moments: Moments) -> list[float]:
     """Root mean square of the inputs of each bin of units, relative to its mean over bins (all 0 in a dead layer)."""
-    units = moments.mean_square.view(axis.units, axis.unit_inputs).mean(1)
-    bins = torch.stack([part.mean() for part in units.tensor_split(min(axis.units, MAX_BINS))]).sqrt()
+    units = moments.mean_square.view(axis.entries, axis.unit_inputs).mean(1)
+    bins = torch.stack([part.mean() for part in units.tensor_split(min(axis.entries, MAX_BINS))]).sqrt()
     relative = bins / bins.mean().clamp_min(torch.finfo(torch.float64).tiny)
     return [round(value, 4) for value in relative.tolist()]

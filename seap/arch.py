@@ -439,6 +439,14 @@ def describe(model: Any) -> Arch:
     return Arch(model, family)
 
 
+def units_of(axes: Iterable[Axis]) -> dict[str, int]:
+    """Axis key → its units, and usage key → the experts."""
+    found: dict[str, int] = {}
+    for axis in axes:
+        found |= ({axis.usage_key: axis.experts} if axis.usage_key else {}) | {axis.key: axis.units}
+    return found
+
+
 def refuse_experts(config: Any, what: str, instead: str) -> None:
     """Raise UserError for a family with experts. what: that doesn't know them; instead: what to do."""
     if find_family(config).experts is not None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from seap import checkpoint
-from seap.arch import describe
+from seap.arch import describe, refuse_experts
 from seap.calibration import calibrate
 from seap.config import Calibration
 from seap.corpus import Corpus, batches
@@ -118,6 +118,7 @@ def one_by_one(model: Any, corpus: Corpus, *, collect: bool = True) -> dict[str,
     collect=False). Unlike there the first prompt's variance counts. Returns axis key → statistics of the consumer's
     input.
     """
+    refuse_experts(model.config, "seap bench --calibration", "time seap calibrate itself")
     arch = describe(model)
     read = {axis.key: HostSums() for axis in arch.axes}
     wrote = {axis.key: HostSums() for axis in arch.axes}

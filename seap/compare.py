@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from seap import checkpoint, pruning
 from seap.agreement import agreement, by_chance, mean
-from seap.arch import AXIS_NAMES, describe
+from seap.arch import AXIS_NAMES, describe, units_of
 from seap.calibration import about_statistics, calibrate, fingerprint
 from seap.config import Calibration
 from seap.corpus import Corpus, build_corpus, longest_sequence
@@ -245,8 +245,9 @@ def _dense_row(bench: Bench, task: str) -> Result:
         params = sum(p.numel() for p in bench.model.parameters())
         arch = describe(bench.model)
         whole: list[dict[str, int]] = [{} for _ in arch.layers]
-        for axis in arch.axes:
-            whole[axis.layer][axis.name] = axis.units
+        for key, count in units_of(arch.axes).items():
+            _, layer, name = key.split(".")
+            whole[int(layer)][name] = count
         same = {"kl": 0.0, "agreement": 1.0, "layers": whole, "calibration_tokens": None, "total_sparsity": 0.0}
         took = {"seed": 0, "params_after": params, "seconds": time.perf_counter() - started}
         write_json(path, about | found | same | took)

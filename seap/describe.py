@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from seap.arch import AXIS_NAMES
+from seap.arch import KV_GROUPS, WIDTH_NAMES, units_of
 from seap.arch import describe as describe_arch
 from seap.checkpoint import BUILTIN, load_config, read_provenance, resolve_model
 from seap.errors import UserError
@@ -77,7 +77,7 @@ def _model(name: str) -> dict[str, Any]:
         "params": sum(p.numel() for p in model.parameters()),
         "prunable_params": arch.prunable_params,
         "heads": "can be cut" if arch.can_cut_heads else f"can't be cut: {arch.family.heads_refused}",
-        "layers": _layers({axis.key: axis.units for axis in arch.axes}),
+        "layers": _layers(units_of(arch.axes)),
     }
 
 
@@ -120,12 +120,13 @@ def show_report(report: dict[str, Any], console: Console) -> None:
 
 def _show_layers(layers: list[dict[str, Any]], console: Console) -> None:
     """Units per layer, runs of like layers on one line."""
-    table = Table("layers", *[axis.replace("_", " ") for axis in AXIS_NAMES], box=None, header_style="bold")
-    start = 0
+    names = [name for name in WIDTH_NAMES if name == KV_GROUPS or any(name in layer for layer in layers)]
+    table = Table("layers", *[name.replace("_", " ") for name in names], box=None, header_style="bold")
+    start, absent = 0, {KV_GROUPS: "whole"}
     for layer in range(1, len(layers) + 1):
         if layer == len(layers) or layers[layer] != layers[start]:
             span = f"{start}" if layer == start + 1 else f"{start}–{layer - 1}"
-            table.add_row(span, *[str(layers[start].get(axis, "whole")) for axis in AXIS_NAMES])
+            table.add_row(span, *[str(layers[start].get(name, absent.get(name, "–"))) for name in names])
             start = layer
     console.print(table)
 

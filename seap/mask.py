@@ -42,9 +42,9 @@ def budgets_of(axes: Sequence[Axis], masks: Masks) -> dict[str, int]:
     budgets = {}
     for axis in axes:
         experts = len(kept_experts(axis, masks[axis.key]))
-        budgets[axis.key] = int(masks[axis.key].sum()) // max(experts, 1)
         if axis.usage_key:
             budgets[axis.usage_key] = experts
+        budgets[axis.key] = int(masks[axis.key].sum()) // max(experts, 1)
     return budgets
 
 

@@ -270,7 +270,7 @@ def notes_on_experts(arch: Arch, options: Pruning) -> list[str]:
         notes.append("experts have no bias that could make up for what goes, so they stay uncompensated")
     if options.round_to % 8 and any(axis.name in (options.axes or (axis.name,)) for axis in axes):
         notes.append(
-            "where the experts' width is no multiple of 8, transformers runs a layer's experts one by one, which is slow "
-            "on GPUs; --round-to 8 keeps its grouped kernels"
+            "transformers runs experts one by one, slowly on GPUs, where their width is no multiple of 8; --round-to 8 "
+            "keeps its grouped kernels"
         )
     return notes

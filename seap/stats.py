@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
+from seap.arch import EXPERTS
 from seap.errors import UserError
 from seap.files import read_about, write_safetensors, write_tensors
 from seap.moments import EXACT_SIZE, Moments
@@ -27,6 +28,9 @@ Rows = tuple[tuple[int, ...], ...]  # token ids, one text (or one packed sequenc
 
 class Statistics(MutableMapping[str, Moments]):
     """Axis key, such as layers.3.channels → moments of its consumer's input; and the token rows measured.
+
+    Under layers.3.experts: how often each expert is used, then how strongly (see `usage.py`), without co-moments.
+
 
     on_disk: moments are written to a temporary folder when they are set and read when they are asked for (so a change
     to what was asked for is lost unless it is set again). The folder goes when the statistics do.
@@ -76,7 +80,7 @@ class Statistics(MutableMapping[str, Moments]):
 
     @property
     def has_second_moments(self) -> bool:
-        return all(moments.co is not None for moments in self.values())
+        return all(self[key].co is not None for key in self if not key.endswith(f".{EXPERTS}"))
 
 
 def merge(parts: Iterable[Statistics]) -> Statistics:

@@ -203,7 +203,12 @@ dense = AutoModelForCausalLM.from_pretrained(folder + "/dense")
 assert type(dense).__name__ == {type(model(name)).__name__!r}
 print("equal")
 """
-    environment = {"HF_HOME": str(tmp_path / "hf"), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}
+    environment = {
+        "HF_HOME": str(tmp_path / "hf"),
+        "PATH": "/usr/bin:/bin",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),  # sums of experts depend on it in their last bit
+    }
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=tmp_path
     )

@@ -6,7 +6,12 @@ from typing import Any
 
 from seap.page.plots import Plot, Series
 
-AXES = {"channels": "MLP channels", "kv_groups": "KV groups"}
+AXES = {
+    "channels": "MLP channels",
+    "kv_groups": "KV groups",
+    "experts": "experts",
+    "expert_channels": "channels of each expert",
+}
 
 
 @dataclass(frozen=True)
