@@ -38,6 +38,9 @@ class Removal:
 
 def removal(weight: Tensor, moments: Moments, unit_inputs: int, *, rounds: int | None = None) -> Removal:
     """Remove all units of an axis one after the other. weight (O, C) float64."""
+    if not moments.covariance.any():  # an expert that no token was routed to
+        units = weight.shape[1] // unit_inputs
+        return Removal(torch.arange(units), torch.zeros(units, dtype=torch.float64))
     inverse = solve_damped(moments.covariance, torch.eye(weight.shape[1], dtype=torch.float64), DAMPING)
     weight = weight.clone()
     units = weight.shape[1] // unit_inputs
