@@ -6,13 +6,15 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from torch import Tensor
 
-from seap.arch import KV_GROUPS, WIDTH_NAMES, units_of
+from seap.arch import EXPERTS, KV_GROUPS, WIDTH_NAMES, units_of
 from seap.arch import describe as describe_arch
 from seap.checkpoint import BUILTIN, load_config, read_provenance, resolve_model
 from seap.errors import UserError
 from seap.files import read_about, read_tensors
 from seap.terminal import show_promise
+from seap.usage import Usage
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -45,8 +47,19 @@ def _content(path: Path, kind: str) -> dict[str, Any]:
         return {"layers": _layers(kept)}
     if kind == "mask":
         return {"layers": _layers({key: f"{int(mask.sum())}/{mask.numel()}" for key, mask in tensors.items()})}
-    sizes = {key.removesuffix(".mean"): value.numel() for key, value in tensors.items() if key.endswith(".mean")}
-    return {"layers": _layers({key: f"{size} inputs" for key, size in sizes.items()})}
+    means = {key.removesuffix(".mean"): value for key, value in tensors.items() if key.endswith(".mean")}
+    means = {key: value for key, value in means.items() if not key.startswith("held.")}
+    experts = {key: expert_use(mean) for key, mean in means.items() if key.endswith(f".{EXPERTS}")}
+    told = {key: f"{mean.numel()} inputs" for key, mean in means.items() if key not in experts}
+    for key, use in experts.items():
+        told[key] = f"{len(use['share'])}, by {min(use['share']):.0%} to {max(use['share']):.0%} of the tokens"
+    return {"layers": _layers(told)} | ({"experts": experts} if experts else {})
+
+
+def expert_use(mean: Tensor) -> dict[str, list[float]]:
+    """Of a layer's experts: the share of the tokens that each sees, and its score (see `usage.py`)."""
+    use = Usage.of(mean)
+    return {"share": use.share.tolist(), "reap": use.reap.tolist()}
 
 
 def _layers(entries: dict[str, Any]) -> list[dict[str, Any]]:

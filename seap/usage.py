@@ -32,9 +32,9 @@ class Usage:
     added: Tensor  # (E,): router's weight times norm of the output, the mean over all tokens
 
     @classmethod
-    def of(cls, moments: Moments) -> "Usage":
-        """From the statistics under an axis's `usage_key`."""
-        return cls(*moments.mean.chunk(2))
+    def of(cls, mean: Tensor) -> "Usage":
+        """From the mean (2E,) of the statistics under an axis's `usage_key`."""
+        return cls(*mean.chunk(2))
 
     @property
     def reap(self) -> Tensor:
@@ -73,7 +73,7 @@ def _best(
     """So many experts of a layer, those with the highest scores; among equals the first ones."""
     check_experts(arch, axis, count)
     if statistics:
-        ranked = Usage.of(statistics[axis.usage_key]).reap
+        ranked = Usage.of(statistics[axis.usage_key].mean).reap
     else:
         ranked = unit_scores(axis, scores[axis.key]).view(axis.experts, axis.units).sum(1)
     order = torch.sort(ranked, descending=True, stable=True).indices
@@ -91,7 +91,7 @@ def _hardly_used(
         return {}
     ranked: list[tuple[float, int, Axis]] = []
     for axis in axes:
-        added = Usage.of(statistics[axis.usage_key]).added
+        added = Usage.of(statistics[axis.usage_key].mean).added
         relative = (added / added.mean().clamp_min(1e-300)).tolist()
         hardly = sorted((value, expert) for expert, value in enumerate(relative) if value < HARDLY)
         spare = axis.experts - arch.experts_of(axis).per_token

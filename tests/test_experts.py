@@ -67,11 +67,11 @@ def one_by_one(dense: Any, axis: Axis) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_the_score_is_that_of_reap_by_hand() -> None:
     # three tokens, two experts: chosen or not, then router's weight times the norm of the output
-    usage = Usage.of(Moments.of(torch.tensor([[1, 0, 2.0, 0.0], [1, 1, 4.0, 6.0], [0, 0, 0.0, 0.0]])))
+    usage = Usage.of(Moments.of(torch.tensor([[1, 0, 2.0, 0.0], [1, 1, 4.0, 6.0], [0, 0, 0.0, 0.0]])).mean)
     torch.testing.assert_close(usage.share, torch.tensor([2 / 3, 1 / 3], dtype=torch.float64))
     torch.testing.assert_close(usage.added, torch.tensor([2.0, 2.0], dtype=torch.float64))
     torch.testing.assert_close(usage.reap, torch.tensor([3.0, 6.0], dtype=torch.float64))
-    unused = Usage.of(Moments.of(torch.tensor([[1, 0, 2.0, 0.0]])))
+    unused = Usage.of(torch.tensor([1, 0, 2.0, 0.0]))
     assert unused.reap.tolist() == [2.0, 0.0]
 
 
@@ -265,7 +265,10 @@ def test_magnitude_ranks_experts_by_their_weights() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"experts": 1}, r"layer 0 experts: 1 of 5 would stay, but the router sends every token to 2; keep from 2 to 5"),
+        (
+            {"experts": 1},
+            r"layer 0 experts: 1 of 5 would stay, but the router sends every token to 2; keep from 2 to 5",
+        ),
         ({"experts": 9}, r"layer 0 experts: 9 of 5 would stay"),
         ({"experts": 0}, r"--experts 0: must be at least 1"),
         ({"experts": "some"}, r"--experts some: must be a number of experts, auto or keep"),
