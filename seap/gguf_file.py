@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seap.arch import Arch, describe
+from seap.arch import Arch, describe, refuse_experts
 from seap.config_deploy import Export
 from seap.engines import widths
 from seap.errors import UserError, missing_extra
@@ -50,6 +50,7 @@ def gguf_package() -> Any:
 
 def check_config(config: Any) -> str:
     """The GGUF architecture of a model, from its config. Raises UserError, with the reason, where there is none."""
+    refuse_experts(config, "--to gguf", "load it with transformers, which needs import seap")
     family = config.model_type
     rope = getattr(config, "rope_parameters", None) or {}
     reasons = {
