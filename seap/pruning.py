@@ -240,8 +240,6 @@ def check(model: Any, options: Pruning, masks: Masks | None = None) -> list[str]
     arch = describe(model)
     if options.cost != "params":
         refuse_experts(model.config, f"--cost {options.cost}", "leave it out")
-    if options.resolved().allocate == "one-width":
-        refuse_experts(model.config, "--allocate one-width", "use --allocate uniform")
     if masks is None:
         nothing = {axis.key: torch.zeros(axis.num_inputs, dtype=torch.float64) for axis in arch.axes}
         allocate(arch, options, nothing, axes=keep_experts(arch, options, nothing))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seap.arch import AXIS_NAMES, KV_GROUPS, Arch, Axis, Slice, describe, layer_width_values, refuse_experts
+from seap.arch import KV_GROUPS, Arch, Axis, Slice, describe, layer_width_values, refuse_experts, units_of
 from seap.errors import UserError
 
 OWN = ("seap", "per_layer_config", "auto_map", "allow_global_per_layer_attribute_access", "architectures")
@@ -31,8 +31,11 @@ class Form:
 
 
 def widths_by_axis(arch: Arch) -> dict[str, list[int]]:
-    """Axis name → its units in each layer."""
-    return {name: found for name in AXIS_NAMES if (found := [a.units for a in arch.axes if a.name == name])}
+    """Axis name → its units in each layer that has it; and the number of experts."""
+    found: dict[str, list[int]] = {}
+    for key, count in units_of(arch.axes).items():
+        found.setdefault(key.rpartition(".")[2], []).append(count)
+    return found
 
 
 def check_one_width(arch: Arch) -> None:
@@ -54,8 +57,9 @@ def stock_model(model: Any, *, pad: bool, dense: Mapping[str, int] | None = None
     is there to be saved. Raises UserError where no stock class holds it, saying why.
     """
     arch = describe(model)
-    refuse_experts(model.config, "a stock export", "load it with transformers, which needs import seap")
-    if not pad:
+    if pad:
+        refuse_experts(model.config, "--to padded", "prune with --allocate one-width and export --to uniform")
+    else:
         check_one_width(arch)
     form, units = _fitting_form(arch, pad=pad, dense=dense)
     with torch.device("meta"):
@@ -114,8 +118,9 @@ def _config(arch: Arch, model_type: str, units: Mapping[str, int]) -> tuple[Any,
         known = config_class().to_dict().keys() | {"dtype"}
         values = {name: value for name, value in values.items() if name in known and name != "layer_types"}
         values |= {"model_type": model_type, "sliding_window": None} if "sliding_window" in known else {}
-    budgets = {f"layers.0.{name}": count for name, count in units.items()}
-    values |= layer_width_values(arch, budgets, 0)
+    for layer in range(len(arch.layers)):
+        budgets = {f"layers.{layer}.{name}": count for name, count in units.items()}
+        values |= layer_width_values(arch, budgets, layer)
     if arch.can_cut_heads:
         values["head_dim"] = arch.head_size
     has = {flag: _has_bias(arch, flag) for flag in BIAS_FLAGS}

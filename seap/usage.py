@@ -51,7 +51,9 @@ def keep_experts(
     experts that a layer's router can't do with, or that removes more than the sparsity.
     """
     free = [axis for axis in arch.axes if axis.usage_key and _may_lose_experts(arch, axis, options)]
-    if options.experts == "keep" or not free or options.resolved().convention != "true":
+    method = options.resolved()
+    alike = method.allocate == "one-width" and options.experts == "auto"  # auto's number differs from layer to layer
+    if options.experts == "keep" or alike or not free or method.convention != "true":
         return arch.axes
     if options.experts == "auto":
         chosen = _hardly_used(arch, free, options, statistics)

@@ -102,6 +102,11 @@ def _alike(axes: Sequence[Axis], least: Sequence[int], *, heads: bool) -> _Alike
     chosen = [(axis, few) for axis, few in zip(axes, least, strict=True) if (axis.name == KV_GROUPS) == heads]
     if not chosen:
         return _Alike()
+    names = sorted({axis.name for axis, _ in chosen})
+    if len(names) > 1:
+        raise UserError(
+            f"--allocate one-width doesn't know layers with {' and '.join(names)} yet; use --allocate uniform"
+        )
     found = {(axis.units, few) for axis, few in chosen}
     if len(found) > 1:
         units = ", ".join(str(count) for count in sorted({axis.units for axis, _ in chosen}))

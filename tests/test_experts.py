@@ -23,6 +23,7 @@ from seap.moments import Moments
 from seap.pruning import make_masks
 from seap.score import fitting, score_inputs
 from seap.stats import Statistics, load_statistics, merge, save_statistics
+from seap.stock import stock_model
 from seap.surgery import cut_
 from seap.usage import Usage, keep_experts
 
@@ -276,7 +277,6 @@ def test_magnitude_ranks_experts_by_their_weights() -> None:
         ({"experts": 3, "axes": ("kv_groups",)}, r"add expert_channels to --axes"),
         ({"axes": ("channels",)}, r"--axes channels: this model has none, only kv_groups, expert_channels"),
         ({"round_to": 0}, r"--round-to auto doesn't know mixtures of experts such as mixtral yet"),
-        ({"allocate": "one-width"}, r"--allocate one-width doesn't know mixtures"),
         ({"allocate": "damage", "cost": "milliseconds"}, r"--cost milliseconds doesn't know mixtures"),
     ],
 )
@@ -285,6 +285,32 @@ def test_what_can_not_be_is_refused_before_any_work(options: dict[str, Any], mes
     with pytest.raises(UserError, match=message):
         seap.prune(dense, tokenizer(), task={"toy": TEXTS}, method="seap-paper", **(FEW | options))
     assert not hasattr(dense.config, "seap")
+
+
+@pytest.mark.parametrize("name", sorted(MOE.keys() - {"qwen2_moe"}))
+def test_one_width_for_all_layers_is_a_stock_model(name: str, tmp_path: Path) -> None:
+    dense = model(name)
+    statistics = {"toy": measured(name)}
+    few = FEW | {"method": "seap-paper", "sparsity": 0.4, "round_to": 8}
+    report = seap.prune(dense, statistics=statistics, allocate="one-width", experts=4, **few)
+    assert all(layer == report.layers[0] for layer in report.layers) and report.layers[0]["experts"] == 4
+    stock, _ = stock_model(dense, pad=False)
+    assert type(stock) is type(model(name))
+    stock.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(loaded(ids()).logits, dense(ids()).logits)
+    with pytest.raises(UserError, match="--to padded doesn't know mixtures of experts"):
+        stock_model(dense, pad=True)
+    differing = model(name)
+    seap.prune(differing, statistics=statistics, **few)
+    with pytest.raises(UserError, match="the layers keep"):
+        stock_model(differing, pad=False)
+
+
+def test_one_width_of_several_kinds_of_channels_is_refused() -> None:
+    with pytest.raises(UserError, match="doesn't know layers with channels and expert_channels yet"):
+        seap.prune(model("qwen2_moe"), method="magnitude", allocate="one-width", **FEW)
 
 
 def test_masks_that_the_router_or_the_fused_tensors_can_not_follow_are_refused() -> None:
