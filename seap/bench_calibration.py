@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from seap import checkpoint
-from seap.arch import describe, refuse_experts
+from seap.arch import describe
 from seap.calibration import calibrate
 from seap.config import Calibration
 from seap.corpus import Corpus, batches
 from seap.environment import provenance
+from seap.families import refuse_experts
 from seap.layerwise import evaluation, model_inputs
 from seap.shapes import is_shape, random_model
 from seap.speed import clock

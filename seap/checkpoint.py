@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from seap import modeling_seap
-from seap.arch import find_family, refuse_experts
 from seap.card import model_card
 from seap.config_streaming import Streaming
 from seap.errors import UserError, missing_extra
+from seap.families import find_family, refuse_experts
 from seap.files import folder_beside, written_whole
 from seap.mask import Masks, load_masks, save_masks
 from seap.residency import Streamed, mark_, streamed

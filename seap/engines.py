@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from seap import checkpoint, modeling_seap
-from seap.arch import find_family, refuse_experts
 from seap.config_deploy import Deployment
 from seap.errors import UserError
+from seap.families import find_family, refuse_experts
 
 TILE = 128  # channels a GPU's matrix kernels like to have in one piece
 

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seap.arch import Arch, describe, refuse_experts
+from seap.arch import Arch, describe
 from seap.config_deploy import Export
 from seap.engines import widths
 from seap.errors import UserError, missing_extra
+from seap.families import refuse_experts
 from seap.stock import slides
 
 ARCHITECTURES = {"llama": "deci", "mistral": "deci", "qwen2": "deci", "qwen3": "openelm"}

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seap.arch import Arch, describe, refuse_experts
+from seap.arch import Arch, describe
 from seap.config_deploy import Export
 from seap.engines import widths
 from seap.errors import UserError, missing_extra
+from seap.families import refuse_experts
 from seap.stock import OWN, slides
 
 GROUP = 64  # weights that share a scale in int4

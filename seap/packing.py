@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from seap import checkpoint
-from seap.arch import refuse_experts
 from seap.calibration import check_same_model, identity
 from seap.commands import options_of_mask
 from seap.config import Calibration
 from seap.environment import versions
 from seap.errors import UserError
+from seap.families import refuse_experts
 from seap.files import digest
 from seap.mask import Masks, load_masks
 from seap.network import Network, load_pruned, network_between, save_network

@@ -9,11 +9,12 @@ import torch
 
 from seap import calibration as calibrating
 from seap.allocate import allocate
-from seap.arch import Arch, describe, refuse_experts
+from seap.arch import Arch, describe
 from seap.compensate import Repairs, repair_axes
 from seap.config import Calibration, Pruning
 from seap.corpus import Corpus, build_corpus, longest_sequence
 from seap.errors import UserError
+from seap.families import refuse_experts
 from seap.mask import Masks, check_fits
 from seap.mixture import check_mixture, pool
 from seap.ranking import Ranking, rank, with_second_moments

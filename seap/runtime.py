@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seap.arch import Arch, describe, layer_width_values, refuse_experts
+from seap.arch import Arch, describe, layer_width_values
 from seap.compensate import Repairs
 from seap.config_serving import Serving
 from seap.errors import UserError, unknown
+from seap.families import refuse_experts
 from seap.mask import Masks, budgets_of, check_fits
 from seap.modeling_seap import LayerConfig
 from seap.network import Network, free_layers, layer_shares, network_of, weights_at_work

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seap.arch import KV_GROUPS, Arch, Axis, Slice, describe, layer_width_values, refuse_experts, units_of
+from seap.arch import KV_GROUPS, Arch, Axis, Slice, describe, layer_width_values, units_of
 from seap.errors import UserError
+from seap.families import refuse_experts
 
 OWN = ("seap", "per_layer_config", "auto_map", "allow_global_per_layer_attribute_access", "architectures")
 BIAS_FLAGS = ("attention_bias", "mlp_bias")

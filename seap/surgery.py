@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from seap import modeling_seap
-from seap.arch import Arch, Axis, Slice, describe, layer_width_values, width_keys
+from seap.arch import Arch, Axis, Slice, describe, layer_width_values
 from seap.compensate import Repair, Repairs, map_inputs
 from seap.errors import UserError
+from seap.families import width_keys
 from seap.mask import Masks, budgets_of, check_fits
 
 _PLAIN = (int, float, bool, str, tuple, type(None))
