@@ -142,12 +142,14 @@ class Experts:
     @contextlib.contextmanager
     def watched(self, watch: Watch) -> Iterator[None]:
         """Tell `watch` of every forward pass for a while."""
-        module = self.module
-        module.forward = lambda hidden, chosen, weights: self.run(hidden, chosen, weights, watch)
+        own = vars(self.module).get("forward")  # there where accelerate has dispatched the model
+        self.module.forward = lambda hidden, chosen, weights: self.run(hidden, chosen, weights, watch)
         try:
             yield
         finally:
-            del module.forward
+            del self.module.forward
+            if own is not None:
+                self.module.forward = own
 
     def cut(self, keep: Tensor, weight: Tensor | None = None) -> dict[str, Tensor]:
         """The parameters of what is kept, by path.

@@ -17,6 +17,7 @@ from seap.compensate import FEW_TOKENS, kept_inputs, output_error, repair_axes, 
 from seap.config import Calibration, Pruning
 from seap.corpus import Corpus
 from seap.damage import simulated
+from seap.describe import describe as inspected
 from seap.errors import UserError
 from seap.mask import check_fits, choose_units, compose, kept_experts, realised_sparsity
 from seap.moments import Moments
@@ -145,6 +146,14 @@ def test_every_family_is_pruned_saved_and_loaded(name: str, method: str, tmp_pat
     fewer = [layer.mlp.experts.num_experts for layer in loaded.model.layers if hasattr(layer.mlp, "experts")]
     assert fewer == [3] * len(fewer) and "added_bias" in loaded.config.seap
     assert not any("expert" in path for path in loaded.config.seap["added_bias"] if "shared" not in path)
+
+
+def test_inspect_says_how_experts_are_used(tmp_path: Path) -> None:
+    save_statistics(tmp_path / "stats.safetensors", measured("mixtral"), {"task": "toy"})
+    found = inspected(str(tmp_path / "stats.safetensors"))
+    use = found["experts"]["layers.1.experts"]
+    assert sum(use["share"]) == pytest.approx(2) and len(use["reap"]) == 5  # every token goes to two
+    assert found["layers"][1]["experts"].startswith("5, by ")
 
 
 def by_hand(axis: Axis, added: list[float]) -> dict[str, Moments]:
