@@ -120,7 +120,7 @@ class Pruning:
     """What to cut: kv_groups, channels, expert_channels (with whole experts); by default all that the family allows."""
     experts: int | Literal["auto", "keep"] = "auto"
     """How many experts every layer of a mixture of experts keeps, by how strongly the task uses them. auto drops those
-    that add less than a tenth of what their layer's experts add on average; keep drops none. Their channels are cut in
+    that add less than a fifth of what their layer's experts add on average; keep drops none. Their channels are cut in
     any case, to one width in a layer, for what is left of the sparsity. With --allocate one-width auto drops none."""
     worst_task: bool = False
     """Choose the tasks' weights on held-out text so that the task that loses most loses least, in a general mask."""

@@ -11,6 +11,7 @@ from seap.arch import AXIS_NAMES
 from seap.card import exported_card
 from seap.config_deploy import Export, Target
 from seap.errors import UserError
+from seap.families import refuse_experts
 from seap.files import check_output, check_output_file, written_whole
 from seap.surgery import check_not_quantized
 
@@ -109,6 +110,8 @@ def _export_torchao(name: str, out: Path, options: Export, trust_remote_code: bo
     from seap.quantization import check_saved, load_int8, torchao_package
 
     check_saved(options.weights)
+    config = checkpoint.load_config(name, trust_remote_code=trust_remote_code)
+    refuse_experts(config, "--to torchao", "leave it in 16 bits: only its attention would be quantized")
     torchao_package("--to torchao")
     model, tokenizer = load_int8(name, trust_remote_code=trust_remote_code)
     checkpoint.check_space(out, checkpoint.weight_bytes(model))

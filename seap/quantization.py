@@ -14,6 +14,7 @@ from torch import nn
 from seap import checkpoint
 from seap.arch import describe
 from seap.errors import UserError, missing_extra
+from seap.families import refuse_experts
 from seap.surgery import check_not_quantized
 
 Bits = Literal["int8", "int4"]
@@ -43,6 +44,7 @@ def quantize_(model: Any, weights: Bits) -> list[str]:
         raise UserError(f"weights {weights!r}: expected int8 or int4")
     package = torchao_package(f"quantize_(model, {weights!r})")
     check_not_quantized(model)
+    refuse_experts(model.config, "seap.quantize_", "leave it in 16 bits: only its attention would be quantized")
     if weights == "int4" and model.device.type != "cpu":
         raise UserError("int4 is for CPUs here; on a GPU use torchao's own Int4WeightOnlyConfig")
     linears = dict(_linears(model))

@@ -21,7 +21,7 @@ from seap.mask import check_experts
 from seap.moments import Moments
 from seap.score import Scores, unit_scores
 
-HARDLY = 0.1  # of what the layer's experts add on average
+HARDLY = 0.2  # of what the layer's experts add on average
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _best(
 def _hardly_used(
     arch: Arch, axes: Sequence[Axis], options: Pruning, statistics: Mapping[str, Moments] | None
 ) -> dict[str, tuple[int, ...]]:
-    """All experts but those that add less than a tenth of their layer's mean, the least first.
+    """All experts but those that add less than a fifth of their layer's mean, the least first.
 
     As many as the router needs stay, and no more go than the sparsity asks for. Nothing goes where nothing is measured.
     """
