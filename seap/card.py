@@ -40,7 +40,7 @@ seap export DIR --to padded --out stock   # anything that runs the stock class; 
 
 def model_card(about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = (), *, repo: str | None = None) -> str:
     """Of a pruned checkpoint. rows: those of `seap eval`. repo: the id that the snippets load, on the Hub."""
-    own = f"`mask.safetensors` says which units stayed, `seap.json` how they were chosen.\n\n{ENGINES}"
+    own = f"`seap/mask.safetensors` says which units stayed, `seap.json` how they were chosen.\n\n{ENGINES}"
     return _placed(f"{_head(about)}\n{_measured(about, rows)}\n{TRANSFORMERS}\n\n{own}\n", repo)
 
 

@@ -24,6 +24,7 @@ from seap.streaming import save_streamed
 from seap.surgery import check_not_quantized, quantized
 
 BUILTIN = "builtin"
+MASK_FILE = "seap/mask.safetensors"  # in a folder of its own: vLLM loads every *.safetensors beside config.json
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -209,7 +210,7 @@ def previous(name: str, model: Any) -> tuple[Masks, dict[str, Any]] | None:
         return None
     from transformers.utils import cached_file
 
-    path = cached_file(resolve_model(name), "mask.safetensors", _raise_exceptions_for_missing_entries=False)
+    path = cached_file(resolve_model(name), MASK_FILE, _raise_exceptions_for_missing_entries=False)
     return load_masks(Path(path)) if path else None
 
 
@@ -231,7 +232,7 @@ def check_space(out: Path, num_bytes: int) -> None:
 def save(model: Any, tokenizer: Any, masks: Masks, provenance: Mapping[str, Any], out: Path) -> None:
     """Write the checkpoint folder: weights, config, tokenizer, masks, provenance, model card. Whole or not at all.
 
-    provenance: what goes into seap.json, and under `mask` the metadata of mask.safetensors.
+    provenance: what goes into seap.json, and under `mask` the metadata of the mask file.
     """
     with written_whole(out) as draft:
         draft.mkdir()
@@ -242,7 +243,7 @@ def save(model: Any, tokenizer: Any, masks: Masks, provenance: Mapping[str, Any]
         shutil.copyfile(modeling_seap.__file__, draft / "modeling_seap.py")
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)
-        save_masks(draft / "mask.safetensors", masks, provenance["mask"])
+        save_masks(draft / MASK_FILE, masks, provenance["mask"])
         rest = {name: value for name, value in provenance.items() if name != "mask"}
         (draft / "seap.json").write_text(json.dumps(rest, indent=2) + "\n")
         (draft / "README.md").write_text(model_card(rest))

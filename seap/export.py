@@ -136,7 +136,7 @@ def _dense_widths(name: str, model: Any) -> Mapping[str, int]:
     """Axis name → units before pruning, which the mask file knows."""
     found = checkpoint.previous(name, model)
     if found is None:
-        raise UserError(f"{name} has no mask.safetensors, so its dense widths aren't known; use --pad-to widest")
+        raise UserError(f"{name} has no {checkpoint.MASK_FILE}, so its dense widths aren't known; use --pad-to widest")
     sizes = {key.rpartition(".")[2]: mask.numel() for key, mask in found[0].items()}
     return {name: sizes[name] for name in AXIS_NAMES if name in sizes}
 

@@ -17,6 +17,7 @@ from typing import Any
 
 _HOOKED_MODULE = "transformers.modeling_utils"
 _ADOPTED = "adopted "
+_REMOTE = {"SeapForCausalLM": "AutoModelForCausalLM", "SeapModel": "AutoModel"}
 _WHOLE_ROWS = ("grouped_mm", "deepgemm", "sonicmoe")
 _subclasses: dict[type, type] = {}
 
@@ -83,15 +84,19 @@ def adopt_(model: Any) -> None:
     """Make a pruned model's class one that saves this file with the model, and weights under the names that it has.
 
     transformers saves some families' weights under older names (GPT-NeoX's lm_head as embed_out), which it doesn't
-    know again for a class that isn't its own.
+    know again for a class that isn't its own. vLLM saves nothing, and decorates the constructor of a model's class before
+    it builds the model: there the class stays.
     """
     model._weight_conversions = []
-    if type(model) not in _subclasses.values():
+    if "vllm" not in sys.modules and type(model) not in _subclasses.values():
         model.__class__ = adopted(type(model)) or type(model)
 
 
 def __getattr__(name: str) -> Any:
-    """Where pickle finds an adopted class again."""
+    """Where pickle finds an adopted class again, and transformers the classes that `auto_map` names."""
+    if name in _REMOTE:
+        globals()[name] = remote = _remote_class(name)
+        return remote
     if not name.startswith(_ADOPTED):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, base = name.removeprefix(_ADOPTED).replace("|", ".").partition(":")
@@ -188,6 +193,7 @@ class _Remote:
     """What `auto_map` names: hands over to the family's own class, whose layers then get their own widths."""
 
     auto_name: str
+    config_class: Any = None  # any family's
 
     @classmethod
     def _stock(cls, config: Any) -> Any:
@@ -218,9 +224,8 @@ class _Remote:
         return True
 
 
-class SeapForCausalLM(_Remote):
-    auto_name = "AutoModelForCausalLM"
+def _remote_class(name: str) -> type:
+    """A subclass of PreTrainedModel, as vLLM wants; made when it is asked for, so that `import seap` stays cheap."""
+    import transformers
 
-
-class SeapModel(_Remote):
-    auto_name = "AutoModel"
+    return type(name, (_Remote, transformers.PreTrainedModel), {"__module__": __name__, "auto_name": _REMOTE[name]})

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from seap.arch import Arch, Axis, Slice, describe
 from seap.calibration import check_same_model
-from seap.checkpoint import load, previous
+from seap.checkpoint import MASK_FILE, load, previous
 from seap.compensate import Repairs, map_inputs
 from seap.errors import UserError
 from seap.files import read_about, read_one, tensor_names, write_tensors
@@ -175,7 +175,7 @@ def load_pruned(name: str, dense: Any) -> tuple[Any, Masks, Mapping[str, Any]]:
     pruned, _ = load(name, dtype=dtype, device="cpu")
     found = previous(name, pruned)
     if found is None:
-        raise UserError(f"{name} has no mask.safetensors: not a pruned checkpoint of seap's")
+        raise UserError(f"{name} has no {MASK_FILE}: not a pruned checkpoint of seap's")
     return pruned, *found
 
 

@@ -46,8 +46,9 @@ def test_the_folder_holds_all_that_a_model_needs(dense: str, task: str, tmp_path
     out = tmp_path / "runs" / "pruned"  # the parent doesn't exist yet
     report = prune_to_folder(dense, out, tasks=[task], **QUICK)
     names = {path.name for path in out.iterdir()}
+    assert [path.name for path in out.glob("*.safetensors")] == ["model.safetensors"]  # vLLM loads all of them
     assert names >= {"config.json", "model.safetensors", "tokenizer.json", "modeling_seap.py", "README.md"}
-    masks = load_file(out / "mask.safetensors")
+    masks = load_file(out / "seap" / "mask.safetensors")
     assert set(masks) == {f"layers.{i}.{axis}" for i in range(3) for axis in ("kv_groups", "channels")}
     for layer, widths in enumerate(report.layers):
         for axis, kept in widths.items():
@@ -184,7 +185,7 @@ def test_a_pruned_folder_can_be_pruned_again(dense: str, task: str, tmp_path: Pa
     prune_to_folder(dense, tmp_path / "once", tasks=[task], sparsity=0.3, **QUICK)
     report = prune_to_folder(str(tmp_path / "once"), tmp_path / "twice", tasks=[task], sparsity=0.3, **QUICK)
     assert any("already pruned" in note for note in report.notes)
-    masks = load_file(tmp_path / "twice" / "mask.safetensors")
+    masks = load_file(tmp_path / "twice" / "seap" / "mask.safetensors")
     assert masks["layers.0.channels"].numel() == 40  # over the original model's units
     assert int(masks["layers.0.channels"].sum()) == report.layers[0]["channels"]
 
@@ -236,14 +237,14 @@ def test_a_failing_overwrite_keeps_what_was_there(
 ) -> None:
     out = tmp_path / "out"
     prune_to_folder(dense, out, tasks=[task], **QUICK)
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_masks", full)
     refused("the disk is full; nothing was left behind", dense, out, tasks=[task], overwrite=True, sparsity=0.2)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
 def test_too_little_room_is_said_before_the_work(
@@ -406,7 +407,9 @@ def test_a_mask_brings_its_own_provenance(dense: str, task: str, tmp_path: Path)
     assert [about["options"][name] for name in ("score", "allocate", "compensate")] == ["wanda", "uniform", "none"]
     assert "pruned for toy" in (tmp_path / "out" / "README.md").read_text()
     refused("--sparsity 0.7 has no effect with --mask-file", dense, tmp_path / "two", mask_file=mask, sparsity=0.7)
-    again = prune_to_folder(dense, tmp_path / "again", mask_file=tmp_path / "out" / "mask.safetensors", **plain)  # type: ignore[arg-type]
+    again = prune_to_folder(
+        dense, tmp_path / "again", mask_file=tmp_path / "out" / "seap" / "mask.safetensors", **plain
+    )  # type: ignore[arg-type]
     assert again.target_sparsity == 0.3 and again.realised_sparsity == report.realised_sparsity
 
 

@@ -72,7 +72,7 @@ def test_masks_are_networks_too(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["missing"], "missing doesn't exist"),
         (["dense=net"], "no task can be called dense"),
         (["--task", "arithmetic", "--task", "arithmetic"], "two networks have one name"),
-        (["net"], "no mask.safetensors"),
+        (["net"], "no seap/mask.safetensors"),
         (["--task", "unknown"], "unknown task"),
     ],
 )

@@ -64,7 +64,7 @@ def test_everything_goes_up_in_one_commit(small: Path, tmp_path: Path, monkeypat
     beside.write_bytes(b"GGUF")
     told = push(small, "me/small", also=[beside], private=True)
     assert told["uploaded"] and Hub.sent["repo"] == "me/small" and Hub.sent["private"] is True
-    names = {path.name for path in small.iterdir()} | {"small.gguf"}
+    names = {str(path.relative_to(small)) for path in small.rglob("*") if path.is_file()} | {"small.gguf"}
     assert names <= Hub.sent.keys() and Hub.sent["small.gguf"] == str(beside)
     assert b"pruned for toy" in Hub.sent["README.md"] and b"was not measured here" in Hub.sent["README.md"]
 

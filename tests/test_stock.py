@@ -135,8 +135,8 @@ def test_what_cannot_be_exported_is_refused_and_nothing_written(dense: str, task
         export(dense, out, "padded")
     with pytest.raises(UserError, match="--quantize is for --to gguf"):
         export(small, out, "padded", Export(quantize="f32"))
-    with pytest.raises(UserError, match=r"no mask\.safetensors"):
-        (Path(small) / "mask.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no seap/mask\.safetensors"):
+        (Path(small) / "seap" / "mask.safetensors").unlink()
         export(small, out, "padded", Export(pad_to="dense"))
     assert not out.exists()
 

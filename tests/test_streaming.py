@@ -79,7 +79,7 @@ def assert_same(one: Path, other: Path) -> None:
         assert value.dtype == found[name].dtype and torch.equal(value, found[name]), name
     configs = [json.loads((path / "config.json").read_text()) for path in (one, other)]
     assert configs[0] == configs[1]
-    masks = [checkpoint.load_masks(path / "mask.safetensors")[0] for path in (one, other)]
+    masks = [checkpoint.load_masks(path / "seap" / "mask.safetensors")[0] for path in (one, other)]
     assert all(torch.equal(masks[0][key], masks[1][key]) for key in masks[0])
     logits = [seap.load(str(path))[0](torch.arange(3, 15).unsqueeze(0)).logits for path in (one, other)]
     assert torch.equal(logits[0], logits[1])
