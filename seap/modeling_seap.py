@@ -84,8 +84,8 @@ def adopt_(model: Any) -> None:
     """Make a pruned model's class one that saves this file with the model, and weights under the names that it has.
 
     transformers saves some families' weights under older names (GPT-NeoX's lm_head as embed_out), which it doesn't
-    know again for a class that isn't its own. vLLM saves nothing, and decorates the constructor of a model's class before
-    it builds the model: there the class stays.
+    know again for a class that isn't its own. vLLM saves nothing, and decorates a class's constructor before it builds
+    the model: there the class stays.
     """
     model._weight_conversions = []
     if "vllm" not in sys.modules and type(model) not in _subclasses.values():
