@@ -11,15 +11,13 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from natural import Measured, calibration
 from tqdm import tqdm
 
 from seap import checkpoint
-from seap.calibration import calibrate
-from seap.config import Calibration, Evaluation
 from seap.environment import provenance
-from seap.evaluate import evaluate, load_test, prepare
 from seap.files import digest, write_json
-from seap.pruning import build_corpora, prune
+from seap.pruning import prune
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "seap": {},
@@ -34,19 +32,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def measure(kind: str, folder: Path, dense: Any, tokenizer: Any, seed: int, tokens: int, sparsity: float) -> list[Any]:
     """A row for every variant on one kind of text and one draw of it."""
-    options = Calibration(num_texts=2000, seq_len=256, pack=True, max_tokens=tokens, second_moments=True, seed=seed)
-    [corpus] = build_corpora(dense, tokenizer, f"{kind}={folder}", options).values()
-    found = {kind: calibrate(dense, corpus, options, progress=False)}
-    testing = Evaluation(metric="loss", num_items=16, window=256)
-    exam = prepare(load_test(f"{kind}={folder}", testing), dense, tokenizer, testing)
-    base, rows = evaluate(dense, exam)["loss"], []
+    measured, rows = Measured.of(kind, folder, dense, tokenizer, calibration(tokens, seed)), []
     for name, changes in tqdm(VARIANTS.items(), desc=f"{kind} {seed}", leave=False):
         pruned = deepcopy(dense)
-        report = prune(pruned, statistics=found, sparsity=sparsity, seed=seed, progress=False, **changes)
-        loss = evaluate(pruned, exam)["loss"]
-        row = {"variant": name, "kind": kind, "seed": seed, "loss": loss, "added_loss": loss - base}
-        row |= {"realised_sparsity": report.realised_sparsity, "seconds": report.seconds}
-        rows.append(row | {"calibration_tokens": corpus.num_tokens, "data_hash": corpus.data_hash})
+        report = prune(pruned, statistics=measured.statistics, sparsity=sparsity, seed=seed, progress=False, **changes)
+        about = {"variant": name, "seed": seed, "seconds": report.seconds}
+        rows.append(measured.row(pruned, report.realised_sparsity, **about))
     return rows
 
 

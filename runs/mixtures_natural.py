@@ -14,12 +14,13 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from natural import calibration, test_of
 from tqdm import tqdm
 
 from seap import checkpoint
-from seap.config import Calibration, Evaluation, Pruning
+from seap.config import Pruning
 from seap.environment import provenance
-from seap.evaluate import evaluate, load_test, prepare
+from seap.evaluate import evaluate
 from seap.files import write_json
 from seap.pruning import build_corpora, calibrate_corpora, prune
 from seap.ranking import rank
@@ -35,15 +36,11 @@ class Bench:
     def __init__(self, model: str, natural: Path, kinds: list[str], sparsity: float) -> None:
         self.dense, self.tokenizer = checkpoint.load(model, dtype="float32", device="cpu")
         self.natural, self.kinds, self.sparsity = natural, kinds, sparsity
-        testing = Evaluation(metric="loss", num_items=16, window=256)
-        self.exams = {
-            kind: prepare(load_test(f"{kind}={natural / kind}", testing), self.dense, self.tokenizer, testing)
-            for kind in kinds
-        }
+        self.exams = {kind: test_of(kind, natural / kind, self.dense, self.tokenizer) for kind in kinds}
         self.base = {kind: evaluate(self.dense, exam)["loss"] for kind, exam in self.exams.items()}
 
     def calibrate(self, tokens: int, seed: int) -> tuple[dict[str, Statistics], str]:
-        options = Calibration(num_texts=2000, seq_len=256, pack=True, max_tokens=tokens, second_moments=True, seed=seed)
+        options = calibration(tokens, seed)
         specs = [f"{kind}={self.natural / kind}" for kind in self.kinds]
         corpora = build_corpora(self.dense, self.tokenizer, specs, options)
         hashes = ",".join(corpus.data_hash for corpus in corpora.values())

@@ -14,16 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from natural import Measured, calibration
 from tqdm import tqdm
 
 from seap import checkpoint
-from seap.calibration import calibrate
-from seap.config import Calibration, Evaluation
 from seap.environment import provenance
-from seap.evaluate import evaluate, load_test, prepare
 from seap.files import digest, write_json
 from seap.network import Network, network_between
-from seap.pruning import build_corpora, prune
+from seap.pruning import prune
 from seap.runtime import TaskRuntime
 from seap.sharing import share_weights
 
@@ -35,38 +33,26 @@ def measure(
     kind: str, folder: Path, dense: Any, tokenizer: Any, tokens: int, sparsity: float
 ) -> tuple[list[Any], dict[float | None, Network]]:
     """Rows of one kind, and its networks by share (None: all of reconstruction)."""
-    options = Calibration(num_texts=2000, seq_len=256, pack=True, max_tokens=tokens, second_moments=True)
-    [corpus] = build_corpora(dense, tokenizer, f"{kind}={folder}", options).values()
-    found = {kind: calibrate(dense, corpus, options, progress=False)}
-    testing = Evaluation(metric="loss", num_items=16, window=256)
-    exam = prepare(load_test(f"{kind}={folder}", testing), dense, tokenizer, testing)
-    base, rows = evaluate(dense, exam)["loss"], []
-
-    def row(name: str, loss: float, realised: float, share: float | None = None) -> dict[str, Any]:
-        about = {"calibration_tokens": corpus.num_tokens, "data_hash": corpus.data_hash}
-        return {"kind": kind, "what": name, "own_share": share, "added_loss": loss - base, "loss": loss} | {
-            "realised_sparsity": realised,
-            **about,
-        }
-
+    options = calibration(tokens)
+    measured = Measured.of(kind, folder, dense, tokenizer, options)
+    rows = []
     for method in ("seap-paper", "flap"):
         pruned = deepcopy(dense)
-        report = prune(pruned, statistics=found, method=method, sparsity=sparsity, progress=False)
-        rows.append(row(method, evaluate(pruned, exam)["loss"], report.realised_sparsity))
+        report = prune(pruned, statistics=measured.statistics, method=method, sparsity=sparsity, progress=False)
+        rows.append(measured.row(pruned, report.realised_sparsity, what=method, own_share=None))
     pruned = deepcopy(dense)
-    report = prune(pruned, statistics=found, sparsity=sparsity, progress=False)
+    report = prune(pruned, statistics=measured.statistics, sparsity=sparsity, progress=False)
     size = sum(p.numel() for p in dense.parameters())
     whole = network_between(dense, pruned, report.masks)
     networks: dict[float | None, Network] = {None: whole}
     named = {"seap": whole, "seap, biases alone": replace(whole, weights={})}
     for share in SHARES:
         own: dict[str, Any] = {"share": share, "batch_tokens": options.batch_tokens, "progress": False}
-        networks[share] = share_weights(dense, pruned, whole, corpus.rows, **own)
+        networks[share] = share_weights(dense, pruned, whole, measured.corpus.rows, **own)
         named[f"seap, share {share:g}"] = networks[share]
     for name, network in named.items():
         with TaskRuntime(deepcopy(dense), {kind: network}, min_slice_bytes=0).task(kind) as model:
-            loss = evaluate(model, exam)["loss"]
-        rows.append(row(name, loss, report.realised_sparsity, network.num_own / size))
+            rows.append(measured.row(model, report.realised_sparsity, what=name, own_share=network.num_own / size))
     return rows, networks
 
 

@@ -25,7 +25,7 @@ from seap.config import Calibration
 from seap.config_streaming import Streaming
 from seap.corpus import Corpus
 from seap.distributed import Ranks, share
-from seap.errors import UserError, missing_extra
+from seap.errors import UserError, first_line, missing_extra
 from seap.moments import Moments
 from seap.stats import Statistics, from_bytes, to_bytes
 
@@ -105,7 +105,7 @@ def calibrate(
                     bar.update(shard - bar.n)
                 yield task, total
         except RayError as error:
-            raise UserError(f"an actor of Ray's is gone: {_first_line(error)}; Ray's logs say why") from error
+            raise UserError(f"an actor of Ray's is gone: {first_line(error)}; Ray's logs say why") from error
 
 
 def split(corpus: Corpus, num_shards: int) -> list[Corpus]:
@@ -147,7 +147,7 @@ def cluster() -> Iterator[None]:
     try:
         ray.init(log_to_driver=False, logging_level="error")
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"can't reach a Ray cluster, or start one: {_first_line(error)}") from error
+        raise UserError(f"can't reach a Ray cluster, or start one: {first_line(error)}") from error
     try:
         yield
     finally:
@@ -201,7 +201,3 @@ def _sum(total: Moments | None, more: Moments) -> Moments:
         return more
     total.add_(more)
     return total
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,7 +1,6 @@
 """A model seen through its family's row, and the prunable axes that the two give.
 
-Shape letters: D hidden size, G KV groups, Q query heads per
-KV group, K head size, C inputs of a consumer, O outputs.
+Shape letters: D hidden size, G KV groups, Q query heads per KV group, K head size, C inputs of a consumer, O outputs.
 """
 
 from collections.abc import Iterable
@@ -158,9 +157,11 @@ class Arch:
 
     def experts(self, layer: int) -> Experts | None:
         """The experts of a layer that has some."""
-        layout, found = self.family.experts, self.layers[layer]
-        names = {name for name, _ in found.named_modules()}
-        return Experts(found, layout) if layout is not None and layout.module in names else None
+        layout = self.family.experts
+        if layout is None:
+            return None
+        found = self.layers[layer]
+        return Experts(found, layout) if layout.module in dict(found.named_modules()) else None
 
     def experts_of(self, axis: Axis) -> Experts:
         """Those that an axis of experts runs through."""

@@ -15,7 +15,7 @@ import torch
 from seap import modeling_seap
 from seap.card import model_card
 from seap.config_streaming import Streaming
-from seap.errors import UserError, missing_extra
+from seap.errors import UserError, first_line, missing_extra
 from seap.families import find_family, refuse_experts
 from seap.files import folder_beside, written_whole
 from seap.mask import Masks, load_masks, save_masks
@@ -43,8 +43,7 @@ def resolve_model(name: str) -> str:
 def _readable(name: str, error: Exception) -> UserError:
     if isinstance(error, ImportError) and "torchao" in str(error):
         return missing_extra("torchao", "torchao", f"the model {name!r}, whose weights are quantized,")
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return UserError(f"can't load model {name!r}: {first}")
+    return UserError(f"can't load model {name!r}: {first_line(error)}")
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
@@ -72,9 +71,7 @@ def check_device(device: str) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(
-            f"--device {device}: {str(error).splitlines()[0]}; use cpu, or a device that is here"
-        ) from error
+        raise UserError(f"--device {device}: {first_line(error)}; use cpu, or a device that is here") from error
     return device
 
 

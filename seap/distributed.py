@@ -19,7 +19,7 @@ from torch import Tensor
 from seap.calibration import calibrate as measure
 from seap.config import Calibration
 from seap.corpus import Corpus
-from seap.errors import UserError
+from seap.errors import UserError, first_line
 from seap.layerwise import HELD_PERIOD
 from seap.moments import Moments, outer
 from seap.stats import Statistics
@@ -118,7 +118,7 @@ def _exchange(value: dict[str, Any], ranks: Ranks) -> list[dict[str, Any]]:
     except RuntimeError as error:
         raise UserError(
             f"rank {ranks.rank} of {ranks.size} lost touch with another rank, which is gone or out of reach "
-            f"({str(error).strip().splitlines()[0]}); torchrun says which one stopped first"
+            f"({first_line(error)}); torchrun says which one stopped first"
         ) from error
     return told
 

@@ -16,6 +16,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} {name!r};{hint} known: {', '.join(names)}")
 
 
+def first_line(error: BaseException) -> str:
+    """Of an error's message, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def missing_extra(package: str, extra: str, purpose: str) -> UserError:
     """What to install when an optional dependency isn't there."""
     return UserError(f'{purpose} needs {package}, which is not installed: pip install "seap[{extra}]"')

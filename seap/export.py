@@ -41,7 +41,7 @@ def export(
     if target == "gguf":
         notes = _export_gguf(name, out, config, options, trust_remote_code)
     elif target == "torchao":
-        notes = _export_torchao(name, out, options, trust_remote_code)
+        notes = _export_torchao(name, out, config, options, trust_remote_code)
     elif target == "openvino":
         notes = _export_openvino(name, out, config, options, trust_remote_code)
     else:
@@ -68,15 +68,7 @@ def _export_stock(name: str, out: Path, target: Target, options: Export, trust_r
     model, tokenizer = _loaded(name, trust_remote_code)
     dense = _dense_widths(name, model) if options.pad_to == "dense" else None
     stock, notes = stock_model(model, pad=target == "padded", dense=dense)
-    checkpoint.check_space(out, checkpoint.weight_bytes(stock))
-    told = provenance_of(name)
-    with written_whole(out) as draft:
-        draft.mkdir()
-        stock.save_pretrained(draft)
-        tokenizer.save_pretrained(draft)
-        if told is not None:
-            _save_provenance(told, target, draft)
-            (draft / "README.md").write_text(exported_card(told, target, type(stock).__name__))
+    _save(stock, tokenizer, provenance_of(name), target, out)
     return [*notes, *_about_padding(model, stock, target)]
 
 
@@ -106,24 +98,27 @@ def _export_openvino(name: str, out: Path, config: Any, options: Export, trust_r
         return write_openvino(model, tokenizer, draft, options)
 
 
-def _export_torchao(name: str, out: Path, options: Export, trust_remote_code: bool) -> list[str]:
+def _export_torchao(name: str, out: Path, config: Any, options: Export, trust_remote_code: bool) -> list[str]:
     from seap.quantization import check_saved, load_int8, torchao_package
 
     check_saved(options.weights)
-    config = checkpoint.load_config(name, trust_remote_code=trust_remote_code)
     refuse_experts(config, "--to torchao", "leave it in 16 bits: only its attention would be quantized")
     torchao_package("--to torchao")
     model, tokenizer = load_int8(name, trust_remote_code=trust_remote_code)
+    _save(model, tokenizer, provenance_of(name), "torchao", out)
+    return []
+
+
+def _save(model: Any, tokenizer: Any, told: Mapping[str, Any] | None, target: Target, out: Path) -> None:
+    """A folder that transformers loads, with its card where it is known how the model was pruned."""
     checkpoint.check_space(out, checkpoint.weight_bytes(model))
-    told = provenance_of(name)
     with written_whole(out) as draft:
         draft.mkdir()
         model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
         if told is not None:
-            _save_provenance(told, "torchao", draft)
-            (draft / "README.md").write_text(exported_card(told, "torchao", type(model).__name__))
-    return []
+            _save_provenance(told, target, draft)
+            (draft / "README.md").write_text(exported_card(told, target, type(model).__name__))
 
 
 def _loaded(name: str, trust_remote_code: bool) -> tuple[Any, Any]:

@@ -49,8 +49,10 @@ def pack_to_files(
     check_tasks(tasks, needed=False)
     stored = read_statistics(stats_files)
     split_options(options)
-    refuse_experts(checkpoint.load_config(name), "seap pack", "prune once per task, with seap prune")
-    model, tokenizer = checkpoint.load_for_work(name, **(loading or {}))
+    place = dict(loading or {})
+    config = checkpoint.load_config(name, trust_remote_code=place.get("trust_remote_code", False))
+    refuse_experts(config, "seap pack", "prune once per task, with seap prune")
+    model, tokenizer = checkpoint.load_for_work(name, **place)
     check_same_model(stats_files, [about for _, about in stored.values()], model)
     made = []
     for source_name, path in named.items():

@@ -83,18 +83,9 @@ def assignments_of(arch: Arch, piece: Piece, network: Network, order: Mapping[st
     if piece.own_bias:
         bias = _frozen(network.biases[piece.axis.key].to(linear.weight))
     sets: Assignments = [(parameters, "bias", bias)]
-    if piece.own_weight:
-        weight = _own_weight(arch, piece, network, order[piece.axis.key])
-        return [*sets, (parameters, "weight", _frozen(weight))]
     low = _correction(arch, piece, network, order[piece.axis.key]) if piece.rank else None
-    if piece.packed:
-        weight = linear.weight.index_select(part.dim, piece.rows.to(linear.weight.device))
-        if low is not None:
-            more = (low[0].float() @ low[1].float()).to(weight)
-            weight = weight + (more.t() if arch.family.transposed else more)
-        return [*sets, (parameters, "weight", _frozen(weight))]
-    if low is None and len(piece.bounds) == 1:
-        return [*sets, (parameters, "weight", _frozen(_taken(linear.weight, part.dim, piece.rows, piece.bounds)))]
+    if piece.packed or (low is None and len(piece.bounds) == 1):
+        return [*sets, (parameters, "weight", _frozen(_weight(arch, piece, network, order[piece.axis.key], low)))]
     return [*sets, (vars(linear), "forward", _in_slices(arch, piece, bias, low))]
 
 
@@ -109,11 +100,18 @@ def _taken(values: Tensor, dim: int, rows: Tensor, bounds: Bounds) -> Tensor:
     return values.index_select(dim, rows.to(values.device))
 
 
-def _own_weight(arch: Arch, piece: Piece, network: Network, order: Tensor) -> Tensor:
-    """The linear's own weight, its units moved from the dense order to the runtime's."""
-    weight = _moved(network.weights[piece.key], 1 if piece.part.consumer else 0, piece, network, order)
-    weight = weight.to(arch.linear(piece.axis.layer, piece.part.module).weight)
-    return weight.t().contiguous() if arch.family.transposed else weight.contiguous()
+def _weight(arch: Arch, piece: Piece, network: Network, order: Tensor, low: Correction | None) -> Tensor:
+    """The linear's weight as one tensor: its own, or the slices of the dense one with the correction added."""
+    part = piece.part
+    dense = arch.linear(piece.axis.layer, part.module).weight
+    if piece.own_weight:
+        weight = _moved(network.weights[piece.key], 1 if part.consumer else 0, piece, network, order).to(dense)
+        return weight.t().contiguous() if arch.family.transposed else weight.contiguous()
+    weight = _taken(dense, part.dim, piece.rows, piece.bounds)
+    if low is None:
+        return weight
+    more = (low[0].float() @ low[1].float()).to(weight)
+    return weight + (more.t() if arch.family.transposed else more)
 
 
 def _correction(arch: Arch, piece: Piece, network: Network, order: Tensor) -> Correction:

@@ -7,7 +7,7 @@ from typing import Any
 
 from seap.card import exported_card, model_card
 from seap.checkpoint import read_provenance
-from seap.errors import UserError
+from seap.errors import UserError, first_line
 
 LEFT_OUT = ("README.md", ".git", ".cache")
 
@@ -111,7 +111,6 @@ def _upload(repo: str, files: Mapping[str, Path], card: str, *, private: bool) -
         api.create_repo(repo, private=private, exist_ok=True)
         api.create_commit(repo, operations, commit_message="Upload a model pruned by seap")
     except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"couldn't upload to {repo}: {first}. Is this machine online, and logged in (hf auth login)?"
+            f"couldn't upload to {repo}: {first_line(error)}. Is this machine online, and logged in (hf auth login)?"
         ) from error

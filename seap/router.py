@@ -1,7 +1,7 @@
 """The router: which task a prompt is of, from features that cost next to nothing, and how sure it is.
 
 Features (SEAP, section 3.4, takes the first): the mean over a prompt's tokens of their input embeddings, and of the
-hidden states after the first layers, those that no task's network changes, so that they are the same in all of them.
+dense model's hidden states after its first layers; where no network changes those, they are the same in all of them.
 A linear model gives each task a probability; the largest is the confidence. A linear model is as sure of text unlike
 all that it has seen, so the distance to the nearest task's prompts counts too: a prompt goes to no task (it abstains)
 where the confidence is below `threshold` or the distance above `limit`. A mean over few tokens scatters more than one

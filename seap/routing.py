@@ -142,8 +142,8 @@ def _scatter(offsets: Tensor, lengths: Tensor) -> Tensor:
     columns = np.stack([np.ones(len(lengths)), 1 / lengths.double().numpy()], 1)
     target = offsets.double().numpy()
     expected = np.full(len(target), target.mean())
+    floor = max(1e-6 * float(target.mean()), 1e-12)
     for _ in range(ROUNDS):
-        floor = max(1e-6 * float(target.mean()), 1e-12)
         weights = 1 / np.maximum(expected, floor)
         found, _residual = nnls(columns * weights[:, None], target * weights)
         expected = columns @ found

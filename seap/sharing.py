@@ -20,6 +20,7 @@ from tqdm import tqdm
 from seap.arch import Arch, Axis, Slice, describe
 from seap.errors import UserError
 from seap.layerwise import evaluation
+from seap.moments import Moments
 from seap.network import Network, weight_key
 from seap.sensitivity import Place, gradients
 
@@ -49,21 +50,21 @@ class Linear:
 
 @dataclass
 class Seen:
-    """What the changed linears read, and how much the loss moves with what they write: sums over tokens, float64."""
+    """What the changed linears read, and how much the loss moves with what they write."""
 
-    count: int = 0
-    total: dict[tuple[str, bool], Tensor] = field(default_factory=dict)  # (C,)
-    second: dict[tuple[str, bool], Tensor] = field(default_factory=dict)  # (C, C)
-    information: dict[str, float] = field(default_factory=dict)  # Σ g², the mean over the outputs
+    inputs: dict[tuple[str, bool], Moments] = field(default_factory=dict)
+    information: dict[str, float] = field(default_factory=dict)  # Σ g² over tokens, the mean over the outputs
 
     def add_(self, linear: Linear, inputs: Tensor, grads: Tensor, *, reader: bool) -> None:
         """reader: the one among those that read the same whose inputs are added."""
         own = float(grads.square().mean(1).sum())
         self.information[linear.key] = self.information.get(linear.key, 0.0) + own
         if reader:
-            total, second = inputs.sum(0).cpu().double(), (inputs.t() @ inputs).cpu().double()
-            self.total[linear.reads] = self.total[linear.reads] + total if linear.reads in self.total else total
-            self.second[linear.reads] = self.second[linear.reads] + second if linear.reads in self.second else second
+            rows = Moments.of(inputs, second=True).cpu()
+            if linear.reads in self.inputs:
+                self.inputs[linear.reads].add_(rows)
+            else:
+                self.inputs[linear.reads] = rows
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def ranks_within(worth: Sequence[Tensor], cost: Sequence[int], budget: int) -> l
 def _seen(
     cut: Arch, rows: Sequence[Sequence[int]], linears: Sequence[Linear], seed: int, batch_tokens: int, progress: bool
 ) -> Seen:
-    found = Seen(count=sum(map(len, rows)))
+    found = Seen()
     by_place = {linear.place: linear for linear in linears}
     readers = {linear.reads: linear.key for linear in reversed(linears)}  # one for all that read the same
     with evaluation(cut.model):
@@ -160,9 +161,9 @@ def _change(arch: Arch, network: Network, linear: Linear, seen: Seen) -> Change:
     dense = arch.weight(axis.layer, part.module).detach().cpu()
     delta = network.weights[linear.key].cpu().double()
     delta -= dense.index_select(1 if part.consumer else 0, kept).double()
-    mean, second = seen.total[linear.reads] / seen.count, seen.second[linear.reads] / seen.count
-    if part.consumer and axis.key in network.biases:
-        second = second - mean.outer(mean)
+    inputs = seen.inputs[linear.reads]
+    centred = part.consumer and axis.key in network.biases
+    second = (inputs if centred else inputs.about_zero()).covariance
     values, directions = torch.linalg.eigh(delta @ second @ delta.t())
-    worth = values.flip(0).clamp_min(0) * seen.information[linear.key] / seen.count
-    return Change(delta, directions.flip(1), worth, mean)
+    worth = values.flip(0).clamp_min(0) * seen.information[linear.key] / inputs.count
+    return Change(delta, directions.flip(1), worth, inputs.mean)

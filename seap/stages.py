@@ -80,7 +80,7 @@ def calibrate_to_files(
                 found = calibrate(model, corpus, options, ranks, progress=progress)
                 if ranks.rank == 0:
                     save_statistics(out / f"{task}.safetensors", found, planned[task])
-        on_disk = too_large(describe(model), options)
+        on_disk = num_actors is not None and too_large(describe(model), options)
     del model, tokenizer  # the actors have their own
     if missing and num_actors is not None:
         work = actors.Work(name, options, place, streaming)

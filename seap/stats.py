@@ -31,7 +31,6 @@ class Statistics(MutableMapping[str, Moments]):
 
     Under layers.3.experts: how often each expert is used, then how strongly (see `usage.py`), without co-moments.
 
-
     on_disk: moments are written to a temporary folder when they are set and read when they are asked for (so a change
     to what was asked for is lost unless it is set again). The folder goes when the statistics do.
     """
