@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from seap.checkpoint import load as load
+    from seap.prepack import prepack_ as prepack_
     from seap.promised import prune_to_promise as prune_to_promise
     from seap.pruning import calibrate as calibrate
     from seap.pruning import prune as prune
@@ -26,11 +27,12 @@ _EXPORTS = {
     "prune": "seap.pruning",
     "prune_to_promise": "seap.promised",
     "calibrate": "seap.pruning",
+    "prepack_": "seap.prepack",
     "quantize_": "seap.quantization",
     "load": "seap.checkpoint",
     "TaskRuntime": "seap.runtime",
 }
-__all__ = ["TaskRuntime", "__version__", "calibrate", "load", "prune", "prune_to_promise", "quantize_"]
+__all__ = ["TaskRuntime", "__version__", "calibrate", "load", "prepack_", "prune", "prune_to_promise", "quantize_"]
 
 
 def __getattr__(name: str) -> Any:

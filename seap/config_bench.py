@@ -17,8 +17,9 @@ class Bench:
     """Of the random model's pruned copy."""
     round_to: int = 1
     """Its MLP widths are multiples of so many channels."""
-    mode: tuple[Literal["eager", "compile"], ...] = ("eager",)
-    """compile: by torch.compile, decoding with a static cache, and CUDA graphs on a GPU; may be repeated."""
+    mode: tuple[Literal["eager", "prepacked", "compile"], ...] = ("eager",)
+    """prepacked: on a CPU, weights laid out for oneDNN. compile: by torch.compile, decoding with a static cache, and
+    CUDA graphs on a GPU. May be repeated."""
     batch: tuple[int, ...] = (1, 8, 32)
     """Sequences at a time; may be repeated."""
     prompt_length: int = 128

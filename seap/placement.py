@@ -18,6 +18,7 @@ from torch.nn import functional
 from seap.arch import Arch, Axis, Slice
 from seap.network import Network, weight_key
 from seap.order import slices_of
+from seap.prepack import product_of
 
 Assignment = tuple[dict[str, Any], str, Any]  # a module's dict, the entry's name, its value
 Assignments = list[Assignment]
@@ -85,7 +86,11 @@ def assignments_of(arch: Arch, piece: Piece, network: Network, order: Mapping[st
     sets: Assignments = [(parameters, "bias", bias)]
     low = _correction(arch, piece, network, order[piece.axis.key]) if piece.rank else None
     if piece.packed or (low is None and len(piece.bounds) == 1):
-        return [*sets, (parameters, "weight", _frozen(_weight(arch, piece, network, order[piece.axis.key], low)))]
+        weight = _frozen(_weight(arch, piece, network, order[piece.axis.key], low))
+        product = product_of(weight, bias) if piece.packed and type(linear) is nn.Linear else None
+        if product is None:
+            return [*sets, (parameters, "weight", weight)]
+        return [*sets, (parameters, "weight", _frozen(weight.to("meta"))), (vars(linear), "forward", product)]
     return [*sets, (vars(linear), "forward", _in_slices(arch, piece, bias, low))]
 
 

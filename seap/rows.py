@@ -1,9 +1,9 @@
 """Rows of one network that are decoded together: they join and leave between steps, each with its part of the KV cache.
 
 Rows are padded on the left to one length, so that all of them append at the same place; the attention mask hides the
-padding and positions count real tokens only. The cache's buffers grow by doubling and are written in place. A row that
-leaves makes its place free for one that joins, so that neither moves the others' cache; what is free is decoded along,
-and is given up when it is half of all. Shapes: B rows, T tokens, G KV groups, K head size, V vocabulary.
+padding and positions count real tokens only. A row that leaves makes its place free for one that joins, so that
+neither moves the others' cache; what is free is decoded along, and is given up when it is half of all.
+Shapes: B rows, T tokens, G KV groups, K head size, V vocabulary.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,39 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
+from seap.cache import SPARE, growing_cache
 from seap.layerwise import cache_name
-
-SPARE = 32  # tokens of room that a new buffer has
-
-
-class GrowingLayer(DynamicLayer):
-    """Keys and values (B, G, T, K) that are views of buffers with room for more tokens."""
-
-    room: tuple[Tensor, Tensor] | None = None
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
-        length = self.keys.shape[-2]
-        total = length + key_states.shape[-2]
-        if self.room is None or self.room[0].shape[-2] < total:
-            self.room = self._grown(self.keys, total), self._grown(self.values, total)
-        for buffer, states in zip(self.room, (key_states, value_states), strict=True):
-            buffer[..., length:total, :] = states
-        self.keys, self.values = (buffer[..., :total, :] for buffer in self.room)
-        return self.keys, self.values
-
-    def _grown(self, held: Tensor, total: int) -> Tensor:
-        batch, groups, length, size = held.shape
-        buffer = held.new_empty(batch, groups, max(2 * length, total + SPARE), size)
-        buffer[..., :length, :] = held
-        return buffer
-
-    def replace_(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values, self.room = keys, values, None
 
 
 @dataclass
@@ -124,9 +94,7 @@ def prefill(model: Any, prompts: Sequence[Sequence[int]], owners: Sequence[Any])
     ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
     mask = torch.tensor([[False] * (width - len(p)) + [True] * len(p) for p in prompts])
     device = next(model.parameters()).device
-    cache = DynamicCache()
-    cache.layer_class_to_replicate = GrowingLayer
-    rows = Rows(cache, mask.to(device), ids[:, -1].to(device), list(owners))
+    rows = Rows(growing_cache(), mask.to(device), ids[:, -1].to(device), list(owners))
     return rows, _forward(model, rows, ids.to(device))
 
 

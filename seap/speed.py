@@ -3,6 +3,7 @@
 Models are timed in turn within every repeat, after one repeat of warm-up, so that a busy machine slows all alike.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,12 @@ from typing import Any
 
 import torch
 
+from seap.cache import growing_cache
 from seap.layerwise import cache_name
+from seap.prepack import prepacked
+
+# of torch.compile: weights prepacked as constants, and C++ in place of Python between the kernels
+ON_CPU = {"freezing": True, "cpp_wrapper": True}
 
 
 def tokens_per_second(
@@ -32,22 +38,27 @@ def compare_speed(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """phase → name → `tokens_per_s`, and `ratio` to the first model: the median over repeats, and quartiles.
 
-    mode: eager, or compile, whose decoding has a static cache (and CUDA graphs on a GPU).
+    mode: eager; prepacked (see `prepack_`), with a cache that isn't copied; or compile, whose decoding has a static
+    cache (and CUDA graphs on a GPU, prepacked weights on a CPU).
     """
     lengths = {name: getattr(model.config, "max_position_embeddings", None) for name, model in models.items()}
     room = min([length + new_tokens, *[value for value in lengths.values() if value]])
     new_tokens = min(new_tokens, room // 2)
     length = min(length, room - new_tokens)
-    made = {name: Runner.of(model, mode, length + new_tokens) for name, model in models.items()}
     runs: dict[str, tuple[Callable[[Runner], float], int]] = {
         "prefill": (lambda runner: runner.prefill(batch, length), batch * length),
         "decode": (lambda runner: runner.decode(batch, length, new_tokens), batch * new_tokens),
     }
     found = {}
-    for phase, (run, count) in runs.items():
-        times = _times(made, run, repeats)
-        first = next(iter(times.values()))
-        found[phase] = {name: _figures(first, taken, count) for name, taken in times.items()}
+    with contextlib.ExitStack() as stack:
+        if mode == "prepacked":
+            for model in models.values():
+                stack.enter_context(prepacked(model))
+        made = {name: Runner.of(model, mode, length + new_tokens) for name, model in models.items()}
+        for phase, (run, count) in runs.items():
+            times = _times(made, run, repeats)
+            first = next(iter(times.values()))
+            found[phase] = {name: _figures(first, taken, count) for name, taken in times.items()}
     return found
 
 
@@ -85,26 +96,32 @@ def clock(device: torch.device) -> float:
 
 @dataclass
 class Runner:
-    """A model as it is run: its forward pass, eager or compiled, and the cache that compiled decoding writes to."""
+    """A model as it is run: its forward pass, eager or compiled, and what makes the cache, where it isn't its own."""
 
     model: Any
     forward: Callable[..., Any]
     read: Callable[..., Any]
-    cache: Any = None
+    cache: Callable[[], Any] | None = None
 
     @classmethod
     def of(cls, model: Any, mode: str = "eager", room: int = 0, **compiling: Any) -> "Runner":
         """room: tokens that a compiled model's cache has space for. compiling: for `torch.compile`."""
-        if mode == "eager":
-            return cls(model, model, model.base_model)
+        if mode != "compile":
+            return cls(model, model, model.base_model, growing_cache if mode == "prepacked" else None)
         from transformers import StaticCache
 
         if "backend" not in compiling:
-            compiling["mode"] = "reduce-overhead" if model.device.type == "cuda" else "default"
+            compiling |= {"mode": "reduce-overhead"} if model.device.type == "cuda" else {"options": ON_CPU}
         torch._dynamo.reset()  # or the models before this one count towards its limit of recompilations
         compiled = torch.compile(model, dynamic=False, **compiling)
         read = torch.compile(model.base_model, dynamic=False, **({} if "mode" in compiling else compiling))
-        return cls(model, compiled, read, StaticCache(config=model.config, max_cache_len=room))
+        static = StaticCache(config=model.config, max_cache_len=room)
+
+        def emptied() -> StaticCache:
+            static.reset()
+            return static
+
+        return cls(model, compiled, read, emptied)
 
     @torch.no_grad()
     def prefill(self, rows: int, length: int) -> float:
@@ -122,9 +139,7 @@ class Runner:
     def write(self, ids: torch.Tensor, new_tokens: int) -> tuple[torch.Tensor, float]:
         """Greedy tokens after the first one that follows the prompt, and the seconds that they took."""
         name = cache_name(self.model)
-        if self.cache is not None:
-            self.cache.reset()
-        known = {} if self.cache is None else {name: self.cache}
+        known = {} if self.cache is None else {name: self.cache()}
         found = self.model(ids, use_cache=True, logits_to_keep=1, **known)
         ids, made = found.logits[:, -1:].argmax(-1), []
         started = clock(ids.device)

@@ -68,9 +68,12 @@ def greedy(net: Any, given: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("min_slice_bytes", [1 << 20, 0])
-def test_a_task_is_its_pruned_checkpoint(name: str, min_slice_bytes: int) -> None:
+@pytest.mark.parametrize(("min_slice_bytes", "min_prepacked"), [(1 << 20, 1 << 20), (0, 1 << 20), (1 << 20, 0)])
+def test_a_task_is_its_pruned_checkpoint(
+    name: str, min_slice_bytes: int, min_prepacked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Logits and greedy text of each task, in turn and back, equal those of the model that surgery makes."""
+    monkeypatch.setattr("seap.prepack.MIN_BYTES", min_prepacked)
     net = model(name)
     plain, mended = random_masks(net, 1), random_masks(net, 2)
     repairs = random_repairs(net, mended, 3)
