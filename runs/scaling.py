@@ -8,6 +8,9 @@ formulas in docs/scaling.md. A few minutes; run it on a quiet machine.
 """
 
 import argparse
+import itertools
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,6 +21,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from random_folder import make_model
 
 from seap.accumulator import TILE
 from seap.bench_calibration import random_corpus
@@ -121,31 +125,38 @@ def measured(repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
-def workers(tokens: int) -> list[dict[str, Any]]:
-    """Seconds of `seap calibrate` on the built-in model by one and two processes of one thread, start-up included."""
+def workers(shape: str, tokens: int) -> list[dict[str, Any]]:
+    """Seconds of `seap calibrate` on a random model by one process, and by two under torchrun and in Ray.
+
+    Processes of one thread each, start-up included; also with 256 tokens, which is nearly all start-up.
+    """
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "seap"]
+    ways = {"one process": ["-m", "seap"], "torchrun, two": torchrun, "Ray, two": ["-m", "seap"]}
     rows = []
-    for size in (1, 2):
-        with tempfile.TemporaryDirectory() as folder:
-            launcher = (
-                ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)] if size > 1 else []
-            )
-            words = ["-m", "seap", "calibrate", "builtin", "--task", "arithmetic", "--second-moments", "--pack"]
-            words += ["--num-texts", "100000", "--max-tokens", str(tokens), "--device", "cpu", "--out", folder]
+    with tempfile.TemporaryDirectory() as place:
+        model, out = f"{place}/model", f"{place}/out"
+        make_model(shape, Path(model), dtype=torch.float32, num_texts=tokens // 64)
+        for num, (name, launcher) in itertools.product((256, tokens), ways.items()):
+            words = ["calibrate", model, "--task", f"words={model}/words.txt", "--num-texts", "100000", "--pack"]
+            words += ["--max-tokens", str(num), "--seq-len", "256", "--device", "cpu", "--out", out]
+            words += ["--ray", "2"] if name.startswith("Ray") else []
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
             started = time.perf_counter()
-            subprocess.run([sys.executable, *(launcher if size > 1 else []), *words], check=True, capture_output=True)
-            rows.append(
-                {"varied": "workers", "workers": size, "tokens": tokens, "seconds": time.perf_counter() - started}
-            )
+            subprocess.run([sys.executable, *launcher, *words], check=True, capture_output=True, env=environment)
+            seconds = time.perf_counter() - started
+            rows.append({"varied": "workers", "workers": name, "model": shape, "tokens": num, "seconds": seconds})
+            shutil.rmtree(out)
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--worker-tokens", type=int, default=65536)
+    parser.add_argument("--worker-shape", default="llama:0.1b")
+    parser.add_argument("--worker-tokens", type=int, default=16384)
     parser.add_argument("--out", type=Path, default=Path("results/scaling.json"))
     arguments = parser.parse_args()
-    rows = measured(arguments.repeats) + workers(arguments.worker_tokens)
+    rows = measured(arguments.repeats) + workers(arguments.worker_shape, arguments.worker_tokens)
     computed = {shape.name: stages(shape) for shape in SHAPES}
     found = {"kind": "scaling", "rows": rows, "computed": computed, "computed_tokens": TOKENS}
     write_json(arguments.out, found | {"threads": torch.get_num_threads()} | provenance())

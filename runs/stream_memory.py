@@ -3,8 +3,8 @@
     python runs/stream_memory.py [--shape llama-2-7b] [--tokens 2048] [--folder DIR] [--in-memory] [--out FILE]
 
 Makes a model of a public shape with random weights in --folder (it and the result must fit there), prunes it by half in
-a process of its own, and takes that process's peak. The disk's copy speed is that of the weights'
-largest file, written through.
+a process of its own, and takes that process's peak. The disk's copy speed is that of some GB of the weights, a file at
+a time, read from disk and written through, before and after.
 """
 
 import argparse
@@ -15,16 +15,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from random_folder import make_model
 
 from seap.environment import provenance
 from seap.files import write_json
-from seap.shapes import shape_config
 
 CHILD = """
 import json, re, sys, time
@@ -50,50 +45,23 @@ print(json.dumps(told | {"cut_and_save_seconds": now - begun[0] if begun else No
 """
 
 
-def make_model(shape: str, folder: Path) -> int:
-    """A model folder with random bfloat16 weights, one file per layer. Returns its bytes."""
-    from transformers import AutoModelForCausalLM
-
-    config = shape_config(shape)
-    config.dtype = torch.bfloat16
-    with torch.device("meta"):
-        built = AutoModelForCausalLM.from_config(config)
-    config.architectures = [type(built).__name__]
-    folder.mkdir(parents=True)
-    config.save_pretrained(folder)
-    where: dict[str, str] = {}
-    groups: dict[str, dict[str, Any]] = {}
-    for name, value in built.state_dict().items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        groups.setdefault(name.split(".")[2] if ".layers." in name else name, {})[name] = value
-    generator = torch.Generator().manual_seed(0)
-    for number, (_, tensors) in enumerate(groups.items()):
-        file = f"model-{number + 1:05}-of-{len(groups):05}.safetensors"
-        drawn = {n: (torch.randn(t.shape, generator=generator) * 0.02).bfloat16() for n, t in tensors.items()}
-        save_file(drawn, folder / file, metadata={"format": "pt"})
-        where |= dict.fromkeys(drawn, file)
-    index = {"metadata": {}, "weight_map": where}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(1000)}, unk_token="w0"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0", eos_token="w1").save_pretrained(folder)
-    drawn_words = torch.randint(2, 1000, (400, 64), generator=generator).tolist()
-    (folder / "words.txt").write_text("\n\n".join(" ".join(f"w{i}" for i in row) for row in drawn_words))
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-
-
-def copy_speed(folder: Path) -> float:
-    """Bytes per second of copying the largest file, until it is on disk."""
-    file = max(folder.glob("*.safetensors"), key=lambda path: path.stat().st_size)
-    target = folder / "copy"
-    started = time.perf_counter()
-    shutil.copyfile(file, target)
-    with target.open("rb") as opened:
-        os.fsync(opened.fileno())
-    seconds = time.perf_counter() - started
-    target.unlink()
-    return file.stat().st_size / seconds
+def copy_speed(folder: Path, size: int = 4 << 30) -> float:
+    """Bytes per second of copying the first files of a folder, some GB, read from disk and written to it."""
+    target, copied, seconds = folder / "copy", 0, 0.0
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        started = time.perf_counter()
+        shutil.copyfile(file, target)
+        with target.open("rb") as opened:
+            os.fsync(opened.fileno())
+        seconds += time.perf_counter() - started
+        copied += file.stat().st_size
+        target.unlink()
+        if copied >= size:
+            break
+    return copied / seconds
 
 
 def main() -> None:
@@ -108,17 +76,18 @@ def main() -> None:
     dense, out = arguments.folder / "dense", arguments.folder / "pruned"
     try:
         size = make_model(arguments.shape, dense)
-        speed = copy_speed(dense)
-        runs = {}
+        speeds, runs = [copy_speed(dense)], {}
         for name, stream in [("streamed", "1"), *([("in memory", "0")] if arguments.in_memory else [])]:
             command = [sys.executable, "-c", CHILD, str(dense), str(out), str(arguments.tokens), stream]
             made = subprocess.run([*command, arguments.method], check=True, stdout=subprocess.PIPE, text=True)
             runs[name] = json.loads(made.stdout.splitlines()[-1])
             shutil.rmtree(out)
+            speeds.append(copy_speed(dense))
     finally:
         shutil.rmtree(arguments.folder, ignore_errors=True)
     about = {"shape": arguments.shape, "model_bytes": size, "tokens": arguments.tokens, "method": arguments.method}
-    found = {"kind": "stream", **about, "copy_bytes_per_s": speed, "runs": runs, **provenance()}
+    speed = sum(speeds) / len(speeds)
+    found = {"kind": "stream", **about, "copy_bytes_per_s": speed, "copy_speeds": speeds, "runs": runs, **provenance()}
     write_json(arguments.out, found)
     for name, run in runs.items():
         share = run["peak_bytes"] / size

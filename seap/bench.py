@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from seap import checkpoint
-from seap.arch import describe
+from seap.arch import Arch, describe
 from seap.config_bench import Bench
 from seap.environment import provenance
 from seap.errors import UserError
@@ -98,8 +98,9 @@ def work(model: Any, phase: str, batch: int, options: Bench) -> float:
     """Bytes that a decode step reads, or operations that reading one token in the prompt takes (without lm_head)."""
     embedding = model.get_input_embeddings().weight
     head = model.get_output_embeddings().weight
-    linears = sum(p.numel() for p in model.parameters()) - embedding.numel() - (head is not embedding) * head.numel()
     size, arch = embedding.element_size(), describe(model)
+    linears = sum(p.numel() for p in model.parameters()) - embedding.numel() - (head is not embedding) * head.numel()
+    linears -= idle_params(arch, 1 if phase == "prefill" else batch)
     if phase == "prefill":
         widths = sum(axis.num_inputs for axis in arch.axes if axis.name == "kv_groups")
         return 2.0 * (linears + widths * options.prompt_length)  # scores and their sums, half of them masked
@@ -107,6 +108,17 @@ def work(model: Any, phase: str, batch: int, options: Bench) -> float:
     groups = sum(axis.units for axis in arch.axes if axis.name == "kv_groups") if arch.can_cut_heads else 0
     cache = 2 * groups * (arch.head_size if groups else 0) * length * batch
     return float((linears + head.numel() + cache) * size)
+
+
+def idle_params(arch: Arch, tokens: int) -> float:
+    """Parameters of the experts that none of so many tokens goes to, if every choice of experts is equally likely."""
+    idle = 0.0
+    for layer in range(len(arch.layers)):
+        experts = arch.experts(layer)
+        if experts is not None:
+            params = experts.num_experts * experts.num_channels * experts.channel_params
+            idle += params * (1 - experts.per_token / experts.num_experts) ** tokens
+    return idle
 
 
 def limit(model: Any, phase: str, batch: int, options: Bench, limits: Mapping[str, float]) -> float:

@@ -57,6 +57,21 @@ def test_bytes_and_operations_by_hand() -> None:
     assert bench.work(tied, "decode", 1, options) > 4 * head
 
 
+def test_experts_that_no_token_goes_to_are_not_read() -> None:
+    """mixtral, 2 of E experts for each token: a step of one row reads 2 of E, of two rows 1 - (1 - 2/E)² of them."""
+    options = Bench(prompt_length=10, new_tokens=4)
+    sparse = model("mixtral")
+    experts = describe(sparse).experts(0)
+    assert experts is not None and experts.per_token == 2
+    num, layers = experts.num_experts, sparse.config.num_hidden_layers
+    params = layers * sum(experts[name].numel() for name in ("mlp.experts.gate_up_proj", "mlp.experts.down_proj"))
+    everything = sum(p.numel() for p in sparse.parameters()) - sparse.get_input_embeddings().weight.numel()
+    cache = 2 * layers * sparse.config.num_key_value_heads * describe(sparse).head_size * 12
+    for rows, read in ((1, 2 / num), (2, 1 - (1 - 2 / num) ** 2)):
+        expected = 4 * (everything - params * (1 - read) + rows * cache)
+        assert bench.work(sparse, "decode", rows, options) == pytest.approx(expected)
+
+
 def test_random_weights_are_pruned_and_measured(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = "bench --random-weights llama:0.002b --sparsity 0.5 --batch 1 --batch 2 --prompt-length 8 --new-tokens 4"
     assert main([*words.split(), "--repeats", "2", "--json", "--out", str(tmp_path / "bench.json")]) == 0
