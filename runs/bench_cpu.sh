@@ -18,7 +18,7 @@ both=(--mode eager --mode prepacked)
 bench "$(name "$small")" --random-weights "$small" --dtype float32 "${both[@]}" --batch 1 --batch 8 --batch 32
 bench "$(name "$half")" --random-weights "$half" --dtype float32 "${both[@]}" --batch 1 --batch 8
 bench "$(name "$half")_bf16" --random-weights "$half" --dtype bfloat16 "${both[@]}" --batch 1 --batch 8 --batch 32
-bench "$(name "$half")_compile" --random-weights "$half" --dtype bfloat16 --mode compile --batch 1 --batch 8
+bench "$(name "$half")_compile" --random-weights "$half" --dtype bfloat16 --mode compile --batch 1
 bench "$(name "$large")_bf16" --random-weights "$large" --dtype bfloat16 "${both[@]}" --batch 1 --batch 8
 "$python" -m seap.cli bench --calibration builtin --dtype float32 --device cpu --out "$out/bench_calibration.json"
 "$python" -m seap.cli bench --calibration "$small" --tokens "${TOKENS:-4096}" --dtype float32 --device cpu \

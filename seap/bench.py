@@ -18,6 +18,7 @@ from seap.arch import Arch, describe
 from seap.config_bench import Bench
 from seap.environment import provenance
 from seap.errors import UserError
+from seap.prepack import check_prepack, product_of
 from seap.pruning import prune
 from seap.shapes import random_model
 from seap.speed import clock, compare_speed
@@ -29,6 +30,9 @@ def bench(names: Sequence[str], options: Bench, *, loading: Mapping[str, Any] | 
     """Measure the first model against each other one, or a random one against itself pruned. See `Bench`."""
     started = time.perf_counter()
     models = _models(names, options, loading or {})
+    if "prepacked" in options.mode:
+        for model in models.values():
+            check_prepack(model)
     device = next(next(iter(models.values())).parameters()).device
     limits = {"copy_bytes_per_s": copy_bandwidth(device), "matrix_flops_per_s": matrix_rate(models, device)}
     runs = list(itertools.product(options.mode, options.batch))
@@ -141,14 +145,15 @@ def copy_bandwidth(device: torch.device, *, size: int = 1 << 28, repeats: int = 
 
 
 def matrix_rate(models: Models, device: torch.device, *, size: int = 2048, repeats: int = 5) -> float:
-    """Operations per second of a square matrix product in the models' dtype, the best of some."""
+    """Operations per second of a square matrix product in the models' dtype, the best of some and of all libraries."""
     dtype = next(iter(models.values())).dtype
     one = torch.randn(size, size, device=device).to(dtype)
-    taken = []
-    for _ in range(repeats + 1):
-        started = clock(device)
-        one @ one
-        taken.append(clock(device) - started)
+    prepacked, taken = product_of(one, None), []
+    for product in (one.matmul, *([] if prepacked is None else [prepacked])):
+        for _ in range(repeats + 1):
+            started = clock(device)
+            product(one)
+            taken.append(clock(device) - started)
     return 2 * size**3 / min(taken)
 
 

@@ -21,7 +21,6 @@ from seap.errors import UserError
 
 MIN_BYTES = 1 << 20  # of a product's weights: below, they stay in the cache, and the call is what costs
 DTYPES = (torch.float32, torch.bfloat16)
-HAS_ONEDNN = torch.backends.mkldnn.is_available() and platform.machine().lower() in ("x86_64", "amd64")
 
 
 def prepack_(model: Any) -> Any:
@@ -45,21 +44,29 @@ def prepacked(model: Any) -> Iterator[Any]:
             product.undo_()
 
 
-def check_prepack(device: torch.device, dtype: torch.dtype) -> None:
-    """Raise UserError where weights can't be laid out, or would not gain."""
+def check_prepack(model: Any) -> None:
+    """Raise UserError for a model whose weights can't be laid out."""
+    device, dtype = model.device, model.dtype
     if device.type != "cpu":
         raise UserError(f"weights are prepacked for CPUs, and the model is on {device}; leave it out there")
     if dtype not in DTYPES:
         raise UserError(
             f"weights are prepacked in float32 or bfloat16, and the model's are {dtype}; choose one of the two"
         )
-    if not HAS_ONEDNN:
-        raise UserError("weights are prepacked by oneDNN on x86 CPUs, which this PyTorch isn't for; leave it out here")
+    if not _supported(dtype):
+        raise UserError(f"weights are prepacked by oneDNN on x86 CPUs, and here it can't do {dtype}; leave it out here")
+
+
+def _supported(dtype: torch.dtype) -> bool:
+    """Whether this machine and this PyTorch can."""
+    if not torch.backends.mkldnn.is_available() or platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @torch.no_grad()
 def _prepack_(model: Any) -> "list[Product]":
-    check_prepack(model.device, model.dtype)
+    check_prepack(model)
     embedding = model.get_input_embeddings().weight
     products = []
     for linears in _groups(model):
@@ -89,7 +96,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 def product_of(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor] | None:
     """The forward of a linear (O, C) with its weight laid out, a copy; None where that can't be, or isn't worth it."""
-    if weight.device.type != "cpu" or weight.dtype not in DTYPES or weight.nbytes < MIN_BYTES or not HAS_ONEDNN:
+    if weight.device.type != "cpu" or weight.nbytes < MIN_BYTES or not _supported(weight.dtype):
         return None
     laid_out = _laid_out(weight.detach())
     return lambda rows: _product(rows, laid_out, bias)

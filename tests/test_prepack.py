@@ -12,7 +12,7 @@ from seap.layerwise import cache_name
 from seap.prepack import prepack_, prepacked
 from seap.speed import Runner
 
-pytestmark = pytest.mark.skipif(not prepack.HAS_ONEDNN, reason="oneDNN on x86 is needed")
+pytestmark = pytest.mark.skipif(not prepack._supported(torch.bfloat16), reason="oneDNN on x86 is needed")
 
 
 @pytest.fixture(autouse=True)
