@@ -16,7 +16,7 @@ from seap.cache import growing_cache
 from seap.layerwise import cache_name
 from seap.prepack import prepacked
 
-# of torch.compile: weights prepacked as constants, and C++ in place of Python between the kernels
+# how the compiler is set while compiled models run: weights prepacked as constants, and C++ between the kernels
 ON_CPU = {"freezing": True, "cpp_wrapper": True}
 
 
@@ -108,10 +108,11 @@ class Runner:
         """room: tokens that a compiled model's cache has space for. compiling: for `torch.compile`."""
         if mode != "compile":
             return cls(model, model, model.base_model, growing_cache if mode == "prepacked" else None)
+        import torch._inductor.config as inductor
         from transformers import StaticCache
 
         if "backend" not in compiling:
-            compiling |= {"mode": "reduce-overhead"} if model.device.type == "cuda" else {"options": ON_CPU}
+            compiling["mode"] = "reduce-overhead" if model.device.type == "cuda" else "default"
         torch._dynamo.reset()  # or the models before this one count towards its limit of recompilations
         compiled = torch.compile(model, dynamic=False, **compiling)
         read = torch.compile(model.base_model, dynamic=False, **({} if "mode" in compiling else compiling))
@@ -121,6 +122,8 @@ class Runner:
             static.reset()
             return static
 
+        if model.device.type == "cpu" and "mode" in compiling:
+            compiled, read = (inductor.patch(ON_CPU)(run) for run in (compiled, read))
         return cls(model, compiled, read, emptied)
 
     @torch.no_grad()
