@@ -168,7 +168,8 @@ def corrected(model: Any, masks: Masks) -> Network:
     return Network(masks, left=left, right=right)
 
 
-def measure_speed(model: Any, label: str) -> list[dict[str, Any]]:
+def measure_speed(model: Any, label: str, *, sliced_only: bool = False) -> list[dict[str, Any]]:
+    """Each way, for the network that is the most slices."""
     masks, rows = like_two_tasks(model), []
     low = corrected(model, masks["a"])
     ways: dict[str, tuple[Mapping[str, Any], int]] = {
@@ -179,20 +180,23 @@ def measure_speed(model: Any, label: str) -> list[dict[str, Any]]:
         f"views, corrections within {SHARE}": (masks | {"a": low}, ALWAYS),
     }
     for name, (networks, least) in ways.items():
-        packed = cut(model, masks["a"])
+        if sliced_only and least == ALWAYS and name != "slices":
+            continue
         runtime = TaskRuntime(copy.deepcopy(model), networks, min_slice_bytes=least)
-        bounds = [len(piece.bounds) for piece in runtime.pieces["a"]]
-        row: dict[str, Any] = {"model": label, "how": name, "mean_slices": sum(bounds) / len(bounds)}
+        slices = {task: sum(len(p.bounds) for p in own) / len(own) for task, own in runtime.pieces.items()}
+        task = "a" if "views" in name else max(slices, key=lambda task: slices[task])
+        packed = cut(model, masks["a"] if task == "a" else networks[task])
+        row: dict[str, Any] = {"model": label, "how": name, "mean_slices": slices[task]}
         row |= switching(runtime)
         row |= {"added_per_task": max(runtime.bytes.values()) / dense_bytes(model)}
         for batch in (1, 8):
-            row |= {f"batch_{batch}": speeds(runtime, "a", packed, model, batch)}
+            row |= {f"batch_{batch}": speeds(runtime, task, packed, model, batch)}
         rows.append(row)
     return rows
 
 
 def four_tasks(masks: dict[str, Masks]) -> dict[str, Masks]:
-    """With more tasks, so that the first is several slices in every order of units."""
+    """With more tasks, so that one or another is several slices in every order of units."""
     generator = torch.Generator().manual_seed(1)
     more: dict[str, Masks] = {}
     for place in range(2):
@@ -204,10 +208,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("results/bench_runtime.json"))
     parser.add_argument("--speed-only", action="store_true", help="leave memory and switching of the tasks out")
+    parser.add_argument(
+        "--sliced-only", action="store_true", help="nothing but networks of several slices, wide models"
+    )
     arguments = parser.parse_args()
+    sliced_only = arguments.sliced_only
     model, tokenizer = seap.load("builtin", dtype="float32", device="cpu")
     found: dict[str, Any] = {"sparsity": SPARSITY, "memory": [], "switching": [], "layouts": layouts()}
-    for method in () if arguments.speed_only else ("seap-paper", "seap"):
+    for method in () if arguments.speed_only or sliced_only else ("seap-paper", "seap"):
         for what, networks in networks_of(model, tokenizer, method).items():
             for num in (2, 3, 9):
                 some = dict([*networks.items()][:num])
@@ -215,10 +223,12 @@ def main() -> None:
                     found["memory"].append({"method": what} | memory(model, some, least))
             runtime = TaskRuntime(copy.deepcopy(model), networks)
             found["switching"].append({"model": "builtin", "method": what, **switching(runtime)})
-    found["speed"] = measure_speed(model, "builtin")
+    found["speed"] = [] if sliced_only else measure_speed(model, "builtin")
     for config in (WIDE, WIDER):
         torch.manual_seed(0)
-        found["speed"] += measure_speed(LlamaForCausalLM(config).eval(), f"llama of width {config.hidden_size}")
+        found["speed"] += measure_speed(
+            LlamaForCausalLM(config).eval(), f"llama of width {config.hidden_size}", sliced_only=sliced_only
+        )
     found |= provenance()
     write_json(arguments.out, found | {"threads": torch.get_num_threads()})
 
