@@ -32,7 +32,7 @@ from seap.sharing import share_weights
 from seap.speed import decode, prefill
 from seap.surgery import cut_
 
-SPARSITY, TOKENS, REPEATS, SHARE = 0.5, 2000, 15, 0.025
+SPARSITY, TOKENS, SHARE = 0.5, 2000, 0.025
 ALWAYS, NEVER = 0, 1 << 40  # slices, however small or large
 WIDE, WIDER = (
     LlamaConfig(
@@ -116,7 +116,7 @@ def timed(run: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def speeds(runtime: TaskRuntime, task: str, packed: Any, dense: Any, rows: int) -> dict[str, float]:
+def speeds(runtime: TaskRuntime, task: str, packed: Any, dense: Any, rows: int, repeats: int) -> dict[str, float]:
     """The packed checkpoint's time over the runtime's, and the dense model's: of the fastest repeat of each, in turn.
 
     The fastest, since whoever else uses the machine can only slow a run down.
@@ -124,7 +124,7 @@ def speeds(runtime: TaskRuntime, task: str, packed: Any, dense: Any, rows: int) 
     found = {}
     for phase, run in {"decode": lambda m: decode(m, rows, 32, 24), "prefill": lambda m: prefill(m, rows, 128)}.items():
         times: list[list[float]] = []
-        for _ in range(REPEATS + 1):
+        for _ in range(repeats + 1):
             with runtime.task(task) as model:
                 own = run(model)
             times.append([own, run(packed), run(dense)])
@@ -168,7 +168,7 @@ def corrected(model: Any, masks: Masks) -> Network:
     return Network(masks, left=left, right=right)
 
 
-def measure_speed(model: Any, label: str, *, sliced_only: bool = False) -> list[dict[str, Any]]:
+def measure_speed(model: Any, label: str, *, repeats: int, sliced_only: bool) -> list[dict[str, Any]]:
     """Each way, for the network that is the most slices."""
     masks, rows = like_two_tasks(model), []
     low = corrected(model, masks["a"])
@@ -190,7 +190,7 @@ def measure_speed(model: Any, label: str, *, sliced_only: bool = False) -> list[
         row |= switching(runtime)
         row |= {"added_per_task": max(runtime.bytes.values()) / dense_bytes(model)}
         for batch in (1, 8):
-            row |= {f"batch_{batch}": speeds(runtime, task, packed, model, batch)}
+            row |= {f"batch_{batch}": speeds(runtime, task, packed, model, batch, repeats)}
         rows.append(row)
     return rows
 
@@ -211,8 +211,10 @@ def main() -> None:
     parser.add_argument(
         "--sliced-only", action="store_true", help="nothing but networks of several slices, wide models"
     )
+    parser.add_argument("--repeats", type=int, default=15, help="of every speed")
     arguments = parser.parse_args()
     sliced_only = arguments.sliced_only
+    how: dict[str, Any] = {"repeats": arguments.repeats, "sliced_only": sliced_only}
     model, tokenizer = seap.load("builtin", dtype="float32", device="cpu")
     found: dict[str, Any] = {"sparsity": SPARSITY, "memory": [], "switching": [], "layouts": layouts()}
     for method in () if arguments.speed_only or sliced_only else ("seap-paper", "seap"):
@@ -223,12 +225,11 @@ def main() -> None:
                     found["memory"].append({"method": what} | memory(model, some, least))
             runtime = TaskRuntime(copy.deepcopy(model), networks)
             found["switching"].append({"model": "builtin", "method": what, **switching(runtime)})
-    found["speed"] = [] if sliced_only else measure_speed(model, "builtin")
+    found["speed"] = [] if sliced_only else measure_speed(model, "builtin", **how)
     for config in (WIDE, WIDER):
         torch.manual_seed(0)
-        found["speed"] += measure_speed(
-            LlamaForCausalLM(config).eval(), f"llama of width {config.hidden_size}", sliced_only=sliced_only
-        )
+        label = f"llama of width {config.hidden_size}"
+        found["speed"] += measure_speed(LlamaForCausalLM(config).eval(), label, **how)
     found |= provenance()
     write_json(arguments.out, found | {"threads": torch.get_num_threads()})
 
