@@ -179,13 +179,13 @@ def measure_speed(model: Any, label: str, *, repeats: int, sliced_only: bool) ->
         "packed copies": (four_tasks(masks), NEVER),
         f"views, corrections within {SHARE}": (masks | {"a": low}, ALWAYS),
     }
+    if sliced_only:
+        ways = {name: way for name, way in ways.items() if len(way[0]) > len(masks)}
     for name, (networks, least) in ways.items():
-        if sliced_only and least == ALWAYS and name != "slices":
-            continue
         runtime = TaskRuntime(copy.deepcopy(model), networks, min_slice_bytes=least)
         slices = {task: sum(len(p.bounds) for p in own) / len(own) for task, own in runtime.pieces.items()}
-        task = "a" if "views" in name else max(slices, key=lambda task: slices[task])
-        packed = cut(model, masks["a"] if task == "a" else networks[task])
+        task = max(slices, key=lambda task: slices[task])
+        packed = cut(model, runtime.masks(task))
         row: dict[str, Any] = {"model": label, "how": name, "mean_slices": slices[task]}
         row |= switching(runtime)
         row |= {"added_per_task": max(runtime.bytes.values()) / dense_bytes(model)}
@@ -213,11 +213,10 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=15, help="of every speed")
     arguments = parser.parse_args()
-    sliced_only = arguments.sliced_only
-    how: dict[str, Any] = {"repeats": arguments.repeats, "sliced_only": sliced_only}
+    how: dict[str, Any] = {"repeats": arguments.repeats, "sliced_only": arguments.sliced_only}
     model, tokenizer = seap.load("builtin", dtype="float32", device="cpu")
     found: dict[str, Any] = {"sparsity": SPARSITY, "memory": [], "switching": [], "layouts": layouts()}
-    for method in () if arguments.speed_only or sliced_only else ("seap-paper", "seap"):
+    for method in () if arguments.speed_only or arguments.sliced_only else ("seap-paper", "seap"):
         for what, networks in networks_of(model, tokenizer, method).items():
             for num in (2, 3, 9):
                 some = dict([*networks.items()][:num])
@@ -225,7 +224,7 @@ def main() -> None:
                     found["memory"].append({"method": what} | memory(model, some, least))
             runtime = TaskRuntime(copy.deepcopy(model), networks)
             found["switching"].append({"model": "builtin", "method": what, **switching(runtime)})
-    found["speed"] = [] if sliced_only else measure_speed(model, "builtin", **how)
+    found["speed"] = [] if arguments.sliced_only else measure_speed(model, "builtin", **how)
     for config in (WIDE, WIDER):
         torch.manual_seed(0)
         label = f"llama of width {config.hidden_size}"

@@ -6,8 +6,9 @@ is the ratio of the operations. The limit in tokens per second comes from this m
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import psutil
@@ -132,29 +133,29 @@ def limit(model: Any, phase: str, batch: int, options: Bench, limits: Mapping[st
     return batch * limits["copy_bytes_per_s"] / work(model, phase, batch, options)
 
 
-def copy_bandwidth(device: torch.device, *, size: int = 1 << 28, repeats: int = 5) -> float:
+def copy_bandwidth(device: torch.device, *, size: int = 1 << 28) -> float:
     """Bytes read and written per second by a copy, the best of some."""
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    taken = []
-    for _ in range(repeats + 1):
-        started = clock(device)
-        target.copy_(source)
-        taken.append(clock(device) - started)
-    return 2 * size / min(taken)
+    return 2 * size / _fastest(lambda: target.copy_(source), device)
 
 
-def matrix_rate(models: Models, device: torch.device, *, size: int = 2048, repeats: int = 5) -> float:
+def matrix_rate(models: Models, device: torch.device, *, size: int = 2048) -> float:
     """Operations per second of a square matrix product in the models' dtype, the best of some and of all libraries."""
     dtype = next(iter(models.values())).dtype
     one = torch.randn(size, size, device=device).to(dtype)
-    prepacked, taken = product_of(one, None), []
-    for product in (one.matmul, *([] if prepacked is None else [prepacked])):
-        for _ in range(repeats + 1):
-            started = clock(device)
-            product(one)
-            taken.append(clock(device) - started)
-    return 2 * size**3 / min(taken)
+    products = [one.matmul, *filter(None, [product_of(one, None)])]
+    return 2 * size**3 / min(_fastest(partial(product, one), device) for product in products)
+
+
+def _fastest(run: Callable[[], Any], device: torch.device, repeats: int = 6) -> float:
+    """Seconds of the fastest of some runs."""
+    taken = []
+    for _ in range(repeats):
+        started = clock(device)
+        run()
+        taken.append(clock(device) - started)
+    return min(taken)
 
 
 def _about(model: Any) -> dict[str, Any]:

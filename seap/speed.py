@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from seap.cache import growing_cache
 from seap.layerwise import cache_name
 from seap.prepack import prepacked
 
@@ -106,23 +105,27 @@ class Runner:
     @classmethod
     def of(cls, model: Any, mode: str = "eager", room: int = 0, **compiling: Any) -> "Runner":
         """room: tokens that a compiled model's cache has space for. compiling: for `torch.compile`."""
-        if mode != "compile":
-            return cls(model, model, model.base_model, growing_cache if mode == "prepacked" else None)
+        if mode == "eager":
+            return cls(model, model, model.base_model)
+        if mode == "prepacked":
+            from seap.cache import growing_cache
+
+            return cls(model, model, model.base_model, growing_cache)
         import torch._inductor.config as inductor
         from transformers import StaticCache
 
-        if "backend" not in compiling:
-            compiling["mode"] = "reduce-overhead" if model.device.type == "cuda" else "default"
+        on_gpu = model.device.type == "cuda"
+        decoding = compiling or {"mode": "reduce-overhead" if on_gpu else "default"}
         torch._dynamo.reset()  # or the models before this one count towards its limit of recompilations
-        compiled = torch.compile(model, dynamic=False, **compiling)
-        read = torch.compile(model.base_model, dynamic=False, **({} if "mode" in compiling else compiling))
+        compiled = torch.compile(model, dynamic=False, **decoding)
+        read = torch.compile(model.base_model, dynamic=False, **compiling)
         static = StaticCache(config=model.config, max_cache_len=room)
 
         def emptied() -> StaticCache:
             static.reset()
             return static
 
-        if model.device.type == "cpu" and "mode" in compiling:
+        if not (compiling or on_gpu):
             compiled, read = (inductor.patch(ON_CPU)(run) for run in (compiled, read))
         return cls(model, compiled, read, emptied)
 

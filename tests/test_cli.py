@@ -110,6 +110,12 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.strip().endswith("False")
 
 
+def test_the_stages_import_transformers_where_they_use_it() -> None:
+    program = "import sys; import seap.pruning, seap.sweep, seap.bench; print('transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("False")
+
+
 def test_tasks_lists_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tasks", "--json"]) == 0
     named = json.loads(capsys.readouterr().out)
