@@ -219,7 +219,7 @@ def _reorder_(arch: Arch, order: Mapping[str, Tensor]) -> None:
     """Move the units of every axis, a linear at a time.
 
     Weights are laid out with the axis outermost in memory, so that a slice of it lies in one piece: a column slice of a
-    row-major consumer, read row by row, costs a fifth to three times as long (results/bench_runtime.json).
+    row-major consumer, read row by row, costs a fifth to three times as long (results/serving/bench_runtime.json).
     """
     for axis in arch.axes:
         for part in axis.slices:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from toy import TEXTS, WORDS, folder, texts_file
 
-SCRIPT = Path(__file__).parent.parent / "runs" / "paper.py"
+SCRIPT = Path(__file__).parent.parent / "runs" / "paper" / "paper.py"
 
 
 @pytest.fixture

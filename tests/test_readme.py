@@ -62,7 +62,7 @@ def test_every_command_parses(command: str) -> None:
 
 def test_the_numbers_of_the_engines_are_those_measured() -> None:
     page = (ROOT / "docs" / "deploy.md").read_text()
-    found = json.loads((ROOT / "results" / "engines_natural.json").read_text())
+    found = json.loads((ROOT / "results" / "engines" / "engines_natural.json").read_text())
     for row in found["rows"]:
         [line] = [line for line in page.splitlines() if line.startswith(f"| `{row.get('quantize') or row['weights']}`")]
         cells = [cell.strip() for cell in line.split("|")[2:5]]
@@ -76,7 +76,7 @@ def test_the_numbers_of_the_engines_are_those_measured() -> None:
 
 def test_the_numbers_of_quantized_models_are_those_measured() -> None:
     page = (ROOT / "docs" / "findings.md").read_text().split("## Quantized")[1].split("\n## ")[0]
-    found = json.loads((ROOT / "results" / "quantized.json").read_text())
+    found = json.loads((ROOT / "results" / "quality" / "quantized.json").read_text())
     means = {(row["engine"], row["weights"], row["network"]): row for row in found["natural"]["means"]}
     lines = [line.split("|")[1:-1] for line in page.splitlines() if re.match(r"\| .*MB: \d\.\d{3} \|$", line)]
     assert len(lines) == 9

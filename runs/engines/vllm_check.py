@@ -1,10 +1,10 @@
 """A pruned folder in vLLM against transformers: greedy tokens and their log-probabilities.
 
-    python runs/vllm_check.py reference small --out reference.json     # where transformers and seap are
-    python runs/vllm_check.py engine small --reference reference.json --out results/vllm.json [--trust-remote-code]
+    python runs/engines/vllm_check.py reference small --out reference.json     # where transformers and seap are
+    python runs/engines/vllm_check.py engine small --reference reference.json --out results/engines/vllm.json
 
 Two steps, since vLLM pins other versions. With seap installed beside vLLM its plugin is what makes the folder load;
-without it, --trust-remote-code. On a CPU: VLLM_CPU_KVCACHE_SPACE=1.
+without it, add --trust-remote-code. On a CPU: VLLM_CPU_KVCACHE_SPACE=1.
 """
 
 import argparse

@@ -3,10 +3,10 @@
 # them and with weights prepacked, and calibration against a bare forward pass. Run it on a quiet machine; about 20 minutes
 # on two cores.
 #
-#     bash runs/bench_cpu.sh [OUT]
+#     bash runs/speed/bench_cpu.sh [OUT]
 set -euo pipefail
-cd "$(dirname "$0")/.."
-out=${1:-results} python=${PYTHON:-.venv/bin/python}
+cd "$(dirname "$0")/../.."
+out=${1:-results/speed} python=${PYTHON:-.venv/bin/python}
 small=${SMALL:-llama:0.1b} half=${HALF:-llama:0.5b} large=${LARGE:-llama-3.2-1b}
 mkdir -p "$out"
 bench() { # OUT, then the options

@@ -1,10 +1,10 @@
 """The paper's Tables 1 to 4 on a machine with the weights: accuracy, layer sparsity, perplexity, speed.
 
-    bash runs/paper_llama2_7b.sh                  # everything, from the Hub
+    bash runs/paper/paper_llama2_7b.sh                  # everything, from the Hub
 
 A dry run, on a small model and local files (one to two minutes on two CPU cores):
 
-    python runs/paper.py MODEL --data DIR --general wikitext2=DIR/wikitext2 --tasks piqa,arc_easy --limit 8 \\
+    python runs/paper/paper.py MODEL --data DIR --general wikitext2=DIR/wikitext2 --tasks piqa,arc_easy --limit 8 \\
         --tokens 2048 --window 128 --new-tokens 8 --repeats 1 --dtype float32 --size 7b --out out/paper.json
 
 Baselines are calibrated on general text, as published; SEAP on each task's training items, SEAP-gen on all of them and
@@ -246,7 +246,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5, help="of every measurement of speed, after a warm-up")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path, default=Path("results/paper.json"))
+    parser.add_argument("--out", type=Path, default=Path("results/paper/paper.json"))
     arguments = parser.parse_args(words)
     checkpoint.quiet_transformers()
     started = time.perf_counter()

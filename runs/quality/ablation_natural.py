@@ -1,6 +1,6 @@
 """What each part of the default method is worth on natural-7m: added loss with one part changed at a time.
 
-    python runs/ablation_natural.py MODEL NATURAL [--kinds code,gsm8k] [--seeds 1] [--tokens 32768] [--out FILE]
+    python runs/quality/ablation_natural.py MODEL NATURAL [--kinds code,gsm8k] [--seeds 1] [--tokens 32768] [--out FILE]
 
 Every variant sees the same text, at equal realised sparsity; one calibration serves all of them.
 """
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=32768)
     parser.add_argument("--sparsity", type=float, default=0.5)
-    parser.add_argument("--out", type=Path, default=Path("results/ablation_natural.json"))
+    parser.add_argument("--out", type=Path, default=Path("results/quality/ablation_natural.json"))
     arguments = parser.parse_args()
     dense, tokenizer = checkpoint.load(arguments.model, dtype="float32", device="cpu")
     rows: list[dict[str, Any]] = []

@@ -1,6 +1,6 @@
 """What sharing costs on natural-7m: added loss against the share of the dense parameters that a network owns.
 
-    python runs/sharing_natural.py MODEL NATURAL [--kinds code,gsm8k] [--tokens 65536] [--out FILE]
+    python runs/quality/sharing_natural.py MODEL NATURAL [--kinds code,gsm8k] [--tokens 65536] [--out FILE]
 
 One network per kind of text with the default method (half removed); then its reconstruction as corrections of low rank
 within a share, and what reconstruction changed left out but for the biases. `seap-paper` and `flap` on the same text
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--kinds", default="boolq,code,gsm8k,piqa,reviews,science,speeches,wiki")
     parser.add_argument("--tokens", type=int, default=65536)
     parser.add_argument("--sparsity", type=float, default=0.5)
-    parser.add_argument("--out", type=Path, default=Path("results/sharing_natural.json"))
+    parser.add_argument("--out", type=Path, default=Path("results/quality/sharing_natural.json"))
     arguments = parser.parse_args()
     dense, tokenizer = checkpoint.load(arguments.model, dtype="float32", device="cpu")
     rows: list[dict[str, Any]] = []

@@ -1,7 +1,7 @@
 """The router as a Ray Serve application before servers of the tasks' networks: as many replicas as the load wants.
 
     pip install "ray[serve]"
-    python runs/ray_serve.py ./my-model --router router.safetensors --backend backends.json --replicas 2 --port 8000
+    python runs/serving/ray_serve.py ./my-model --router router.safetensors --backend backends.json --replicas 2
 
 backends.json is that of `seap serve --backend`: task → URL of an OpenAI-compatible server, such as vLLM's. Every
 replica loads the model itself (on the CPU: the router reads its embeddings and first layers alone). Ctrl-C ends it.

@@ -3,11 +3,11 @@
 # and compiled (CUDA graphs), at 20% and 50%, to stand beside the paper's figures (Llama-2-7B: ×1.17 and ×1.48); and what
 # calibration costs. An 80 GB GPU holds each pair; about half an hour. Not run on one yet; tried on a CPU:
 #
-#     bash runs/bench_gpu.sh [OUT]
-#     DEVICE=cpu SHAPES=llama:0.002b REPEATS=1 TOKENS=512 bash runs/bench_gpu.sh /tmp/results
+#     bash runs/speed/bench_gpu.sh [OUT]
+#     DEVICE=cpu SHAPES=llama:0.002b REPEATS=1 TOKENS=512 bash runs/speed/bench_gpu.sh /tmp/results
 set -euo pipefail
-cd "$(dirname "$0")/.."
-out=${1:-results} python=${PYTHON:-.venv/bin/python} device=${DEVICE:-cuda}
+cd "$(dirname "$0")/../.."
+out=${1:-results/speed} python=${PYTHON:-.venv/bin/python} device=${DEVICE:-cuda}
 mkdir -p "$out"
 for shape in ${SHAPES:-llama-2-7b llama-3-8b llama-2-13b}; do
   name=${shape//[:.]/_}

@@ -1,9 +1,10 @@
 """Prune a model at 50% for each of several kinds of text and measure the loss on held-out text of that kind.
 
-    python runs/prune_natural.py MODEL DATA --out results/prune_natural.json
+    python runs/quality/prune_natural.py MODEL DATA --out out/prune_natural.json
 
 DATA holds one folder per kind, with train.* and test.* (column `text`). Every method sees the same calibration text
-(the kind's own) and removes the same share of parameters.
+(the kind's own) and removes the same share of parameters. quality_natural.sh has since asked
+the same with four times the text.
 """
 
 import argparse

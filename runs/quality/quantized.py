@@ -1,7 +1,7 @@
 """Pruned × quantized, on natural-7m and the built-in model: is half the model in 8 bits better than all of it in 4?
 
     pip install "seap[gguf,torchao]" llama-cpp-python
-    python runs/quantized.py MODEL NATURAL [--kinds code gsm8k wiki] [--out results/quantized.json]
+    python runs/quality/quantized.py MODEL NATURAL [--kinds code gsm8k wiki] [--out results/quality/quantized.json]
 
 Each network is dense or pruned for a task by the default method. Each is measured whole and in fewer bits, by torchao
 and by llama.cpp's own quantizer, on the same test: loss (and accuracy, on the built-in tasks), and bytes of the decoder
@@ -283,7 +283,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32768, help="Of calibration text, for natural-7m.")
     parser.add_argument("--shape", default="llama:0.1b", help="Whose speed is measured, with random weights.")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("results/quantized.json"))
+    parser.add_argument("--out", type=Path, default=Path("results/quality/quantized.json"))
     arguments = parser.parse_args()
     started = time.perf_counter()
     checkpoint.quiet_transformers()

@@ -1,6 +1,6 @@
 """Peak memory and time of pruning a model layer by layer from its files, beside the same in memory.
 
-    python runs/stream_memory.py [--shape llama-2-7b] [--tokens 2048] [--folder DIR] [--in-memory] [--out FILE]
+    python runs/speed/stream_memory.py [--shape llama-2-7b] [--tokens 2048] [--folder DIR] [--in-memory] [--out FILE]
 
 Makes a model of a public shape with random weights in --folder (it and the result must fit there), prunes it by half in
 a process of its own, and takes that process's peak. The disk's copy speed is that of some GB of the weights, a file at
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--method", default="flap")
     parser.add_argument("--folder", type=Path, default=Path("out/stream"))
     parser.add_argument("--in-memory", action="store_true", help="also in memory, where it fits")
-    parser.add_argument("--out", type=Path, default=Path("results/stream_memory.json"))
+    parser.add_argument("--out", type=Path, default=Path("results/speed/stream_memory.json"))
     arguments = parser.parse_args()
     dense, out = arguments.folder / "dense", arguments.folder / "pruned"
     try:

@@ -2,17 +2,17 @@
 # The evidence on natural-7m: every method on eight kinds of text with controls, then on question tasks by loss, then how
 # the kinds differ inside the model, and two pages of it.
 #
-#     bash runs/evidence_natural.sh MODEL NATURAL TASKS [OUT]
+#     bash runs/quality/evidence_natural.sh MODEL NATURAL TASKS [OUT]
 #
-# NATURAL holds a folder per kind of text, TASKS the question tasks; OUT is results/ by default. Each compare names its
-# networks and rows before it starts and, interrupted, goes on where it stopped (working files in out/evidence). On two
+# NATURAL holds a folder per kind of text, TASKS the question tasks; OUT is results/quality/ by default. Each compare names
+# its networks and rows before it starts and, interrupted, goes on where it stopped (working files in out/evidence). On two
 # CPU cores a row takes two to three seconds: about an hour in all. Cut short, to see that it runs:
 #
 #     KINDS="code wiki" METHODS=seap,flap SEEDS=1 ITEMS=8 TOKENS=2048 QUESTIONS=piqa WORK=/tmp/w bash runs/… /tmp/results
 set -euo pipefail
 model=$(realpath "$1") natural=$(realpath "$2") tasks=$(realpath "$3")
-cd "$(dirname "$0")/.."
-out=${4:-results} work=${WORK:-out/evidence} tokens=${TOKENS:-32768}
+cd "$(dirname "$0")/../.."
+out=${4:-results/quality} work=${WORK:-out/evidence} tokens=${TOKENS:-32768}
 seap=("${PYTHON:-.venv/bin/python}" -m seap.cli)
 plain=(--dtype float32 --device cpu)  # bfloat16 is several times slower on a CPU without it
 text=(--pack --seq-len 256 --num-texts 2000 --max-tokens "$tokens")

@@ -1,7 +1,7 @@
 """Whether engines compute what transformers computes: exports of a pruned model in llama.cpp and OpenVINO.
 
     pip install "seap[gguf,openvino]" llama-cpp-python
-    python runs/engines.py MODEL --task gsm8k=DIR [--sparsity 0.4] [--out results/engines_natural.json]
+    python runs/engines/engines.py MODEL --task gsm8k=DIR [--sparsity 0.4] [--out results/engines/engines_natural.json]
 
 For every form of the export: its size, on how many test texts its tokenizer gives the same tokens, the largest
 difference of a logit to transformers in float32, and how many greedy continuations are the same to the last token. And

@@ -1,6 +1,6 @@
 """How long masks with reconstruction take for a 1 B shape on this machine, stage by stage, and what a 7 B would cost.
 
-    python runs/time_1b.py [--tokens 8192] [--layers 16] [--out results/time_1b.json]
+    python runs/speed/time_1b.py [--tokens 8192] [--layers 16] [--out results/speed/time_1b.json]
 
 The model has Llama-3.2-1B's shape with random weights (time doesn't depend on their values) and a vocabulary of 32,000,
 in float32. What is timed: calibration with second moments in blocks, OBS scores, logistic widths, masks, and ridge
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--layers", type=int, default=16, help="fewer, to see that it runs")
     parser.add_argument("--moments", default="block:1024")
-    parser.add_argument("--out", type=Path, default=Path("results/time_1b.json"))
+    parser.add_argument("--out", type=Path, default=Path("results/speed/time_1b.json"))
     arguments = parser.parse_args()
     calibration = Calibration(second_moments=True, moments=arguments.moments)
     load = psutil.getloadavg()[0]

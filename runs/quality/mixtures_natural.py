@@ -1,6 +1,6 @@
 """What mixtures are worth on natural-7m: general text beside a task's, and one network for two tasks.
 
-    python runs/mixtures_natural.py MODEL NATURAL [--kinds code,gsm8k] [--tokens 2048,32768] [--seeds 1] [--out FILE]
+    python runs/quality/mixtures_natural.py MODEL NATURAL [--kinds code,gsm8k] [--tokens 2048,32768] [--seeds 1]
 
 General text is all other kinds pooled, as much of each as the task has. Every network: score obs, logistic widths,
 ridge, nothing refitted (so that a mixture costs seconds), 50% of the prunable parameters unless `--sparsity` is given.
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--tokens", default="2048,8192,32768")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--sparsity", type=float, default=0.5)
-    parser.add_argument("--out", type=Path, default=Path("results/mixtures_natural.json"))
+    parser.add_argument("--out", type=Path, default=Path("results/quality/mixtures_natural.json"))
     arguments = parser.parse_args()
     bench = Bench(arguments.model, arguments.natural, arguments.kinds.split(","), arguments.sparsity)
     rows: list[dict[str, Any]] = []

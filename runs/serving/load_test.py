@@ -1,6 +1,6 @@
 """Many clients at once on `seap serve --demo`: nothing lost, nothing mixed up, memory flat; then what clients do wrong.
 
-    python runs/load_test.py --seconds 300 --clients 64 --out results/load_test.json
+    python runs/serving/load_test.py --seconds 300 --clients 64 --out results/serving/load_test.json
 
 Every prompt is first asked alone, greedily, of its task's network: under load its answer must be the same. The same
 load is then sent to the dense model. Faults go on beside an ordinary client, which must not notice.
@@ -221,7 +221,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--port", type=int, default=8765)
-    parser.add_argument("--out", type=Path, default=Path("results/load_test.json"))
+    parser.add_argument("--out", type=Path, default=Path("results/serving/load_test.json"))
     arguments = parser.parse_args()
     server = started(arguments.port)
     try:

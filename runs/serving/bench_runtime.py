@@ -1,6 +1,6 @@
 """What the task runtime costs: switching, memory per task, decode speed beside the packed pruned checkpoint.
 
-    python runs/bench_runtime.py --out results/bench_runtime.json
+    python runs/serving/bench_runtime.py --out results/serving/bench_runtime.json
 
 The built-in model with the networks of its nine tasks (half removed): masks alone (seap-paper), the default method,
 and that within a share of the dense parameters. And random Llamas wide enough for their weights to leave the caches,
@@ -206,7 +206,7 @@ def four_tasks(masks: dict[str, Masks]) -> dict[str, Masks]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("results/bench_runtime.json"))
+    parser.add_argument("--out", type=Path, default=Path("results/serving/bench_runtime.json"))
     parser.add_argument("--speed-only", action="store_true", help="leave memory and switching of the tasks out")
     parser.add_argument(
         "--sliced-only", action="store_true", help="nothing but networks of several slices, wide models"

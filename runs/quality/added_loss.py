@@ -1,6 +1,6 @@
 """Added loss (loss − dense loss) of every method in a comparison: the mean over tasks and seeds, and ratios.
 
-    python runs/added_loss.py results/quality_natural.json
+    python runs/quality/added_loss.py results/quality/quality_natural.json
 
 ± is the standard deviation, over the tasks, of the mean over seeds.
 """

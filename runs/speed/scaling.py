@@ -1,6 +1,6 @@
 """How the cost of calibration and reconstruction grows: measured on this machine, and computed for models up to 405 B.
 
-    python runs/scaling.py [--out results/scaling.json]
+    python runs/speed/scaling.py [--out results/speed/scaling.json]
 
 Measured: seconds of a calibration against tokens, layers, width, tasks, and processes under torchrun, on random models;
 each beside one base setting. Computed: operations and bytes of each stage from the shapes alone (`stages`), with the
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--worker-shape", default="llama:0.1b")
     parser.add_argument("--worker-tokens", type=int, default=16384)
-    parser.add_argument("--out", type=Path, default=Path("results/scaling.json"))
+    parser.add_argument("--out", type=Path, default=Path("results/speed/scaling.json"))
     arguments = parser.parse_args()
     rows = measured(arguments.repeats) + workers(arguments.worker_shape, arguments.worker_tokens)
     computed = {shape.name: stages(shape) for shape in SHAPES}

@@ -1,7 +1,7 @@
 """Decode speed in OpenVINO: a model with half of its units removed against the dense one, both exported.
 
     pip install "seap[openvino]"
-    python runs/openvino_speed.py --shape llama:0.1b --out results/openvino_speed.json
+    python runs/engines/openvino_speed.py --shape llama:0.1b --out results/engines/openvino_speed.json
 
 Random weights of a public shape, since speed doesn't depend on their values; the tokenizer is the built-in model's.
 Both models in turn, one token after the other from an empty cache, medians; one thread unless --threads says otherwise.
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--shape", default="llama:0.1b")
     parser.add_argument("--sparsity", type=float, default=0.5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("results/openvino_speed.json"))
+    parser.add_argument("--out", type=Path, default=Path("results/engines/openvino_speed.json"))
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as place:

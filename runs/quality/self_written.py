@@ -1,6 +1,6 @@
 """Masks from text that the model wrote itself against masks from real text: added loss on held-out text of the kind.
 
-    python runs/self_written.py MODEL DATA --out results/self_written.json
+    python runs/quality/self_written.py MODEL DATA --out results/quality/self_written.json
 
 DATA holds one folder per kind, with train.* and test.* (column `text`), and one of general text (--general). Texts are
 stretches of at most --tokens tokens. `real`: 200 of the kind; `written`: as many that the model wrote like 8 of them;

@@ -1,8 +1,9 @@
 #!/bin/sh
 # How good a router is, and what routing costs in the end: on the built-in model's tasks, and on eight kinds of real text
-# (MODEL and DATA: natural-7m and the folder of its kinds). Writes results/routing_builtin.json and routing_natural.json.
+# (MODEL and DATA: natural-7m and the folder of its kinds). Writes routing_builtin.json and routing_natural.json in
+# results/serving.
 #
-#     sh runs/routing.sh MODEL DATA
+#     sh runs/serving/routing.sh MODEL DATA
 set -eu
 MODEL=$1 DATA=$2
 ROOM=$(mktemp -d)
@@ -18,7 +19,7 @@ own() { # own NAME MODEL TASKS PACK-OPTIONS: pack, fit, measure
         --max-new-tokens 24 --num-items 100 --out "$ROOM/$1/end.json"
     python -c "import json, sys; a, b, out = sys.argv[1:]; \
 json.dump({'router': json.load(open(a)), 'end_to_end': json.load(open(b))}, open(out, 'w'), indent=1)" \
-        "$ROOM/$1/fit.json" "$ROOM/$1/end.json" "results/routing_$1.json"
+        "$ROOM/$1/fit.json" "$ROOM/$1/end.json" "results/serving/routing_$1.json"
 }
 
 BUILTIN=arithmetic,brackets,calendar,facts,list_sorting,numerals,sentiment,string_reversal,word_problems
