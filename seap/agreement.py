@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from seap.arch import AXIS_NAMES, Arch, Axis, describe
+from seap.arch import Arch, describe
+from seap.axes import AXIS_NAMES, Axis
 from seap.calibration import calibrate
 from seap.config import Calibration, Pruning
 from seap.corpus import Corpus

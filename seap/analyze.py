@@ -15,7 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from seap.agreement import Measured, axes_by_name, enough, masks_of_spans, measure, overlaps, realised, stabilities
-from seap.arch import Arch, Axis, describe
+from seap.arch import Arch, describe
+from seap.axes import Axis
 from seap.calibration import fingerprint
 from seap.config import Calibration, Pruning
 from seap.corpus import Batch, Corpus, batches

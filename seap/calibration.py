@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from seap.accumulator import Accumulator, ExpertAccumulator
-from seap.arch import Arch, Axis, describe
+from seap.arch import Arch, describe
+from seap.axes import Axis
 from seap.config import Calibration
 from seap.corpus import Batch, Corpus, batches, num_batches
 from seap.environment import versions

@@ -13,19 +13,21 @@ from tqdm import tqdm
 
 from seap import checkpoint, pruning
 from seap.agreement import agreement, by_chance, mean
-from seap.arch import AXIS_NAMES, describe, units_of
+from seap.arch import describe
+from seap.axes import AXIS_NAMES, units_of
 from seap.calibration import about_statistics, calibrate, fingerprint
 from seap.config import Calibration
 from seap.corpus import Corpus, build_corpus, longest_sequence
 from seap.environment import commit, provenance, versions
 from seap.evaluate import Exam, Test, evaluate, load_test, prepare
 from seap.files import digest, is_current, write_json
+from seap.items import Item
 from seap.likeness import Reference
 from seap.mask import load_masks, save_masks
 from seap.plan import Comparison, Network
 from seap.ranking import Ranking, rank
 from seap.stats import Statistics, load_statistics, merge, save_statistics
-from seap.tasks import Item, load_items, parse_spec, spec_source
+from seap.tasks import load_items, parse_spec, spec_source
 
 PUBLISHED_FLAP = Calibration(num_texts=10**9, seq_len=128, pack=True, max_tokens=1024 * 128)
 Result = dict[str, Any]

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from seap.arch import Arch, Axis
+from seap.arch import Arch
+from seap.axes import Axis
 from seap.damped import solve_damped
 from seap.mask import Masks
 from seap.moments import Moments

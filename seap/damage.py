@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 from tqdm import tqdm
 
-from seap.arch import KV_GROUPS, Arch, Axis
+from seap.arch import Arch
+from seap.axes import KV_GROUPS, Axis
 from seap.compensate import Repair, map_inputs
 from seap.layerwise import Walk, evaluation, resume, split_rows
 

@@ -18,10 +18,10 @@ from seap.config import Calibration, Evaluation
 from seap.errors import UserError
 from seap.evaluate import load_test
 from seap.files import write_json
+from seap.items import Item
 from seap.metrics import exact_match
 from seap.plan import Comparison
 from seap.speed import tokens_per_second
-from seap.tasks import Item
 
 METHODS = ("seap", "seap-gen", "flap", "wanda-sp", "random")
 SPARSITIES = (0.2, 0.5)

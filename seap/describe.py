@@ -8,8 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from seap.arch import EXPERTS, KV_GROUPS, WIDTH_NAMES, units_of
 from seap.arch import describe as describe_arch
+from seap.axes import EXPERTS, KV_GROUPS, WIDTH_NAMES, units_of
 from seap.checkpoint import BUILTIN, load_config, read_provenance, resolve_model
 from seap.errors import UserError
 from seap.files import read_about, read_tensors

@@ -8,11 +8,11 @@ from typing import Any
 
 from seap.config import Evaluation
 from seap.evaluate import Test
+from seap.items import Item
 from seap.metrics import Row, choice_rows, exact_match, log_likelihoods, multiple_choice
 from seap.prompts import prompt_of
 from seap.router import Router
 from seap.runtime import DENSE, TaskRuntime
-from seap.tasks import Item
 
 MEASURED = ("routed", "true_task", "dense", "routed_right", "abstained", "weights")
 Scorer = Callable[[Any, Sequence[Item]], Sequence[float]]

@@ -13,9 +13,10 @@ from seap.corpus import separator
 from seap.errors import UserError
 from seap.files import digest
 from seap.hub import TASKS as HUB_TASKS
+from seap.items import Item
 from seap.likeness import Reference, loss_and_likeness
 from seap.metrics import Figure, Row
-from seap.tasks import Item, load_items, parse_spec
+from seap.tasks import load_items, parse_spec
 
 NEEDS = {
     "multiple-choice": "columns question, choices and answer",

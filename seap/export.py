@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seap import checkpoint
-from seap.arch import AXIS_NAMES
+from seap.axes import AXIS_NAMES
 from seap.card import exported_card
 from seap.config_deploy import Export, Target
 from seap.errors import UserError

@@ -19,8 +19,8 @@ from typing import Any
 from seap.errors import UserError, missing_extra, unknown
 from seap.harness_data import LOCAL as LOCAL
 from seap.hub import Values
+from seap.items import Item
 from seap.readers import read_rows, split_files
-from seap.tasks import Item
 
 PURPOSE = "seap eval --harness"
 SPLIT_KEYS = ("training_split", "validation_split", "test_split", "fewshot_split")

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seap.arch import Arch, Axis
+from seap.arch import Arch
+from seap.axes import Axis
 from seap.errors import UserError
 from seap.files import read_tensors, write_tensors
 from seap.score import Scores, unit_scores

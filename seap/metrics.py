@@ -17,7 +17,7 @@ from torch.nn import functional
 from seap.config import Evaluation
 from seap.corpus import Batch, batches
 from seap.errors import UserError
-from seap.tasks import Item
+from seap.items import Item
 
 Result = TypeVar("Result")
 

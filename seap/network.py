@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seap.arch import Arch, Axis, Slice, describe
+from seap.arch import Arch, describe
+from seap.axes import Axis, Slice
 from seap.calibration import check_same_model
 from seap.checkpoint import MASK_FILE, load, previous
 from seap.compensate import Repairs, map_inputs

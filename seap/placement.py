@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seap.arch import Arch, Axis, Slice
+from seap.arch import Arch
+from seap.axes import Axis, Slice
 from seap.network import Network, weight_key
 from seap.order import slices_of
 from seap.prepack import product_of

@@ -4,7 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from seap.tasks import Item
+from seap.items import Item
 
 CHAT = "User: {}\nAssistant:"
 COMMON = 0.5  # a first or last word that so many prompts share belongs to the template

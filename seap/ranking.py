@@ -11,8 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from seap import calibration as calibrating
-from seap.allocate import allocate, is_protected, least_kept
-from seap.arch import Arch, Axis, choose_axes, describe
+from seap.allocate import allocate
+from seap.arch import Arch, choose_axes, describe
+from seap.axes import Axis
+from seap.budgets import is_protected, least_kept
 from seap.compensate import (
     UNTESTED_DAMPING,
     Compensation,

@@ -21,7 +21,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from seap.arch import KV_GROUPS, Arch, Axis
+from seap.arch import Arch
+from seap.axes import KV_GROUPS, Axis
 from seap.errors import UserError
 from seap.moments import Moments
 from seap.obs import removal

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 
 from tqdm import tqdm
 
-from seap.allocate import Budgets
-from seap.arch import Axis
+from seap.axes import Axis
+from seap.budgets import Budgets
 from seap.damage import Judge, RepairTo, simulated
 from seap.layerwise import evaluation
 

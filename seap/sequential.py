@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from seap.arch import Arch, Axis
+from seap.arch import Arch
+from seap.axes import Axis
 from seap.compensate import Repair, Repairs, kept_inputs, weight_of
 from seap.cross import CrossMoments, corrected_inputs, refit
 from seap.damage import simulated

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from seap.arch import Arch, Axis, Slice, describe
+from seap.arch import Arch, describe
+from seap.axes import Axis, Slice
 from seap.errors import UserError
 from seap.layerwise import evaluation
 from seap.moments import Moments

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from seap.arch import EXPERTS
+from seap.axes import EXPERTS
 from seap.errors import UserError
 from seap.files import read_about, write_safetensors, write_tensors
 from seap.moments import EXACT_SIZE, Moments

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seap.arch import KV_GROUPS, Arch, Axis, Slice, describe, layer_width_values, units_of
+from seap.arch import Arch, describe, layer_width_values
+from seap.axes import KV_GROUPS, Axis, Slice, units_of
 from seap.errors import UserError
 from seap.families import refuse_experts
 

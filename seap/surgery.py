@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from seap import modeling_seap
-from seap.arch import Arch, Axis, Slice, describe, layer_width_values
+from seap.arch import Arch, describe, layer_width_values
+from seap.axes import Axis, Slice
 from seap.compensate import Repair, Repairs, map_inputs
 from seap.errors import UserError
 from seap.families import width_keys

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from seap.arch import CHANNELS, Arch, Axis, Slice
+from seap.arch import Arch
+from seap.axes import CHANNELS, Axis, Slice
 from seap.speed import clock
 
 REPEATS = 25

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seap.allocate import is_protected
-from seap.arch import EXPERT_CHANNELS, Arch, Axis
+from seap.arch import Arch
+from seap.axes import EXPERT_CHANNELS, Axis
+from seap.budgets import is_protected
 from seap.config import Pruning
 from seap.errors import UserError
 from seap.mask import check_experts

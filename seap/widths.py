@@ -6,7 +6,8 @@ And one width for all layers, for engines that know no other.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from seap.arch import KV_GROUPS, Arch, Axis
+from seap.arch import Arch
+from seap.axes import KV_GROUPS, Axis
 from seap.damage import Curves
 from seap.errors import UserError
 from seap.knapsack import choose_options

@@ -10,16 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import ALL, EVERY, model
 
-from seap.allocate import (
-    allocate,
-    layer_weights,
-    least_kept,
-    reference_budgets,
-    round_steps,
-    standardised,
-    water_fill,
-)
-from seap.arch import CHANNELS, KV_GROUPS, Arch, Axis, describe
+from seap.allocate import allocate, layer_weights, reference_budgets, standardised
+from seap.arch import Arch, describe
+from seap.axes import CHANNELS, KV_GROUPS, Axis
+from seap.budgets import least_kept, round_steps, water_fill
 from seap.config import Pruning
 from seap.errors import UserError
 from seap.mask import choose_units, realised_sparsity

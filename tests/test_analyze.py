@@ -13,7 +13,8 @@ from toy import TEXTS, texts_file, tokenizer
 
 from seap import agreement, analyze
 from seap.agreement import MaskTable, Measured, expected_jaccard, halves, jaccard, ladder, masks_of_spans, measure
-from seap.arch import CHANNELS, KV_GROUPS, Axis, describe
+from seap.arch import describe
+from seap.axes import CHANNELS, KV_GROUPS, Axis
 from seap.calibration import calibrate
 from seap.commands import analyze_tasks
 from seap.config import Calibration, Pruning

@@ -11,7 +11,8 @@ from toy import TEXTS, tokenizer
 from transformers import AutoModelForCausalLM
 
 import seap
-from seap.arch import Arch, Axis, describe
+from seap.arch import Arch, describe
+from seap.axes import Axis
 from seap.calibration import calibrate
 from seap.compensate import FEW_TOKENS, kept_inputs, output_error, repair_axes, weight_of
 from seap.config import Calibration, Pruning

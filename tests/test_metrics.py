@@ -10,9 +10,9 @@ from toy import ByHand, tokenizer
 from seap import metrics
 from seap.config import Evaluation
 from seap.errors import UserError
+from seap.items import Item
 from seap.likeness import Reference, loss_and_likeness
 from seap.metrics import Row, choice_rows, continuation_rows, encode_pair, extract_answer, loss, mean_of, windows
-from seap.tasks import Item
 
 TEXTS = [tuple(row) for row in ids(5, 12).tolist()] + [tuple(ids(1, 5, seed=4)[0].tolist())]
 ROWS = [Row(text) for text in TEXTS]

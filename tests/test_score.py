@@ -4,7 +4,8 @@ import pytest
 import torch
 from tiny import model
 
-from seap.arch import CHANNELS, KV_GROUPS, Axis, describe
+from seap.arch import describe
+from seap.axes import CHANNELS, KV_GROUPS, Axis
 from seap.moments import Moments
 from seap.score import mix, score_inputs, unit_scores
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from seap import builtin, hub, tasks
 from seap.errors import UserError
-from seap.tasks import Item, TaskSpec, load_items, parse_spec, spec_source
+from seap.items import Item
+from seap.tasks import TaskSpec, load_items, parse_spec, spec_source
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "tasks"
 ROWS = [{"text": f"row {i}"} for i in range(10)]
