@@ -34,6 +34,16 @@ def test_the_tree_names_every_module_and_nothing_else() -> None:
     assert folders == {name.split("/")[0] for name in tracked() if "/" in name and not name.startswith(".")}
 
 
+@pytest.mark.parametrize("folder", ["runs", "results", "results/archive"])
+def test_every_script_and_every_result_has_its_line(folder: str) -> None:
+    lines = (ROOT / folder / "README.md").read_text().splitlines()
+    named = [found[1] for line in lines if (found := re.match(r"\| `(\w+\.\w+)` \|", line))]
+    kept = "" if folder == "results/archive" else r"(?:(?!archive/)\w+/)?"
+    files = [name for name in tracked() if re.fullmatch(rf"{folder}/{kept}\w+\.(?!md$)\w+", name)]
+    assert {Path(name).name for name in files} <= set(named) and len(named) == len(set(named))
+    assert all(list((ROOT / folder).rglob(name)) for name in named)
+
+
 def test_the_table_of_methods_is_that_of_the_code() -> None:
     table = README.split("| `--method` |")[1].split("\n\n")[0].splitlines()
     for name, method in METHODS.items():
