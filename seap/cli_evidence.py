@@ -10,6 +10,8 @@ from rich.markup import escape
 from seap.cli_base import Flat, Json, Model, TaskOption, app, print_json, results
 from seap.config import Calibration, Evaluation, Loading, Pruning
 
+AsInPrune = Annotated[int, Parameter(help="As in `seap prune`, for methods of that kind.")]
+
 
 @app.command(name="eval")
 def evaluate(
@@ -66,15 +68,9 @@ def compare(
         Path("comparison")
     ),
     min_channels: Annotated[int, Parameter(help="MLP channels that every layer keeps.")] = Pruning.min_channels,
-    fisher_tokens: Annotated[int, Parameter(help="As in `seap prune`, for methods of that kind.")] = (
-        Pruning.fisher_tokens
-    ),
-    probe_tokens: Annotated[int, Parameter(help="As in `seap prune`, for methods of that kind.")] = (
-        Pruning.probe_tokens
-    ),
-    search_evaluations: Annotated[int, Parameter(help="As in `seap prune`, for methods of that kind.")] = (
-        Pruning.search_evaluations
-    ),
+    fisher_tokens: AsInPrune = Pruning.fisher_tokens,
+    probe_tokens: AsInPrune = Pruning.probe_tokens,
+    search_evaluations: AsInPrune = Pruning.search_evaluations,
     calibration: Annotated[Calibration, Flat] = Calibration(),  # noqa: B008
     evaluation: Annotated[Evaluation, Flat] = Evaluation(),  # noqa: B008
     loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008

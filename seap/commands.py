@@ -1,6 +1,6 @@
 """Prune and eval over files: what can be refused is refused before anything long starts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -53,19 +53,9 @@ def prune_to_folder(
     given, about_mask = load_masks(mask_file) if mask_file else (None, {})
     options = options_of_mask(options, about_mask) if mask_file else options
     pruning, _ = split_options(options)
-    needed = not stored and needs_text(pruning, given)
-    check_tasks(tasks, needed=needed)
-    names = [parse_spec(spec).name for spec in tasks] if needed else list(stored)
-    check_mixture(pruning, names, general=general is not None)
-    if general is not None:
-        load_items(parse_spec(general), "train")
+    check_texts(tasks, pruning, needed=not stored and needs_text(pruning, given), stored=stored, general=general)
     if promise is not None:
-        if pruning.mix:
-            raise UserError("--mix can't be combined with a promise yet; give a --sparsity, or leave --mix out")
-        if mask_file:
-            raise UserError("--mask-file has its sparsity already, so no promise can choose it; leave one of them out")
-        if streaming.stream:
-            raise UserError("a promise is measured with the whole model in memory; give a --sparsity with --stream")
+        check_promisable(pruning, mask_file, streaming)
         load_tests(tasks, promise, evaluation or Evaluation())
     if streaming.stream:
         check_streamable(pruning)
@@ -77,22 +67,14 @@ def prune_to_folder(
         checkpoint.check_space(out, int(checkpoint.weight_bytes(model) * (1 - least)))
         made_with, before = identity(model), checkpoint.previous(name, model)
         statistics = {task: part for task, (part, _) in stored.items()} or None
+        shared: dict[str, Any] = {"statistics": statistics, "progress": progress}
         if promise is not None:
             asked = {name: value for name, value in options.items() if name != "sparsity"}
             asked |= {"promise": promise, "evaluation": evaluation}
-            report = prune_to_promise(model, tokenizer, task=tasks, statistics=statistics, progress=progress, **asked)
+            report = prune_to_promise(model, tokenizer, task=tasks, **shared, **asked)
         else:
             task = list(tasks) or None
-            report = prune(
-                model,
-                tokenizer,
-                task=task,
-                statistics=statistics,
-                masks=given,
-                general=general,
-                progress=progress,
-                **options,
-            )
+            report = prune(model, tokenizer, task=task, masks=given, general=general, **shared, **options)
         if mask_file:
             tokens = report.num_tokens or about_mask["num_tokens"]
             report = replace(report, tasks=tuple(about_mask["tasks"]), num_tokens=tokens)
@@ -100,6 +82,27 @@ def prune_to_folder(
             model.to(getattr(torch, save_dtype) if save_dtype else model.config.dtype or model.dtype)
         save_pruned(model, tokenizer, report, out, made_with, before)
         return report
+
+
+def check_texts(
+    tasks: Sequence[str], pruning: Pruning, *, needed: bool, stored: Collection[str], general: str | None
+) -> None:
+    """Refuse texts that can't be read or mixed; `needed` says whether the tasks' are, `stored` names statistics."""
+    check_tasks(tasks, needed=needed)
+    names = [parse_spec(spec).name for spec in tasks] if needed else list(stored)
+    check_mixture(pruning, names, general=general is not None)
+    if general is not None:
+        load_items(parse_spec(general), "train")
+
+
+def check_promisable(pruning: Pruning, mask_file: Path | None, streaming: Streaming) -> None:
+    """Refuse what a promise can't be combined with."""
+    if pruning.mix:
+        raise UserError("--mix can't be combined with a promise yet; give a --sparsity, or leave --mix out")
+    if mask_file:
+        raise UserError("--mask-file has its sparsity already, so no promise can choose it; leave one of them out")
+    if streaming.stream:
+        raise UserError("a promise is measured with the whole model in memory; give a --sparsity with --stream")
 
 
 def options_of_mask(options: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:

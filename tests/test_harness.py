@@ -16,7 +16,7 @@ from tiny import model
 from toy import WORDS, folder, tokenizer
 
 import seap
-from seap import harness, metrics
+from seap import harness, harness_data, harness_tasks, metrics
 from seap.commands import prune_to_folder
 from seap.errors import UserError
 
@@ -95,7 +95,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder like ../shared/data/tasks: the same names of folders and files, the same columns."""
     root = tmp_path_factory.mktemp("tasks")
-    for name, task in harness.LOCAL.items():
+    for name, task in harness_data.LOCAL.items():
         for part in {"train", PARTS.get(name, "test")}:
             write(root / task.folders[-1] / f"{part}-00000-of-00001.parquet", local_rows(name))
     return root
@@ -109,7 +109,7 @@ def requests(task: Any) -> list[tuple[Any, ...]]:
     return [request.args for request in task.instances] + gold
 
 
-@pytest.mark.parametrize("name", harness.LOCAL)
+@pytest.mark.parametrize("name", harness_data.LOCAL)
 def test_prompts_of_local_files_are_upstreams(name: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
@@ -121,9 +121,9 @@ def test_prompts_of_local_files_are_upstreams(name: str, data: Path, monkeypatch
         return dict.fromkeys(("train", "validation", "test"), rows)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    upstream = harness._manager(harness.LOCAL[name].home).load(name)["tasks"][name]
+    upstream = harness_tasks.manager(harness_data.LOCAL[name].home).load(name)["tasks"][name]
     assert len(asked) == 1
-    _, (local,) = harness._local([name], data, 0)
+    _, (local,) = harness_tasks.local_tasks([name], data, 0)
     assert len(asked) == 1  # nothing but our files
     assert requests(local) == requests(upstream)
     assert local.dump_config()["metric_list"] == upstream.dump_config()["metric_list"]
@@ -153,7 +153,7 @@ def test_prompts_written_out() -> None:
 
 
 def test_every_task_runs_on_a_tiny_model(data: Path, tmp_path: Path) -> None:
-    words_of, names = tokenizer(), [name for name in harness.LOCAL if name != "gsm8k"]
+    words_of, names = tokenizer(), [name for name in harness_data.LOCAL if name != "gsm8k"]
     words_of.pad_token = None
     found = harness.evaluate(model(max_position_embeddings=512), words_of, names, data=data, limit=5)
     assert words_of.pad_token is None
@@ -274,9 +274,9 @@ def test_plain_lm_eval_reads_a_pruned_folder(pruned: Path, data: Path, tmp_path:
 def test_with_seap_imported_lm_eval_needs_no_remote_code(pruned: Path, data: Path) -> None:
     from lm_eval import simple_evaluate
 
-    _, tasks = harness._local(["arc_easy"], data, 0)
+    _, tasks = harness_tasks.local_tasks(["arc_easy"], data, 0)
     options = {"pretrained": str(pruned), "dtype": "float32"}
-    manager = harness._manager("arc")
+    manager = harness_tasks.manager("arc")
     plain = simple_evaluate("hf", options, tasks, device="cpu", batch_size=4, task_manager=manager, log_samples=False)
     small, words_of = seap.load(str(pruned), device="cpu", dtype="float32")
     found = harness.evaluate(small, words_of, ["arc_easy"], data=data)
