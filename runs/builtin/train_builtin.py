@@ -1,6 +1,6 @@
-"""Train the built-in model from scratch on the tasks of seap.builtin and write results/builtin_model.json.
+"""Train the built-in model from scratch on the tasks of seap.builtin and write results/builtin/builtin_model.json.
 
-nice -n 5 python runs/train_builtin.py            # about an hour on two CPU cores with avx512_bf16
+nice -n 5 python runs/builtin/train_builtin.py    # about an hour on two CPU cores with avx512_bf16
 """
 
 import argparse
@@ -29,7 +29,7 @@ from transformers import (
 from seap.builtin import TASKS, items, model_path
 from seap.environment import command_line, commit, machine, versions
 
-RESULT_PATH = Path("results/builtin_model.json")
+RESULT_PATH = Path("results/builtin/builtin_model.json")
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
