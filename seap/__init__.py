@@ -10,27 +10,27 @@ Importing seap lets transformers load pruned checkpoints; everything heavier is 
 
 from typing import TYPE_CHECKING, Any
 
-from seap import modeling_seap
+from seap.models import modeling_seap
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from seap.checkpoint import load as load
-    from seap.prepack import prepack_ as prepack_
-    from seap.promised import prune_to_promise as prune_to_promise
-    from seap.pruning import calibrate as calibrate
-    from seap.pruning import prune as prune
-    from seap.quantization import quantize_ as quantize_
-    from seap.runtime import TaskRuntime as TaskRuntime
+    from seap.evidence.promised import prune_to_promise as prune_to_promise
+    from seap.export.quantization import quantize_ as quantize_
+    from seap.models.loader import load as load
+    from seap.models.prepack import prepack_ as prepack_
+    from seap.pruning.prune import calibrate as calibrate
+    from seap.pruning.prune import prune as prune
+    from seap.serving.networks.runtime import TaskRuntime as TaskRuntime
 
 _EXPORTS = {
-    "prune": "seap.pruning",
-    "prune_to_promise": "seap.promised",
-    "calibrate": "seap.pruning",
-    "prepack_": "seap.prepack",
-    "quantize_": "seap.quantization",
-    "load": "seap.checkpoint",
-    "TaskRuntime": "seap.runtime",
+    "prune": "seap.pruning.prune",
+    "prune_to_promise": "seap.evidence.promised",
+    "calibrate": "seap.pruning.prune",
+    "prepack_": "seap.models.prepack",
+    "quantize_": "seap.export.quantization",
+    "load": "seap.models.loader",
+    "TaskRuntime": "seap.serving.networks.runtime",
 }
 __all__ = ["TaskRuntime", "__version__", "calibrate", "load", "prepack_", "prune", "prune_to_promise", "quantize_"]
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from seap.cli import main
+from seap.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

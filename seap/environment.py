@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,3 +47,10 @@ def command_line() -> str:
 def provenance() -> dict[str, Any]:
     """What every result file says of its making: versions, machine, commit and command."""
     return {"versions": versions(), "machine": machine(), "commit": commit(), "command": command_line()}
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any, get_args
 
 
 class UserError(ValueError):
@@ -24,3 +25,16 @@ def first_line(error: BaseException) -> str:
 def missing_extra(package: str, extra: str, purpose: str) -> UserError:
     """What to install when an optional dependency isn't there."""
     return UserError(f'{purpose} needs {package}, which is not installed: pip install "seap[{extra}]"')
+
+
+def one_of(kind: str, value: str, allowed: Any) -> None:
+    """Raise UserError unless the value is one of a Literal's."""
+    names = get_args(allowed)
+    if value not in names:
+        raise unknown(kind, value, names)
+
+
+def at_least(name: str, value: int, least: int) -> None:
+    """Raise UserError for a number below the least that an option allows."""
+    if value < least:
+        raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")

@@ -1,4 +1,4 @@
-"""The methods: a choice for each stage, and the presets that users know by name. Imports no torch, as config.py."""
+"""The methods: a choice for each stage, and the presets that users know by name. Imports no torch."""
 
 from dataclasses import dataclass
 from typing import Any, Literal

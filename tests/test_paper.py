@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import ROOT
 from toy import TEXTS, WORDS, folder, texts_file
 
-SCRIPT = Path(__file__).parent.parent / "runs" / "paper" / "paper.py"
+SCRIPT = ROOT / "runs" / "paper" / "paper.py"
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 from toy import TEXTS, WORDS, folder
 
-from seap.cli import app, main
+from seap.cli.main import app, main
 from seap.methods import METHODS
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line.split("   ")[0].strip() for line in README.splitlines() if re.match(r"seap [a-z]+ ", line)]
 

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from seap.builtin import TASKS, draw, items
+from seap.text.builtin import TASKS, draw, items
 
 # Letters: B rows of a batch, T tokens of a row, V vocabulary.
 

@@ -26,8 +26,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from seap.builtin import TASKS, items, model_path
 from seap.environment import command_line, commit, machine, versions
+from seap.models.loader import model_path
+from seap.text.builtin import TASKS, items
 
 RESULT_PATH = Path("results/builtin/builtin_model.json")
 

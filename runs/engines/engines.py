@@ -19,15 +19,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from seap import checkpoint
-from seap.arch import describe
-from seap.commands import evaluate_tasks, prune_to_folder
-from seap.config import Evaluation
-from seap.config_deploy import Export
 from seap.environment import provenance
-from seap.export import export
+from seap.evaluation.commands import evaluate_tasks
+from seap.evaluation.options import Evaluation
+from seap.export.export import export
+from seap.export.options import Export
 from seap.files import write_json
-from seap.tasks import load_items, parse_spec
+from seap.models import loader
+from seap.models.arch import describe
+from seap.pruning.commands import prune_to_folder
+from seap.text.tasks import load_items, parse_spec
 
 PROMPT, NEW, CONTEXT = 32, 32, 64
 FORMS = [("gguf", {"quantize": kind}) for kind in ("f32", "f16", "bf16", "q8_0")]
@@ -145,7 +146,7 @@ def main() -> None:
             common = {"tasks": [arguments.task], "sparsity": arguments.sparsity, "num_texts": arguments.num_texts}
             report = prune_to_folder(arguments.model, Path(room, name), **common, **options)
             loss[name] = loss_of(str(Path(room, name)), arguments.task) | {"realised": report.realised_sparsity}
-        model, tokenizer = checkpoint.load(str(Path(room, "search")), dtype="float32", device="cpu")
+        model, tokenizer = loader.load(str(Path(room, "search")), dtype="float32", device="cpu")
         wanted, rows = references(model, tokenizer, texts), []
         for target, options in FORMS:
             out = Path(room, "-".join([target, *options.values()]) + (".gguf" if target == "gguf" else ""))

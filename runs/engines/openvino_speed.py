@@ -18,13 +18,13 @@ import numpy as np
 import openvino
 
 import seap
-from seap import checkpoint
-from seap.commands import prune_to_folder
-from seap.config_deploy import Export
 from seap.environment import provenance
-from seap.export import export
+from seap.export.export import export
+from seap.export.options import Export
 from seap.files import write_json
-from seap.shapes import random_model
+from seap.models import loader
+from seap.models.shapes import random_model
+from seap.pruning.commands import prune_to_folder
 
 TOKENS, REPEATS = 48, 5
 
@@ -64,7 +64,7 @@ def main() -> None:
         random_model(arguments.shape, dtype="float32", device="cpu").save_pretrained(room / "dense")
         seap.load("builtin")[1].save_pretrained(room / "dense")
         prune_to_folder(str(room / "dense"), room / "pruned", sparsity=arguments.sparsity, method="magnitude")
-        models = {name: checkpoint.load(str(room / name), device="cpu")[0] for name in ("dense", "pruned")}
+        models = {name: loader.load(str(room / name), device="cpu")[0] for name in ("dense", "pruned")}
         sizes = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
         for weights in ("float", "int8"):
             folders = {name: room / f"{name}-{weights}" for name in models}

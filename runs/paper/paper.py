@@ -27,15 +27,18 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from seap import checkpoint, harness, metrics, pruning
-from seap.calibration import calibrate
-from seap.config import Calibration, Evaluation
-from seap.corpus import build_corpus
+from seap.activations.calibration import calibrate
+from seap.activations.stats import Statistics
 from seap.environment import provenance
-from seap.evaluate import load_test, prepare
+from seap.evaluation import harness, metrics
+from seap.evaluation.evaluate import load_test, prepare
+from seap.evaluation.options import Evaluation
 from seap.files import write_json
-from seap.stats import Statistics
-from seap.tasks import load_items, parse_spec
+from seap.models import loader
+from seap.pruning import prune as pruning
+from seap.text.corpus import build_corpus
+from seap.text.options import Calibration
+from seap.text.tasks import load_items, parse_spec
 
 TASKS = ("winogrande", "openbookqa", "hellaswag", "piqa", "arc_challenge", "arc_easy", "boolq")
 FOLDERS = {"openbookqa": "obqa", "arc_challenge": "ai2_arc"}  # where a local copy is named otherwise
@@ -101,7 +104,7 @@ def set_up(arguments: argparse.Namespace) -> Setting:
         load_items(parse_spec(one), "train")
     evaluation = Evaluation(window=arguments.window, metric="loss", num_items=arguments.limit or 10**6)
     test = load_test(arguments.general, evaluation)
-    model, tokenizer = checkpoint.load(arguments.model, dtype=arguments.dtype, device=arguments.device)
+    model, tokenizer = loader.load(arguments.model, dtype=arguments.dtype, device=arguments.device)
     own = replace(CALIBRATION, max_tokens=tokens)
     general = replace(PUBLISHED_FLAP, max_tokens=tokens or PUBLISHED_FLAP.max_tokens)
     statistics = pruning.calibrate(model, tokenizer, list(specs.values()), **asdict(own))
@@ -248,7 +251,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("results/paper/paper.json"))
     arguments = parser.parse_args(words)
-    checkpoint.quiet_transformers()
+    loader.quiet_transformers()
     started = time.perf_counter()
     rows = measure(set_up(arguments))
     about = provenance()

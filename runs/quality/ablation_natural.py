@@ -14,10 +14,10 @@ from typing import Any
 from natural import Measured, calibration
 from tqdm import tqdm
 
-from seap import checkpoint
 from seap.environment import provenance
 from seap.files import digest, write_json
-from seap.pruning import prune
+from seap.models import loader
+from seap.pruning.prune import prune
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "seap": {},
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--sparsity", type=float, default=0.5)
     parser.add_argument("--out", type=Path, default=Path("results/quality/ablation_natural.json"))
     arguments = parser.parse_args()
-    dense, tokenizer = checkpoint.load(arguments.model, dtype="float32", device="cpu")
+    dense, tokenizer = loader.load(arguments.model, dtype="float32", device="cpu")
     rows: list[dict[str, Any]] = []
     for seed in range(arguments.seeds):
         for kind in arguments.kinds.split(","):

@@ -17,14 +17,14 @@ from typing import Any
 from natural import calibration, test_of
 from tqdm import tqdm
 
-from seap import checkpoint
-from seap.config import Pruning
+from seap.activations.stats import Statistics, merge
 from seap.environment import provenance
-from seap.evaluate import evaluate
+from seap.evaluation.evaluate import evaluate
 from seap.files import write_json
-from seap.pruning import build_corpora, calibrate_corpora, prune
-from seap.ranking import rank
-from seap.stats import Statistics, merge
+from seap.models import loader
+from seap.pruning.prune import build_corpora, calibrate_corpora, prune
+from seap.selection.options import Pruning
+from seap.selection.ranking import rank
 
 SHARES: tuple[float | str, ...] = (0.0, 0.1, 0.3, 1.0, "auto")
 QUICK: dict[str, Any] = {"score": "obs", "allocate": "logistic", "compensate": "ridge", "sequential": False}
@@ -34,7 +34,7 @@ class Bench:
     """The dense model, and what a network made of it loses on each kind."""
 
     def __init__(self, model: str, natural: Path, kinds: list[str], sparsity: float) -> None:
-        self.dense, self.tokenizer = checkpoint.load(model, dtype="float32", device="cpu")
+        self.dense, self.tokenizer = loader.load(model, dtype="float32", device="cpu")
         self.natural, self.kinds, self.sparsity = natural, kinds, sparsity
         self.exams = {kind: test_of(kind, natural / kind, self.dense, self.tokenizer) for kind in kinds}
         self.base = {kind: evaluate(self.dense, exam)["loss"] for kind, exam in self.exams.items()}

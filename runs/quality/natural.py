@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seap.calibration import calibrate
-from seap.config import Calibration, Evaluation
-from seap.corpus import Corpus
-from seap.evaluate import Exam, evaluate, load_test, prepare
-from seap.pruning import build_corpora
-from seap.stats import Statistics
+from seap.activations.calibration import calibrate
+from seap.activations.stats import Statistics
+from seap.evaluation.evaluate import Exam, evaluate, load_test, prepare
+from seap.evaluation.options import Evaluation
+from seap.pruning.prune import build_corpora
+from seap.text.corpus import Corpus
+from seap.text.options import Calibration
 
 TESTING = Evaluation(metric="loss", num_items=16, window=256)
 

@@ -16,14 +16,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from seap import checkpoint, pruning
-from seap.calibration import calibrate
-from seap.config import Calibration, Pruning
-from seap.corpus import build_corpus
+from seap.activations.calibration import calibrate
 from seap.environment import provenance
+from seap.evaluation.metrics import Row, loss
 from seap.files import digest, write_json
-from seap.metrics import Row, loss
-from seap.tasks import load_items, parse_spec
+from seap.models import loader
+from seap.pruning import prune as pruning
+from seap.selection.options import Pruning
+from seap.text.corpus import build_corpus
+from seap.text.options import Calibration
+from seap.text.tasks import load_items, parse_spec
 
 METHODS = ("seap-paper", "seap", "flap", "wanda-sp", "magnitude", "random")
 CALIBRATION = Calibration(num_texts=2000, seq_len=256, pack=True, max_tokens=64 * 256)
@@ -86,8 +88,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     started = time.perf_counter()
-    checkpoint.quiet_transformers()
-    model, tokenizer = checkpoint.load(arguments.model, dtype="float32", device="cpu")
+    loader.quiet_transformers()
+    model, tokenizer = loader.load(arguments.model, dtype="float32", device="cpu")
     kinds = sorted(path.name for path in arguments.data.iterdir() if path.is_dir())
     rows: list[dict[str, Any]] = []
     for kind in tqdm(kinds, desc="kinds"):

@@ -27,23 +27,26 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from seap import checkpoint, metrics
-from seap.arch import describe
-from seap.builtin import TASKS
-from seap.calibration import calibrate
-from seap.config import Calibration, Evaluation, Pruning
-from seap.config_deploy import Export
+from seap.activations.calibration import calibrate
+from seap.bench.speed import Runner
 from seap.environment import provenance
-from seap.evaluate import Exam, accuracy, load_test, prepare
+from seap.evaluation import metrics
+from seap.evaluation.evaluate import Exam, accuracy, load_test, prepare
+from seap.evaluation.options import Evaluation
+from seap.export.gguf_file import write_gguf
+from seap.export.gguf_vocabulary import Vocabulary
+from seap.export.options import Export
+from seap.export.quantization import quantize_, stored_bytes
 from seap.files import digest, write_json
-from seap.gguf_file import write_gguf
-from seap.gguf_vocabulary import Vocabulary
-from seap.pruning import build_corpora, prune
-from seap.quantization import quantize_, stored_bytes
-from seap.ranking import rank
-from seap.shapes import random_model
-from seap.speed import Runner
-from seap.surgery import cut_
+from seap.models import loader
+from seap.models.arch import describe
+from seap.models.shapes import random_model
+from seap.pruning.prune import build_corpora, prune
+from seap.pruning.surgery import cut_
+from seap.selection.options import Pruning
+from seap.selection.ranking import rank
+from seap.text.builtin import TASKS
+from seap.text.options import Calibration
 
 Row = dict[str, Any]
 NETWORKS = [("dense", 0.0, 1), ("25%", 0.25, 32), ("50%", 0.5, 32)]  # name, sparsity, widths a multiple of
@@ -271,7 +274,7 @@ def plans_of(arguments: argparse.Namespace) -> dict[str, tuple[str, list[str], t
     kinds = [f"{kind}={arguments.natural / kind}" for kind in arguments.kinds]
     return {
         "natural": (arguments.model, kinds, (packed, windows, NETWORKS + OTHER_WIDTHS)),
-        "builtin": (checkpoint.BUILTIN, list(TASKS), (items, Evaluation(num_items=100, max_new_tokens=24), NETWORKS)),
+        "builtin": (loader.BUILTIN, list(TASKS), (items, Evaluation(num_items=100, max_new_tokens=24), NETWORKS)),
     }
 
 
@@ -286,13 +289,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/quality/quantized.json"))
     arguments = parser.parse_args()
     started = time.perf_counter()
-    checkpoint.quiet_transformers()
+    loader.quiet_transformers()
     result: Row = {"kind": "quantized", "seed": arguments.seed, "threads": torch.get_num_threads()}
     result["shape"] = means_of(measure_shape(arguments.shape))
     show(result["shape"])
     hashes = []
     for label, (name, specs, plan) in plans_of(arguments).items():
-        dense, tokenizer = checkpoint.load(name, dtype="float32", device="cpu")
+        dense, tokenizer = loader.load(name, dtype="float32", device="cpu")
         rows = []
         for spec in tqdm(specs, desc=label):
             rows += measure(dense, tokenizer, spec, plan, timed=spec == specs[0])

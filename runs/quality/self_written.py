@@ -18,15 +18,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from seap import checkpoint, pruning
-from seap.config import Calibration
-from seap.config_writing import Writing
-from seap.corpus import build_corpus
 from seap.environment import provenance
+from seap.evaluation.metrics import Figure, Row, loss
 from seap.files import digest, write_json
-from seap.metrics import Figure, Row, loss
-from seap.tasks import load_items
-from seap.writing import Written, write
+from seap.models import loader
+from seap.pruning import prune as pruning
+from seap.text.corpus import build_corpus
+from seap.text.options import Calibration
+from seap.text.tasks import load_items
+from seap.writing.options import Writing
+from seap.writing.writing import Written, write
 
 HELD_OUT = Calibration(num_texts=2000, seq_len=256, pack=True, max_tokens=32 * 256)
 
@@ -139,8 +140,8 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     arguments = parsed()
     started = time.perf_counter()
-    checkpoint.quiet_transformers()
-    model, tokenizer = checkpoint.load(arguments.model, dtype="float32", device="cpu")
+    loader.quiet_transformers()
+    model, tokenizer = loader.load(arguments.model, dtype="float32", device="cpu")
     runs = [(kind, seed) for kind in arguments.kinds for seed in range(arguments.seeds)]
     made = [
         measure(model, tokenizer, arguments.data / kind, seed, arguments) for kind, seed in tqdm(runs, desc="kinds")

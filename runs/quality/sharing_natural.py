@@ -17,13 +17,13 @@ from typing import Any
 from natural import Measured, calibration
 from tqdm import tqdm
 
-from seap import checkpoint
 from seap.environment import provenance
 from seap.files import digest, write_json
-from seap.network import Network, network_between
-from seap.pruning import prune
-from seap.runtime import TaskRuntime
-from seap.sharing import share_weights
+from seap.models import loader
+from seap.pruning.prune import prune
+from seap.serving.networks.network import Network, network_between
+from seap.serving.networks.runtime import TaskRuntime
+from seap.serving.networks.sharing import share_weights
 
 SHARES = (0.01, 0.025, 0.05, 0.1)
 SERVED = 0.025  # the share of the networks whose memory is measured
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--sparsity", type=float, default=0.5)
     parser.add_argument("--out", type=Path, default=Path("results/quality/sharing_natural.json"))
     arguments = parser.parse_args()
-    dense, tokenizer = checkpoint.load(arguments.model, dtype="float32", device="cpu")
+    dense, tokenizer = loader.load(arguments.model, dtype="float32", device="cpu")
     rows: list[dict[str, Any]] = []
     kept: dict[float | None, dict[str, Network]] = {None: {}, SERVED: {}}
     for kind in tqdm(arguments.kinds.split(",")):

@@ -19,18 +19,18 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import seap
-from seap.arch import describe
-from seap.builtin import TASKS
-from seap.config import Calibration
+from seap.bench.speed import decode, prefill
 from seap.environment import provenance
 from seap.files import write_json
-from seap.mask import Masks
-from seap.network import Network, network_between, weight_key
-from seap.pruning import build_corpora
-from seap.runtime import TaskRuntime
-from seap.sharing import share_weights
-from seap.speed import decode, prefill
-from seap.surgery import cut_
+from seap.models.arch import describe
+from seap.models.axes import Masks
+from seap.pruning.prune import build_corpora
+from seap.pruning.surgery import cut_
+from seap.serving.networks.network import Network, network_between, weight_key
+from seap.serving.networks.runtime import TaskRuntime
+from seap.serving.networks.sharing import share_weights
+from seap.text.builtin import TASKS
+from seap.text.options import Calibration
 
 SPARSITY, TOKENS, SHARE = 0.5, 2000, 0.025
 ALWAYS, NEVER = 0, 1 << 40  # slices, however small or large

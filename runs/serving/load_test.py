@@ -23,9 +23,9 @@ from typing import Any
 import httpx
 import psutil
 
-from seap.builtin import TASKS, items
 from seap.environment import command_line, commit, provenance
 from seap.files import write_json
+from seap.text.builtin import TASKS, items
 
 PROMPTS = 12  # of each task
 MAX_TOKENS = 24
@@ -33,7 +33,7 @@ Asked = tuple[str, str]  # task, prompt
 
 
 def started(port: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "seap.cli", "serve", "--demo", "--port", str(port), "--dtype", "float32"]
+    command = [sys.executable, "-m", "seap", "serve", "--demo", "--port", str(port), "--dtype", "float32"]
     server = subprocess.Popen(command, text=True)
     while server.poll() is None:
         try:

@@ -14,8 +14,8 @@ from typing import Any
 from ray import serve
 
 import seap
-from seap.router import load_router
-from seap.server.forward import Forwarder, create_forwarder, read_backends
+from seap.serving.routing.router import load_router
+from seap.serving.server.forward import Forwarder, create_forwarder, read_backends
 
 
 def application(model_name: str, router: str, backends: str, fallback: str, replicas: int) -> Any:

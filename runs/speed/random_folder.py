@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from seap.shapes import shape_config
+from seap.models.shapes import shape_config
 
 
 def make_model(shape: str, folder: Path, *, dtype: torch.dtype = torch.bfloat16, num_texts: int = 400) -> int:

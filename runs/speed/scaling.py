@@ -23,12 +23,12 @@ from typing import Any
 import torch
 from random_folder import make_model
 
-from seap.accumulator import TILE
-from seap.bench_calibration import random_corpus
-from seap.calibration import calibrate
-from seap.config import Calibration
+from seap.activations.accumulator import TILE
+from seap.activations.calibration import calibrate
+from seap.bench.calibration import random_corpus
 from seap.environment import provenance
 from seap.files import write_json
+from seap.text.options import Calibration
 
 BASE = {"tokens": 4096, "layers": 4, "hidden": 512}
 TOKENS = 65536  # of the computed calibrations

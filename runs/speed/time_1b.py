@@ -19,15 +19,16 @@ import psutil
 import torch
 import transformers
 
-from seap.arch import describe
-from seap.calibration import calibrate, num_blocks
-from seap.compensate import repair_axes
-from seap.config import Calibration, Pruning
-from seap.corpus import Corpus
+from seap.activations.calibration import calibrate, num_blocks
+from seap.compensation.compensate import repair_axes
 from seap.environment import provenance
 from seap.files import write_json
-from seap.mask import realised_sparsity
-from seap.pruning import make_masks
+from seap.models.arch import describe
+from seap.pruning.prune import make_masks
+from seap.selection.mask import realised_sparsity
+from seap.selection.options import Pruning
+from seap.text.corpus import Corpus
+from seap.text.options import Calibration
 
 SHAPES = {
     "llama-3.2-1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_key_value_heads": 8},

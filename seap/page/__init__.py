@@ -1,12 +1,11 @@
-"""`seap report`: result files → one HTML page that opens offline, with every chart's PNG and CSV in a folder beside it.
+"""Results → something to look at: an HTML page (`seap report`) and tables in a terminal.
 
-Data flows from `sources` (the files) over `comparison` (their rows against dense) to the `verdict` and the sections;
-`document` writes those through `report.html.j2`. Means and errors come from `numbers`, charts from `plots`.
+In: result files, checkpoints, reports. Out: one HTML page that opens offline, every chart's PNG and CSV in a folder
+beside it; what `seap inspect` says (`describe.py`); tables (`terminal.py`).
 
-Needs Jinja2 and Matplotlib (`seap[report]`), imported where they are used.
+Open `document.py` first. Data flows from `sources.py` (the files) over `comparison.py` (their rows against dense) to
+the verdict and the other `sections/`; means and errors come from `numbers.py`, charts from `plots.py`. Jinja2 and
+Matplotlib (`seap[report]`) are imported where they are used.
+
+Not here: measuring anything.
 """
-
-from seap.page.document import build
-from seap.page.sources import check
-
-__all__ = ["build", "check"]

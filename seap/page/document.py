@@ -12,17 +12,17 @@ from urllib.parse import quote
 from seap.errors import UserError
 from seap.files import written_whole
 from seap.page import plots
-from seap.page.analyze_sections import activation_section, map_section, stability_section
-from seap.page.bench_sections import speed_section
-from seap.page.compare_masks import control_section, cross_section, overlap_section
-from seap.page.compare_results import curve_section, main_section, task_section, width_section
 from seap.page.comparison import Comparison, join
-from seap.page.limits import limits_section
 from seap.page.parts import Section
-from seap.page.provenance import provenance_section
+from seap.page.sections.analyze import activation_section, map_section, stability_section
+from seap.page.sections.bench import speed_section
+from seap.page.sections.compare_masks import control_section, cross_section, overlap_section
+from seap.page.sections.compare_results import curve_section, main_section, task_section, width_section
+from seap.page.sections.limits import limits_section
+from seap.page.sections.provenance import provenance_section
+from seap.page.sections.sweep import frontier_section, frontier_words
+from seap.page.sections.verdict import verdict
 from seap.page.sources import Source, read
-from seap.page.sweep_sections import frontier_section, frontier_words
-from seap.page.verdict import verdict
 
 
 def build(results: Sequence[Path], out: Path) -> Path:

@@ -1,0 +1,191 @@
+"""Runs a model one decoder layer at a time, or from one layer on, for any family.
+
+The layers are called as their model calls them: a pass in which every layer is a stub that hands its input on records
+what each layer would get beside the hidden states (masks, positions), and a pass in which only the first layers are
+stubs resumes from hidden states that are known already. Shapes: B rows, T tokens, D hidden size, O outputs.
+"""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seap.models.arch import Arch
+from seap.text.corpus import Batch, batches
+
+Stub = Callable[..., Any]
+HELD_PERIOD = 5  # one row in so many is held out
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one layer gets beside the hidden states, for one batch."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass
+class Walk:
+    """A corpus on its way through the layers: the hidden states (B, T, D) of every batch before the next layer."""
+
+    arch: Arch
+    batches: list[Batch]
+    held: list[bool]  # whether a batch is of held-out rows
+    hidden: list[Tensor]
+    calls: list[list[Call]]  # per batch, per layer
+
+    @classmethod
+    def start(cls, arch: Arch, rows: Sequence[Sequence[int]], *, batch_tokens: int, apart: bool = True) -> "Walk":
+        """Embed the rows. apart: held-out rows (see `is_held`) come in batches of their own."""
+        parts = split_rows(rows) if apart else (rows,)
+        made = [(batch, held) for held, part in enumerate(parts) for batch in batches(part, batch_tokens=batch_tokens)]
+        begun = [_begin(arch, batch) for batch, _ in made]
+        return cls(arch, [b for b, _ in made], [bool(h) for _, h in made], [h for h, _ in begun], [c for _, c in begun])
+
+    def run(self, layer: int, index: int, hidden: Tensor | None = None) -> Tensor:
+        """The output of a layer for one batch, from the walk's hidden states or from others."""
+        call = self.calls[index][layer]
+        given = self.hidden[index] if hidden is None else hidden
+        return first(self.arch.layers[layer](given, *call.args, **call.kwargs))
+
+    def states(self) -> list[list[Tensor]]:
+        """Run all layers: the hidden states before each of them and after the last, per batch."""
+        found = [list(self.hidden)]
+        for layer in range(len(self.arch.layers)):
+            self.hidden = [self.run(layer, index) for index in range(len(self.batches))]
+            found.append(list(self.hidden))
+        return found
+
+    def real(self, index: int, values: Tensor) -> Tensor:
+        """(B, T, C) → (N, C): the rows of the real tokens."""
+        flat = values.reshape(-1, values.shape[-1])
+        mask = self.batches[index].mask
+        return flat if mask.all() else flat[mask.flatten().to(flat.device)]
+
+
+def is_held(index: int) -> bool:
+    """Whether a row is held out: every fifth."""
+    return index % HELD_PERIOD == HELD_PERIOD - 1
+
+
+def split_rows(rows: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[Sequence[int]]]:
+    """Rows to fit on, and held-out rows."""
+    fit = [row for i, row in enumerate(rows) if not is_held(i)]
+    return fit, [row for i, row in enumerate(rows) if is_held(i)]
+
+
+def first(output: Any) -> Tensor:
+    """The hidden states in what a layer returns: alone, or first of a tuple."""
+    found: Tensor = output[0] if isinstance(output, tuple) else output
+    return found
+
+
+@contextlib.contextmanager
+def stubbed(layers: Sequence[nn.Module], stubs: dict[int, Stub]) -> Iterator[None]:
+    """Layers whose forward is something else for a while."""
+    for index, stub in stubs.items():
+        layers[index].forward = stub
+    try:
+        yield
+    finally:
+        for index in stubs:
+            del layers[index].forward
+
+
+def model_inputs(arch: Arch, batch: Batch) -> dict[str, Any]:
+    device = next(arch.model.parameters()).device
+    return {
+        "input_ids": batch.ids.to(device),
+        "attention_mask": batch.mask.long().to(device),
+        "use_cache": False,
+    }
+
+
+def cache_name(model: Any) -> str:
+    """What the model calls its key-value cache: transformers renamed it in 5.24."""
+    return "cache" if _takes_cache(type(model).forward) else "past_key_values"
+
+
+@functools.cache
+def _takes_cache(forward: Callable[..., Any]) -> bool:
+    return "cache" in inspect.signature(forward).parameters
+
+
+def _begin(arch: Arch, batch: Batch) -> tuple[Tensor, list[Call]]:
+    """Hidden states before the first layer, and every layer's call."""
+    states: list[Tensor] = []
+    calls: dict[int, Call] = {}
+
+    def recorder(index: int) -> Stub:
+        def record(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            states.append(hidden)
+            calls[index] = Call(args, kwargs)
+            return hidden
+
+        return record
+
+    layers = arch.layers
+    with stubbed(layers, {i: recorder(i) for i in range(len(layers))}):
+        arch.model.base_model(**model_inputs(arch, batch))
+    return states[0], [calls[i] for i in range(len(layers))]
+
+
+def resume(arch: Arch, batch: Batch, layer: int, hidden: Tensor) -> Tensor:
+    """Logits (B, T, V) from the hidden states before a layer (or, with the number of layers, after the last one)."""
+
+    def stub(index: int) -> Stub:
+        return lambda given, *args, **kwargs: hidden if index == layer - 1 else given
+
+    with stubbed(arch.layers, {i: stub(i) for i in range(layer)}):
+        logits: Tensor = arch.model(**model_inputs(arch, batch)).logits
+    return logits
+
+
+@contextlib.contextmanager
+def taken(module: nn.Module, into: list[Tensor], *, inputs: bool = False) -> Iterator[None]:
+    """What comes out of a linear, or what it reads, appended to a list."""
+    handle = module.register_forward_hook(lambda _, args, output: into.append(args[0] if inputs else first(output)))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class _ReachedError(Exception):
+    """Raised inside a layer to leave it as soon as what was wanted is known."""
+
+
+def input_of(walk: Walk, layer: int, module: str, index: int, hidden: Tensor) -> Tensor:
+    """What a linear of a layer reads, for one batch; nothing after it is run."""
+    found: list[Tensor] = []
+
+    def leave(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        found.append(args[0])
+        raise _ReachedError
+
+    handle = walk.arch.linear(layer, module).register_forward_pre_hook(leave)
+    try:
+        walk.run(layer, index, hidden)
+    except _ReachedError:
+        pass
+    finally:
+        handle.remove()
+    return found[0]
+
+
+@contextlib.contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients, as it was before afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)

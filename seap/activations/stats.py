@@ -1,0 +1,151 @@
+"""A task's statistics: the moments of every axis, and the token rows that they were measured on.
+
+With co-moments, a fifth of the rows is also kept apart, as held-out text. Matrices that are large stay on disk, in a
+temporary folder or in the statistics file, and come into memory one axis at a time.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load, save
+from torch import Tensor
+
+from seap.activations.moments import EXACT_SIZE, Moments
+from seap.errors import UserError
+from seap.files import read_about, write_safetensors, write_tensors
+from seap.models.axes import EXPERTS
+
+Rows = tuple[tuple[int, ...], ...]  # token ids, one text (or one packed sequence) a row
+
+
+class Statistics(MutableMapping[str, Moments]):
+    """Axis key, such as layers.3.channels → moments of its consumer's input; and the token rows measured.
+
+    Under layers.3.experts: how often each expert is used, then how strongly (see `usage.py`), without co-moments.
+
+    on_disk: moments are written to a temporary folder when they are set and read when they are asked for (so a change
+    to what was asked for is lost unless it is set again). The folder goes when the statistics do.
+    """
+
+    def __init__(self, moments: Mapping[str, Moments] | None = None, rows: Rows = (), *, on_disk: bool = False) -> None:
+        self.rows = rows
+        self.on_disk = on_disk
+        self._folder = Path(tempfile.mkdtemp(prefix="seap-moments-")) if on_disk else None
+        if self._folder is not None:
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._kept: dict[str, Moments | Path] = {}
+        for key, value in (moments or {}).items():
+            self[key] = value
+
+    @classmethod
+    def of_file(cls, path: Path, keys: Iterable[str], rows: Rows) -> Statistics:
+        """Those of a statistics file, which stays where it is and is read axis by axis."""
+        found = cls(rows=rows)
+        found.on_disk = True
+        found._kept = dict.fromkeys(keys, path)
+        return found
+
+    def __getitem__(self, key: str) -> Moments:
+        kept = self._kept[key]
+        if isinstance(kept, Moments):
+            return kept
+        with safe_open(kept, framework="pt") as file:
+            return _moments_from(set(file.keys()), file.get_tensor, key)
+
+    def __setitem__(self, key: str, moments: Moments) -> None:
+        if self._folder is None:
+            self._kept[key] = moments
+            return
+        path = self._folder / f"{key}.safetensors"
+        write_safetensors(path, _tensors_of(key, moments, small=True), {})
+        self._kept[key] = path
+
+    def __delitem__(self, key: str) -> None:
+        del self._kept[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @property
+    def has_second_moments(self) -> bool:
+        return all(self[key].co is not None for key in self if not key.endswith(f".{EXPERTS}"))
+
+
+def merge(parts: Iterable[Statistics]) -> Statistics:
+    """The statistics of all the parts' rows together. Leaves the parts as they are."""
+    given = list(parts)
+    merged = Statistics(rows=sum((part.rows for part in given), ()), on_disk=any(part.on_disk for part in given))
+    for part in given[1:]:
+        if part.keys() != given[0].keys():
+            strange = sorted(part.keys() ^ given[0].keys())[:4]
+            raise UserError(f"statistics of different axes can't be merged: {strange}")
+    for key in given[0] if given else ():
+        total = given[0][key].cpu().copy()
+        for part in given[1:]:
+            total.add_(part[key].cpu())
+        merged[key] = total
+    return merged
+
+
+def save_statistics(path: Path, statistics: Statistics, about: Mapping[str, Any]) -> None:
+    tensors: dict[str, Tensor] = {}
+    for key, moments in statistics.items():
+        tensors |= _tensors_of(key, moments)
+    if statistics.rows:
+        tensors["rows"] = torch.tensor([token for row in statistics.rows for token in row], dtype=torch.int32)
+        tensors["row_lengths"] = torch.tensor([len(row) for row in statistics.rows], dtype=torch.int32)
+    write_tensors(path, "stats", tensors, about)
+
+
+def _tensors_of(key: str, moments: Moments, *, small: bool = False) -> dict[str, Tensor]:
+    """small: large matrices in float32, whose products were float32 too."""
+    tensors = {f"{key}.count": torch.tensor(moments.count), f"{key}.mean": moments.mean, f"{key}.m2": moments.m2}
+    if moments.co is not None:
+        tensors[f"{key}.co"] = moments.co.float() if small and moments.co.shape[-1] > EXACT_SIZE else moments.co
+    return tensors if moments.held is None else tensors | _tensors_of(f"held.{key}", moments.held, small=small)
+
+
+def _moments_from(names: Collection[str], read: Callable[[str], Tensor], key: str) -> Moments:
+    held = _moments_from(names, read, f"held.{key}") if f"held.{key}.count" in names else None
+    co = read(f"{key}.co") if f"{key}.co" in names else None
+    return Moments(int(read(f"{key}.count")), read(f"{key}.mean"), read(f"{key}.m2"), co, held)
+
+
+def to_bytes(moments: Moments) -> bytes:
+    """For another process; no pickle."""
+    return save({name: tensor.contiguous() for name, tensor in _tensors_of("axis", moments).items()})
+
+
+def from_bytes(content: bytes) -> Moments:
+    tensors = load(content)
+    return _moments_from(tensors.keys(), tensors.__getitem__, "axis")
+
+
+IN_MEMORY_BYTES = 1 << 30  # of a file's matrices; larger ones are read axis by axis
+
+
+def load_statistics(path: Path) -> tuple[Statistics, dict[str, Any]]:
+    """Read a statistics file and its metadata."""
+    _, about = read_about(path, "stats")
+    rows: Rows = ()
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        if "rows" in names:
+            pieces = file.get_tensor("rows").split(file.get_tensor("row_lengths").tolist())
+            rows = tuple(tuple(piece.tolist()) for piece in pieces)
+    keys = [name.removesuffix(".count") for name in names if name.endswith(".count") and not name.startswith("held.")]
+    found = Statistics.of_file(path, keys, rows)
+    if path.stat().st_size <= IN_MEMORY_BYTES:
+        found = Statistics(dict(found.items()), rows)
+    return found, about

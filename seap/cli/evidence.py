@@ -1,0 +1,177 @@
+"""The commands that measure: eval, compare, analyze, report."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from rich.markup import escape
+
+from seap.cli.app import Flat, Json, Model, TaskOption, app, print_json, results
+from seap.evaluation.options import Evaluation
+from seap.models.options import Loading
+from seap.selection.options import Pruning
+from seap.text.options import Calibration
+
+AsInPrune = Annotated[int, Parameter(help="As in `seap prune`, for methods of that kind.")]
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Model,
+    /,
+    *,
+    task: TaskOption = (),
+    dense: Annotated[str | None, Parameter(help="The model it was pruned from, to measure the likeness to it.")] = None,
+    harness: Annotated[
+        str | None, Parameter(help="Tasks of lm-evaluation-harness, as arc_easy,piqa (seap[eval]).")
+    ] = None,
+    harness_data: Annotated[Path | None, Parameter(help="Folder of local Parquet copies of those tasks.")] = None,
+    harness_limit: Annotated[int | None, Parameter(help="Items per harness task; all by default.")] = None,
+    num_fewshot: Annotated[int | None, Parameter(help="Examples in prompts; by default its own number.")] = None,
+    evaluation: Annotated[Evaluation, Flat] = Evaluation(),  # noqa: B008
+    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    json: Json = False,
+) -> None:
+    """Measure a model, pruned or dense: loss and accuracy on your tasks, or standard tasks by lm-evaluation-harness.
+
+    Example: `seap eval small --task arithmetic --dense builtin`
+    """
+    from seap.evaluation.commands import evaluate_tasks, run_harness
+    from seap.page.terminal import show_rows
+
+    rows = []
+    if task or not harness:
+        rows += evaluate_tasks(model, task, evaluation, dense=dense, loading=asdict(loading))
+    if harness:
+        names, limits = harness.split(","), {"limit": harness_limit, "num_fewshot": num_fewshot}
+        rows += run_harness(model, names, data=harness_data, loading=asdict(loading), **limits)
+    if json:
+        print_json({"model": model, "rows": rows})
+    else:
+        show_rows(rows, results)
+
+
+@app.command
+def compare(
+    model: Model,
+    /,
+    *,
+    tasks: Annotated[str, Parameter(help="A[=PATH],B[=PATH]…")],
+    methods: Annotated[str, Parameter(help="Of `seap prune --method`; the first is the one to be judged.")] = (
+        "seap,seap-paper,seap-gen,flap,wanda-sp,random"
+    ),
+    sparsity: Annotated[str, Parameter(help="One or more, as 0.2,0.5.")] = "0.2,0.5",
+    seeds: Annotated[int, Parameter(help="Repeat with so many draws of the calibration text.")] = 1,
+    controls: Annotated[
+        bool, Parameter(help="Also general text, all tasks pooled, other tasks' masks, no answers.")
+    ] = False,
+    general: Annotated[str | None, Parameter(help="General text for --controls: NAME or NAME=PATH.")] = None,
+    out: Annotated[Path, Parameter(help="Folder for statistics, masks, rows and compare.json; rerun to go on.")] = (
+        Path("comparison")
+    ),
+    min_channels: Annotated[int, Parameter(help="MLP channels that every layer keeps.")] = Pruning.min_channels,
+    fisher_tokens: AsInPrune = Pruning.fisher_tokens,
+    probe_tokens: AsInPrune = Pruning.probe_tokens,
+    search_evaluations: AsInPrune = Pruning.search_evaluations,
+    calibration: Annotated[Calibration, Flat] = Calibration(),  # noqa: B008
+    evaluation: Annotated[Evaluation, Flat] = Evaluation(),  # noqa: B008
+    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    json: Json = False,
+) -> None:
+    """Compare methods at equal realised sparsity and equal calibration text; interrupted, it goes on where it stopped.
+
+    Example: `seap compare builtin --tasks arithmetic,calendar --methods seap,flap --sparsity 0.5`
+    """
+    from seap.evidence.compare import compare as run
+    from seap.evidence.plan import Comparison, numbers
+    from seap.page.terminal import show_comparison
+
+    pruning = Pruning(
+        min_channels=min_channels,
+        fisher_tokens=fisher_tokens,
+        probe_tokens=probe_tokens,
+        search_evaluations=search_evaluations,
+    )
+    plan = Comparison(
+        tasks=tuple(tasks.split(",")),
+        methods=tuple(methods.split(",")),
+        sparsities=numbers("--sparsity", sparsity),
+        seeds=seeds,
+        controls=controls,
+        general=general,
+        calibration=calibration,
+        evaluation=evaluation,
+        pruning=pruning,
+    )
+    result = run(model, plan, out, loading=asdict(loading), progress=not json)
+    if json:
+        print_json(result)
+        return
+    show_comparison(result, results)
+    results.print(
+        f"written to {escape(str(out / 'compare.json'))}; a page of it: seap report {escape(str(out))}/compare.json"
+    )
+
+
+@app.command
+def analyze(
+    model: Model,
+    /,
+    *,
+    tasks: Annotated[str, Parameter(help="A[=PATH],B[=PATH]…; two or more.")],
+    sparsity: Annotated[str, Parameter(help="One or more, as 0.2,0.5.")] = "0.2,0.5",
+    method: Annotated[str, Parameter(help="Whose masks; seap takes its time for each of the many.")] = "seap-paper",
+    embedding: Annotated[Literal["t-SNE", "PCA"], Parameter(help="How hidden states are drawn.")] = "t-SNE",
+    num_states: Annotated[int, Parameter(help="Texts per task whose hidden states are taken.")] = 64,
+    out: Annotated[Path, Parameter(help="The result file.")] = Path("analyze.json"),
+    calibration: Annotated[Calibration, Flat] = Calibration(),  # noqa: B008
+    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    json: Json = False,
+) -> None:
+    """See how tasks differ inside a model, how stable their masks are, and how many texts are enough (seap[eval]).
+
+    Example: `seap analyze builtin --tasks arithmetic,calendar,facts --out analyze.json`
+    """
+    from seap.evidence.commands import analyze_tasks
+    from seap.evidence.plan import numbers
+    from seap.page.terminal import show_analysis
+
+    result = analyze_tasks(
+        model,
+        tasks.split(","),
+        out,
+        calibration,
+        sparsities=numbers("--sparsity", sparsity),
+        method=method,
+        embedding=embedding,
+        num_states=num_states,
+        loading=asdict(loading),
+        progress=not json,
+    )
+    if json:
+        print_json(result)
+    else:
+        show_analysis(result, results)
+        results.print(f"written to {escape(str(out))}; a page of it: seap report {escape(str(out))}")
+
+
+@app.command
+def report(
+    *files: Annotated[Path, Parameter(help="compare.json, analyze.json or bench.json, in any mix.")],
+    out: Annotated[Path, Parameter(help="The page; its plots and data go into a folder beside it.")] = Path(
+        "report.html"
+    ),
+    json: Json = False,
+) -> None:
+    """Make one page of results that opens offline, every plot also as PNG and CSV beside it (seap[report]).
+
+    Example: `seap report comparison/compare.json analyze.json --out report.html`
+    """
+    from seap.page import document
+
+    made = document.build(files, out)
+    if json:
+        print_json({"report": str(made)})
+    else:
+        results.print(f"written: {escape(str(made))}")

@@ -1,0 +1,287 @@
+"""The command line: options and defaults are those of each room; what is slow to import is imported when used."""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from rich.markup import escape
+
+from seap.cli.app import Flat, Json, Model, TaskOption, app, errors, given, merged_options, note, print_json, results
+from seap.errors import UserError
+from seap.evaluation.options import Evaluation
+from seap.evidence.options import Promise
+from seap.models.options import Loading, Streaming
+from seap.selection.options import Pruning
+from seap.text.options import Calibration
+
+
+@app.command
+def prune(
+    model: Model,
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="Folder of the pruned checkpoint; must not exist or be empty.")],
+    task: TaskOption = (),
+    pruning: Annotated[Pruning, Flat] = Pruning(),  # noqa: B008
+    promise: Annotated[Promise, Flat] = Promise(),  # noqa: B008
+    calibration: Annotated[Calibration, Flat] = Calibration(),  # noqa: B008
+    evaluation: Annotated[Evaluation, Flat] = Evaluation(),  # noqa: B008
+    stats: Annotated[tuple[Path, ...], Parameter(help="Statistics of `seap calibrate`, in place of --task.")] = (),
+    mask_file: Annotated[Path | None, Parameter(help="A mask of `seap mask`, in place of choosing one.")] = None,
+    general: Annotated[str | None, Parameter(help="Text to mix in with --mix, NAME or NAME=PATH.")] = None,
+    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    streaming: Annotated[Streaming, Flat] = Streaming(),  # noqa: B008
+    save_dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        Parameter(help="Of the weights on disk; by default --dtype, and with auto the checkpoint's own."),
+    ] = None,
+    overwrite: Annotated[bool, Parameter(help="Replace what --out holds.")] = False,
+    json: Json = False,
+) -> None:
+    """Cut a model down for a task and save it as a checkpoint that reloads.
+
+    In place of --sparsity a promise can be given, such as --max-loss 1%: the largest sparsity is found that keeps it on
+    the task's held-out text. The options of a test (--num-items, --window …) are about that text.
+
+    Example: `seap prune builtin --task arithmetic --sparsity 0.5 --out small`
+    """
+    from seap.evidence.commands import promise_to_folder
+    from seap.pruning.commands import prune_to_folder
+
+    check_promise(promise, evaluation)
+    settings = dict(
+        tasks=task,
+        stats_files=stats,
+        mask_file=mask_file,
+        general=general,
+        overwrite=overwrite,
+        progress=not json,
+        loading=asdict(loading),
+        save_dtype=save_dtype,
+        streaming=streaming,
+        **merged_options(pruning, calibration),
+    )
+    if promise.kind:
+        report = promise_to_folder(model, out, promise, evaluation, **settings)
+    else:
+        report = prune_to_folder(model, out, **settings)
+    for text in report.notes:
+        note(text)
+    if json:
+        print_json(report.to_dict() | {"out": str(out)})
+        return
+    from seap.page.describe import show_report
+
+    show_report(report.to_dict(), results)
+    if promise.kind:
+        from seap.page.terminal import show_promise
+
+        show_promise(report.to_dict()["promise"], results)
+    results.print(f"saved [bold]{escape(str(out))}[/bold]; look at it with: seap inspect {escape(str(out))}")
+
+
+def check_promise(promise: Promise, evaluation: Evaluation) -> None:
+    """A sparsity and a promise don't go together; without a promise, what is said about one has no effect."""
+    if promise.kind and "--sparsity" in given:
+        raise UserError(
+            f"--sparsity and --{promise.kind.replace('_', '-')} both say how much to remove; leave one of them out"
+        )
+    if not promise.kind:
+        changed = [f.name for part in (promise, evaluation) for f in fields(part) if getattr(part, f.name) != f.default]
+        for name in changed:
+            note(f"--{name.replace('_', '-')} has no effect without a promise such as --max-loss 1%")
+
+
+@app.command
+def calibrate(
+    model: Model,
+    /,
+    *,
+    task: TaskOption,
+    out: Annotated[Path, Parameter(help="Folder for TASK.safetensors.")] = Path("stats"),
+    calibration: Annotated[Calibration, Flat] = Calibration(),  # noqa: B008
+    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    streaming: Annotated[Streaming, Flat] = Streaming(),  # noqa: B008
+    shard: Annotated[str | None, Parameter(help="Only part I of N of the rows, as 0/4; merge them later.")] = None,
+    ray: Annotated[int | None, Parameter(help="Spread the rows over so many actors of Ray's (seap[ray]).")] = None,
+    json: Json = False,
+) -> None:
+    """Measure which parts of a model each task uses: one statistics file per task, made once and used many times.
+
+    Example: `seap calibrate builtin --task arithmetic --task calendar --out stats`
+    """
+    from seap.activations.distributed import Ranks
+    from seap.pruning.stages import calibrate_to_files
+
+    made = calibrate_to_files(
+        model,
+        task,
+        out,
+        calibration,
+        shard=Ranks.of(shard) if shard else None,
+        num_actors=ray,
+        loading=asdict(loading),
+        streaming=streaming,
+        progress=not json,
+    )
+    if Ranks.here().rank:
+        return
+    if json:
+        print_json({"files": made})
+        return
+    for entry in made:
+        made_now = f"{entry['num_tokens']:,} tokens in {entry['num_rows']} rows"
+        state = "was there already" if entry["skipped"] else made_now
+        results.print(f"{escape(entry['path'])}: {state}")
+
+
+@app.command
+def mask(
+    model: Model,
+    /,
+    *stats: Annotated[Path, Parameter(help="Statistics of `seap calibrate`.")],
+    out: Annotated[Path, Parameter(help="The mask file, such as masks/gsm8k.safetensors.")],
+    pruning: Annotated[Pruning, Flat] = Pruning(),  # noqa: B008
+    general: Annotated[Path | None, Parameter(help="Statistics of text to mix in with --mix.")] = None,
+    seed: Annotated[int, Parameter(help="Seeds the random score.")] = Calibration.seed,
+    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    json: Json = False,
+) -> None:
+    """Choose what stays, from statistics that are there already.
+
+    Example: `seap mask builtin stats/arithmetic.safetensors --sparsity 0.5 --out masks/arithmetic.safetensors`
+    """
+    from seap.pruning.stages import mask_to_file
+
+    about = mask_to_file(model, stats, out, pruning, general=general, seed=seed, loading=asdict(loading))
+    if json:
+        print_json(about)
+        return
+    state = "was there already" if about["skipped"] else f"realised sparsity {about['realised_sparsity']:.4f}"
+    results.print(f"{escape(str(out))}: {state}")
+
+
+@app.command
+def merge(
+    *stats: Annotated[Path, Parameter(help="Statistics files of one model.")],
+    out: Annotated[Path, Parameter(help="The merged statistics file.")],
+    task: Annotated[str | None, Parameter(help="Its task's name, where the parts' names differ.")] = None,
+    json: Json = False,
+) -> None:
+    """Add up statistics: shards of one task (exactly as if made in one go), or several tasks pooled.
+
+    Example: `seap merge shard0/gsm8k.safetensors shard1/gsm8k.safetensors --out stats/gsm8k.safetensors`
+    """
+    from seap.pruning.stages import merge_files
+
+    about = merge_files(stats, out, task=task)
+    if json:
+        print_json(about | {"path": str(out)})
+        return
+    tokens = f"{about['num_tokens']:,} tokens of {len(about['parts'])} parts"
+    results.print(f"{escape(str(out))}: task {about['task']}, {tokens}")
+
+
+@app.command
+def inspect(
+    path: Annotated[str, Parameter(help="A model folder, pruned or dense, or a statistics or mask file.")],
+    /,
+    *,
+    json: Json = False,
+) -> None:
+    """Explain any artefact: what it is, what made it, and what is in it.
+
+    Example: `seap inspect small`
+    """
+    from seap.page.describe import describe, show
+
+    found = describe(path)
+    if json:
+        print_json(found)
+    else:
+        show(found, results)
+
+
+@app.command
+def tasks(*, json: Json = False) -> None:
+    """List the tasks that have a name; any other is given as NAME=PATH.
+
+    Example: `seap tasks`
+    """
+    from seap.text import builtin, hub
+
+    named = {"builtin": sorted(builtin.TASKS), "hub": sorted(hub.TASKS)}
+    if json:
+        print_json(named)
+        return
+    results.print("[bold]of the built-in model[/bold]: " + ", ".join(named["builtin"]))
+    results.print("[bold]from the Hub[/bold] (needs seap\\[hub]): " + ", ".join(named["hub"]))
+    results.print(
+        "[bold]your own[/bold]: NAME=PATH, a JSONL, CSV, Parquet or text file, or a folder with train.* and test.*"
+    )
+
+
+@app.command
+def demo(
+    *,
+    out: Annotated[Path, Parameter(help="For the demo's checkpoint, results and page.")] = Path("demo-out"),
+    num_items: Annotated[int, Parameter(help="Test items per task.")] = 100,
+    json: Json = False,
+) -> None:
+    """Prune the built-in model for its own tasks by five methods and compare them: three minutes or so, offline.
+
+    Example: `seap demo`
+    """
+    from seap.cli.demo import run, show
+
+    result = run(out, num_items=num_items, progress=not json)
+    if json:
+        print_json(result)
+    else:
+        show(result, results)
+
+
+def check_alone(command: str) -> None:
+    """Raise UserError for a command that several processes would do several times over."""
+    if command != "calibrate" and "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"torchrun is for seap calibrate; run seap {command} once, by itself, on what that wrote")
+
+
+def expanded(argument: str) -> str:
+    """`~/x` and `--out=~/x` with the home folder in place, which not every shell puts there."""
+    option, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
+    return option + equals + (str(Path(value).expanduser()) if value.startswith("~") else value)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code is 0, 1 for anything refused, 2 for a wrong command line."""
+    debug = "--debug" in (arguments := list(sys.argv[1:] if arguments is None else arguments))
+    arguments = [expanded(argument) for argument in arguments if argument != "--debug"]
+    given.clear()
+    given.update(argument.partition("=")[0] for argument in arguments if argument.startswith("--"))
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        if arguments and not arguments[0].startswith("-") and "--help" not in arguments:
+            check_alone(arguments[0])
+            from seap.models.loader import quiet_transformers
+
+            quiet_transformers()
+        app(arguments)
+        return 0
+    except UserError as error:
+        if debug:
+            raise
+        errors.print(f"[bold red]error:[/bold red] {escape(str(error))}")
+        return 1
+    except KeyboardInterrupt:
+        errors.print("stopped; nothing half written was left behind")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

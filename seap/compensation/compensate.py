@@ -1,0 +1,161 @@
+"""Compensation: what the kept weights can do about the removed units, in closed form.
+
+- `bias` (FLAP, An et al., 2024, eq. 8): the removed inputs of a consumer are replaced by their mean over the
+  calibration tokens, b = W_d · E[h_d], added to the bias that the consumer may have.
+- `ridge`: the removed inputs are predicted from the kept ones by least squares on centred second moments,
+  W' = W_k + W_d · C_dk (C_kk + λI)⁻¹ and b = W · E[h] − W' · E[h_k] (the closed form of SliceGPT's and OBC's
+  reconstructions; Frantar and Alistarh, 2022, eq. 3 for all removed inputs at once). λ is chosen on held-out rows.
+
+Shapes: C inputs of the consumer, k of them kept, O outputs. W_k and W_d are its columns of kept and removed inputs.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from seap.activations.moments import Moments
+from seap.compensation.damped import solve_damped
+from seap.models.arch import Arch
+from seap.models.axes import Axis, Masks
+
+PIECE = 1 << 17  # numbers of a weight that are float64 at a time: 1 MB, which stays in the processor's cache
+DAMPING = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # λ over the mean of the covariance's diagonal
+UNTESTED_DAMPING = 1e-2  # where no row is held out to choose it on
+FEW_TOKENS = 32  # an expert that saw fewer isn't refitted
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What a consumer becomes: its bias grows by `bias` (O,); `weight` (O, k) takes the place of the kept columns.
+
+    And, after a sequential refit, what the linears that write the axis become: W ← W · `inputs` (D, D).
+    """
+
+    bias: Tensor
+    weight: Tensor | None = None
+    about: str = "bias"
+    inputs: Tensor | None = None
+
+
+Repairs = dict[str, Repair]  # axis key → float64
+Compensation = Callable[[Tensor, Moments, Tensor], Repair]  # weight (O, C), its inputs' moments, keep bool (C,)
+Source = Mapping[str, Moments]  # axis key → moments, read one axis at a time
+
+
+def fitting(axis: Axis, moments: Moments) -> Moments:
+    """The moments that reconstruction goes by: about zero where the consumer has no bias to carry a mean."""
+    return moments.about_zero() if axis.usage_key else moments
+
+
+def kept_inputs(axis: Axis, mask: Tensor) -> Tensor:
+    """Bool (C,): the consumer's inputs that stay with the kept units."""
+    return mask.repeat_interleave(axis.unit_inputs)
+
+
+def map_inputs(weight: Tensor, inputs: Tensor) -> Tensor:
+    """W · M, for a linear (O, D) whose input is to be mapped by M (D, D) first; in float32, in the weight's dtype."""
+    return (weight.float() @ inputs.to(weight.device).float()).to(weight.dtype)
+
+
+def mean_bias(weight: Tensor, moments: Moments, keep: Tensor) -> Repair:
+    """FLAP's bias. weight (O, C) of any float dtype, which becomes float64 a few rows at a time; keep bool (C,)."""
+    missing = moments.mean.masked_fill(keep, 0)
+    rows = max(PIECE // weight.shape[1], 1)
+    return Repair(torch.cat([part.double() @ missing for part in weight.split(rows)]))
+
+
+def ridge(weight: Tensor, moments: Moments, keep: Tensor, damping: float) -> Repair:
+    """Least squares on the kept inputs with this damping, within each block of the moments.
+
+    weight (O, C) float64, keep bool (C,).
+    """
+    parts, size = moments.split(), keep.numel() // moments.num_blocks
+    columns = zip(weight.split(size, 1), parts, keep.split(size), strict=True)
+    fitted = torch.cat([_ridge(part, own, kept, damping) for part, own, kept in columns], 1)
+    return Repair(weight @ moments.mean - fitted @ moments.mean[keep], fitted, f"ridge {damping:g}")
+
+
+def _ridge(weight: Tensor, moments: Moments, keep: Tensor, damping: float) -> Tensor:
+    """The kept columns (O, k), fitted."""
+    if keep.all() or not keep.any():
+        return weight[:, keep]
+    covariance = moments.covariance
+    cross = weight[:, ~keep] @ covariance[~keep][:, keep]
+    return weight[:, keep] + solve_damped(covariance[keep][:, keep], cross, damping)
+
+
+def output_error(weight: Tensor, moments: Moments, keep: Tensor, repair: Repair) -> float:
+    """E‖W h − W' h_k − b‖² over the rows of the moments: what is left of the error after a repair.
+
+    Of moments in blocks, as if inputs of different blocks were uncorrelated.
+    """
+    off = weight.clone()
+    off[:, keep] -= weight[:, keep] if repair.weight is None else repair.weight
+    shift = off @ moments.mean - repair.bias
+    parts = zip(off.split(keep.numel() // moments.num_blocks, 1), moments.split(), strict=True)
+    return sum(float(((part @ own.covariance) * part).sum()) for part, own in parts) + float(shift.square().sum())
+
+
+def ridge_or_bias(weight: Tensor, moments: Moments, keep: Tensor) -> Repair:
+    """Ridge with the damping that is best on held-out rows, refitted on all; bias where that is better on them."""
+    weight = weight.double()
+    if moments.held is None or moments.held.count == 0:
+        return ridge(weight, moments, keep, UNTESTED_DAMPING)
+    fit, held = moments.without_held(), moments.held
+    plain = output_error(weight, held, keep, mean_bias(weight, fit, keep))
+    errors = {d: output_error(weight, held, keep, ridge(weight, fit, keep, d)) for d in DAMPING}
+    best = min(errors, key=lambda damping: errors[damping])
+    return ridge(weight, moments, keep, best) if errors[best] <= plain else mean_bias(weight, moments, keep)
+
+
+def repair_experts(axis: Axis, weight: Tensor, source: Source, keep: Tensor, repair: Compensation) -> Repair:
+    """Each expert's last linear refitted on the tokens that are routed to it, without a bias, which it doesn't have.
+
+    An expert that saw too few tokens keeps its columns as they are. weight (O, C), keep bool (C,).
+    """
+    moments, fitted, columns = fitting(axis, source[axis.key]), 0, []
+    usage = source[axis.usage_key]
+    num_tokens = (usage.mean[: axis.experts] * usage.count).round().tolist()
+    parts = zip(weight.double().split(axis.units, 1), moments.split(axis.experts), keep.split(axis.units), strict=True)
+    for (part, own, kept), seen in zip(parts, num_tokens, strict=True):
+        new = None
+        if kept.any() and not kept.all() and seen >= FEW_TOKENS:
+            empty = own.held is not None and not own.held.m2.any()
+            new = repair(part, replace(own, held=None) if empty else own, kept).weight
+        fitted += new is not None
+        columns.append(part[:, kept] if new is None else new)
+    return Repair(torch.zeros(len(weight), dtype=torch.float64), torch.cat(columns, 1), f"{fitted} experts refitted")
+
+
+COMPENSATIONS: dict[str, Compensation] = {"bias": mean_bias, "ridge": ridge_or_bias}
+
+
+def weight_of(arch: Arch, axis: Axis) -> Tensor:
+    """The consumer's weight (O, C) as float64 on the CPU."""
+    weight: Tensor = arch.weight(axis.layer, axis.consumer).detach().cpu().double()
+    return weight
+
+
+def repair_axes(arch: Arch, masks: Masks, source: Source, name: str, *, layer: int | None = None) -> Repairs:
+    """The repair of every axis (of one layer) that loses units; axes left whole get none."""
+    repairs: Repairs = {}
+    for axis in arch.axes if layer is None else arch.layer_axes(layer):
+        keep = kept_inputs(axis, masks[axis.key])
+        if name in COMPENSATIONS and not keep.all() and can_repair(axis, name):
+            weight = arch.weight(axis.layer, axis.consumer).detach().cpu()
+            repairs[axis.key] = repair_axis(axis, weight, source, keep, COMPENSATIONS[name])
+    return repairs
+
+
+def can_repair(axis: Axis, name: str) -> bool:
+    """Experts have no bias to add to, so only their weights can make up for what goes."""
+    return name != "bias" or not axis.usage_key
+
+
+def repair_axis(axis: Axis, weight: Tensor, source: Source, keep: Tensor, repair: Compensation) -> Repair:
+    """The repair of one axis. weight (O, C), keep bool (C,)."""
+    if axis.usage_key:
+        return repair_experts(axis, weight, source, keep, repair)
+    return repair(weight, source[axis.key], keep)

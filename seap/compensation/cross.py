@@ -1,0 +1,101 @@
+"""Least squares between two streams: what a linear must become when its inputs or its targets are another model's.
+
+Sums of products are all that is kept of the tokens. λ, and whether to change anything at all, is chosen on held-out
+rows, by the error of the fit. Shapes: N tokens, D hidden size (outputs of a consumer), k kept inputs.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from seap.compensation.compensate import Repair
+from seap.compensation.damped import solve_damped
+
+DAMPING = (1e-3, 1e-2, 1e-1, 1.0)  # λ over the mean of the covariance's diagonal
+
+
+@dataclass
+class CrossMoments:
+    """Sums of inputs h (k), targets t (D) and their products, centred when read; float64."""
+
+    count: int = 0
+    sums: list[Tensor] = field(default_factory=list)  # h, t, hhᵀ, thᵀ, t²
+
+    def update_(self, h: Tensor, t: Tensor) -> None:
+        h, t = h.float(), t.float()
+        parts = (h.double().sum(0), t.double().sum(0), h.t() @ h, t.t() @ h, t.double().square().sum())
+        new = [part.double().cpu() for part in parts]
+        self.sums = [a + b for a, b in zip(self.sums, new, strict=True)] if self.sums else new
+        self.count += len(h)
+
+    @property
+    def means(self) -> tuple[Tensor, Tensor]:
+        return self.sums[0] / self.count, self.sums[1] / self.count
+
+    @property
+    def centred(self) -> tuple[Tensor, Tensor]:
+        """C_hh (k, k) and C_Th (D, k)."""
+        h, t = self.means
+        return self.sums[2] / self.count - torch.outer(h, h), self.sums[3] / self.count - torch.outer(t, h)
+
+    def error(self, weight: Tensor, bias: Tensor) -> float:
+        """E‖t − W h − b‖²."""
+        (h, t), (inner, cross) = self.means, self.centred
+        spread = float(self.sums[4]) / self.count - float(t.square().sum())
+        explained = ((weight @ inner) * weight).sum() - 2 * (weight * cross).sum()
+        return spread + float(explained) + float((t - weight @ h - bias).square().sum())
+
+    def raw_error(self, weight: Tensor) -> float:
+        """E‖t − W h‖², without means."""
+        explained = ((weight @ self.sums[2]) * weight).sum() - 2 * (weight * self.sums[3]).sum()
+        return float(self.sums[4] + explained) / self.count
+
+    def __add__(self, other: "CrossMoments") -> "CrossMoments":
+        if not other.count:
+            return self
+        sums = [a + b for a, b in zip(self.sums, other.sums, strict=True)]
+        return CrossMoments(self.count + other.count, sums)
+
+
+def refit(start: Repair, fit: CrossMoments, held: CrossMoments, weight: Tensor) -> Repair | None:
+    """The repair nearer to the targets, or None where none is better on held-out rows.
+
+    weight: the kept columns (D, k) of the dense consumer, in place where the repair has none. The repair's bias here is
+    the whole bias that the consumer gets on top of the dense one.
+    """
+    old = weight if start.weight is None else start.weight
+
+    def solved(moments: CrossMoments, damping: float) -> Repair:
+        (h, t), (inner, cross) = moments.means, moments.centred
+        new = old + solve_damped(inner, cross - old @ inner, damping)
+        return Repair(t - new @ h, new, f"sequential {damping:g}")
+
+    if not held.count:
+        return solved(fit, DAMPING[-1])
+    errors = {}
+    for damping in DAMPING:
+        tried = solved(fit, damping)
+        assert tried.weight is not None
+        errors[damping] = held.error(tried.weight, tried.bias)
+    best = min(errors, key=lambda damping: errors[damping])
+    return solved(fit + held, best) if errors[best] < held.error(old, start.bias) else None
+
+
+def corrected_inputs(fit: CrossMoments, held: CrossMoments) -> Tensor | None:
+    """M (D, D) so that M h is near t, h being what linears read in the pruned model and t in the dense one.
+
+    M = I + (E[t hᵀ] − E[h hᵀ])(E[h hᵀ] + λI)⁻¹, without means, since most such linears have no bias to carry them. None
+    where no λ is better than leaving h as it is on held-out rows, or where none are held out.
+    """
+    if not held.count:
+        return None
+    errors = {damping: held.raw_error(_mapped(fit, damping)) for damping in DAMPING}
+    best = min(errors, key=lambda damping: errors[damping])
+    eye = torch.eye(fit.sums[2].shape[0], dtype=torch.float64)
+    return _mapped(fit + held, best) if errors[best] < held.raw_error(eye) else None
+
+
+def _mapped(moments: CrossMoments, damping: float) -> Tensor:
+    inner, cross = moments.sums[2] / moments.count, moments.sums[3] / moments.count
+    return torch.eye(len(inner), dtype=torch.float64) + solve_damped(inner, cross - inner, damping)

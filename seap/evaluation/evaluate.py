@@ -1,0 +1,183 @@
+"""A task's test: which metric its columns allow, what is scored, and one model's figures on it."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from seap.errors import UserError
+from seap.evaluation import metrics
+from seap.evaluation.likeness import Reference, loss_and_likeness
+from seap.evaluation.metrics import Figure, Row
+from seap.evaluation.options import Evaluation
+from seap.files import digest
+from seap.text.corpus import separator
+from seap.text.hub import TASKS as HUB_TASKS
+from seap.text.items import Item
+from seap.text.tasks import load_items, parse_spec
+
+NEEDS = {
+    "multiple-choice": "columns question, choices and answer",
+    "exact-match": "columns prompt and answer",
+    "continuation": "texts",
+    "loss": "texts",
+}
+ACC_NAMES = {
+    "multiple-choice": "multiple choice",
+    "exact-match": "exact match",
+    "continuation": "continuation among four",
+}
+
+
+@dataclass(frozen=True)
+class Test:
+    """The items of a task's test part that are used, and the metric beside the loss."""
+
+    name: str
+    items: tuple[Item, ...]
+    metric: str
+
+    @cached_property
+    def data_hash(self) -> str:
+        return digest([(item.text, item.prompt, item.answer, item.choices, item.label) for item in self.items])
+
+
+def natural_metric(items: Sequence[Item]) -> str:
+    """What the items' columns are made for."""
+    if all(item.choices for item in items):
+        return "multiple-choice"
+    return "exact-match" if all(item.prompt is not None and item.answer for item in items) else "continuation"
+
+
+def load_test(spec: str, options: Evaluation) -> Test:
+    """Read a task's test part and draw `num_items` of it.
+
+    Raises UserError, before any model is needed, for fewer than two items, a metric that the columns can't support,
+    or choices of unequal number (known benchmarks such as ARC, which have a few, are accepted).
+    """
+    parsed = parse_spec(spec)
+    items = load_items(parsed, "test")
+    if len(items) < 2:
+        raise UserError(f"task {parsed.name}: its test part has one item; a mean and its error need two at least")
+    natural = natural_metric(items)
+    metric = natural if options.metric == "auto" else options.metric
+    if metric not in ("loss", "continuation", natural):
+        raise UserError(f"--metric {metric}: task {parsed.name} lacks {NEEDS[metric]}; what it has is for {natural}")
+    if metric == "multiple-choice" and parsed.name not in HUB_TASKS and not options.ragged_choices:
+        _check_equal_choices(parsed.name, items)
+    if metric == "exact-match":
+        _check_extraction(parsed.name, items, options)
+    drawn = random.Random(options.test_seed).sample(items, len(items))
+    return Test(parsed.name, tuple(drawn[: options.num_items] if metric != "continuation" else drawn), metric)
+
+
+def _check_equal_choices(name: str, items: Sequence[Item]) -> None:
+    numbers = sorted({len(item.choices) for item in items})
+    if len(numbers) > 1:
+        raise UserError(
+            f"task {name}: items have {', '.join(map(str, numbers))} choices, so chance differs from item to item; "
+            "make them equal or add --ragged-choices"
+        )
+
+
+def _check_extraction(name: str, items: Sequence[Item], options: Evaluation) -> None:
+    bad = [i for i in items if not metrics.extract_answer(i.answer or "", options.extract, i.answer or "")]
+    if bad:
+        raise UserError(
+            f"task {name}: in {len(bad)} of {len(items)} gold answers --extract {options.extract!r} finds nothing, "
+            f"such as {bad[0].answer!r}"
+        )
+
+
+@dataclass(frozen=True)
+class Exam:
+    """A test as a model's tokenizer reads it: made once, taken by every model of a comparison."""
+
+    test: Test
+    options: Evaluation
+    tokenizer: Any
+    windows: tuple[Row, ...]  # that the loss is measured on
+    asked: tuple[Row, ...]  # the choices of every item; none where answers are generated or only the loss counts
+    owners: tuple[int, ...]  # the place of each window's text
+
+
+def prepare(test: Test, model: Any, tokenizer: Any, options: Evaluation) -> Exam:
+    """Tokenise a test for a model (which isn't run). Raises UserError for texts that are too short."""
+    longest = getattr(model.config, "max_position_embeddings", None)
+    asked: list[Row] = []
+    if test.metric == "multiple-choice":
+        asked = metrics.choice_rows(tokenizer, test.items, longest=longest)
+    elif test.metric == "continuation":
+        texts = [tokenizer(item.text, verbose=False)["input_ids"] for item in test.items]
+        asked = metrics.continuation_rows(texts, options)
+    owners, windows = zip(*loss_rows(tokenizer, test, options, longest=longest), strict=True)
+    return Exam(test, options, tokenizer, windows, tuple(asked), owners)
+
+
+def loss_rows(tokenizer: Any, test: Test, options: Evaluation, *, longest: int | None = None) -> list[tuple[int, Row]]:
+    """Windows over the test's texts, `num_items` of them drawn by seed, none over `longest` tokens.
+
+    Each comes with the place of its text.
+
+    A text is preceded by the end-of-text token where the tokenizer marks no beginning itself.
+    """
+    length = min(options.window, longest or options.window)
+    stride = min(options.stride or length, length)
+    start = separator(tokenizer)
+    texts = [start + tokenizer(item.text, verbose=False)["input_ids"] for item in test.items]
+    rows = [(i, row) for i, text in enumerate(texts) for row in metrics.windows(text, length=length, stride=stride)]
+    rows = [(i, row) for i, row in rows if len(row.ids) > row.start]
+    if len(rows) < 2:
+        raise UserError(f"task {test.name}: its test texts have fewer than two windows with a token to predict")
+    return random.Random(options.test_seed).sample(rows, min(options.num_items, len(rows)))
+
+
+def evaluate(model: Any, exam: Exam, *, reference: Reference | None = None) -> dict[str, Any]:
+    """One model's figures on one test, for a result row: loss, perplexity, accuracy, and likeness to `reference`."""
+    options, limit = exam.options, exam.options.test_batch_tokens
+    like: dict[str, Any] = {}
+    if reference is None:
+        figure = metrics.loss(model, exam.windows, batch_tokens=limit)
+    else:
+        figure, kl, same = loss_and_likeness(model, reference, exam.windows, batch_tokens=limit)
+        like = {"kl": kl.value, "kl_stderr": kl.stderr, "agreement": same.value, "agreement_stderr": same.stderr}
+    found = {
+        "task": exam.test.name,
+        "loss": figure.value,
+        "loss_stderr": figure.stderr,
+        "loss_n": figure.n,
+        "ppl": math.exp(min(figure.value, 700)),
+        "window": options.window,
+        "stride": options.stride or options.window,
+        "test_seed": options.test_seed,
+        "test_hash": exam.test.data_hash,
+    }
+    return found | _accuracy(model, exam) | like
+
+
+def accuracy(model: Any, exam: Exam) -> tuple[Figure | None, Figure | None]:
+    """Share of right answers, and normalised by length where they are choices; None where there is none."""
+    test, limit = exam.test, exam.options.test_batch_tokens
+    if test.metric == "multiple-choice":
+        return metrics.multiple_choice(model, exam.asked, test.items, batch_tokens=limit)
+    if test.metric == "exact-match":
+        return metrics.exact_match(model, exam.tokenizer, test.items, exam.options), None
+    if test.metric == "continuation":
+        return metrics.continuation_among_four(model, exam.asked, batch_tokens=limit), None
+    return None, None
+
+
+def _accuracy(model: Any, exam: Exam) -> dict[str, Any]:
+    plain, normalised = accuracy(model, exam)
+    if plain is None:
+        return dict.fromkeys(("acc", "acc_stderr", "acc_metric", "acc_norm", "acc_norm_stderr", "n"))
+    found = {"acc_metric": ACC_NAMES[exam.test.metric], "n": plain.n}
+    return found | _named("acc", plain) | _named("acc_norm", normalised)
+
+
+def _named(name: str, figure: Figure | None) -> dict[str, float | None]:
+    if figure is None:
+        return {name: None, f"{name}_stderr": None}
+    return {name: figure.value, f"{name}_stderr": figure.stderr}

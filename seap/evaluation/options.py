@@ -1,0 +1,59 @@
+"""What a model is tested on, and how. Imports no torch.
+
+Field docstrings become the help texts of the command line.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from seap.errors import UserError, at_least, one_of
+
+Metric = Literal["auto", "multiple-choice", "exact-match", "continuation", "loss"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a model is tested on, and how."""
+
+    metric: Metric = "auto"
+    """auto: multiple choice, generated exact match or true continuation among four, as the task's columns allow."""
+    num_items: int = 200
+    """Most test items or texts per task."""
+    window: int = 512
+    """Length in tokens of the windows that loss and perplexity are measured on. Clipped to what the model can read."""
+    stride: int | None = None
+    """Tokens that each window scores; the ones before are context. By default the whole window."""
+    context: int = 64
+    """Tokens of context in the choice of the true continuation among four."""
+    continuation: int = 32
+    """Tokens of each continuation."""
+    max_new_tokens: int = 256
+    """Longest generated answer."""
+    extract: str | None = None
+    """Regular expression whose first group (or whole match) is the answer, in what is generated and in gold."""
+    ragged_choices: bool = False
+    """Accept items whose numbers of choices differ, so that chance differs from item to item."""
+    test_batch_tokens: int | None = None
+    """Most tokens in one forward pass of a test; by default what fits in memory."""
+    test_seed: int = 0
+    """Draws the test items and the distractors."""
+
+    def __post_init__(self) -> None:
+        one_of("metric", self.metric, Metric)
+        least = {"num_items": 2, "window": 2, "context": 1, "continuation": 1, "max_new_tokens": 1}
+        for name, value in least.items():
+            at_least(name, getattr(self, name), value)
+        if self.stride is not None and not 1 <= self.stride <= self.window:
+            raise UserError(f"--stride {self.stride}: must be from 1 to --window {self.window}")
+        if self.test_batch_tokens is not None:
+            at_least("test_batch_tokens", self.test_batch_tokens, 1)
+        if self.extract is not None:
+            _compiled(self.extract)
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"--extract {pattern!r} is no regular expression: {error}") from error

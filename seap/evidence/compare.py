@@ -1,0 +1,189 @@
+"""`seap compare`: makes and tests every network of a plan. Finished tests are files, so an interrupted run goes on."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from seap.environment import provenance
+from seap.evaluation.evaluate import Test, evaluate, load_test, prepare
+from seap.evidence.agreement import agreement, by_chance, mean
+from seap.evidence.plan import Comparison, Network
+from seap.evidence.workbench import Bench
+from seap.files import digest, write_json
+from seap.models import loader
+from seap.models.arch import describe
+from seap.models.axes import AXIS_NAMES, units_of
+from seap.pruning import prune as pruning
+from seap.selection.mask import load_masks, save_masks
+from seap.text.tasks import load_items, parse_spec
+
+Result = dict[str, Any]
+
+
+def compare(
+    name: str, plan: Comparison, out: Path, *, loading: Mapping[str, Any] | None = None, progress: bool = True
+) -> Result:
+    """Run a comparison, or finish one that was interrupted. Writes OUT/compare.json and returns what is in it."""
+    started = time.perf_counter()
+    tests = {parse_spec(spec).name: load_test(spec, plan.evaluation) for spec in plan.tasks}
+    items = {spec: load_items(spec, "train") for spec in _texts(plan)}
+    answered = [t for t in plan.names if tests[t].metric != "continuation" and _has_answers(tests[t])]
+    model, tokenizer = loader.load_for_work(name, **(loading or {}))
+    for sparsity in plan.sparsities:
+        pruning.check(model, replace(plan.pruning, sparsity=sparsity))
+    exams = {task: prepare(test, model, tokenizer, plan.evaluation) for task, test in tests.items()}
+    bench = Bench(plan, model, tokenizer, out, exams, items, progress)
+    rows = run(bench, plan.networks(answered))
+    result = _result(name, bench, rows, time.perf_counter() - started)
+    write_json(out / "compare.json", result)
+    return result
+
+
+def run(bench: Bench, networks: Sequence[Network]) -> list[Result]:
+    """The dense rows, then every network's, in the order of the plan; they are made text by text."""
+    progress = bench.progress
+    if progress:
+        num_rows = len(bench.tests) + sum(len(network.tested_on) for network in networks)
+        there = sum(bench.row_file(n, task).is_file() for n in networks for task in n.tested_on)
+        size = f"{len(networks)} networks to make, {num_rows} rows, {bench.max_tokens:,} calibration tokens each"
+        tqdm.write(f"{size}; {there} rows are there already" if there else size, file=sys.stderr)
+    rows = [_dense_row(bench, task) for task in bench.plan.names]
+    bar = tqdm(sorted(networks, key=_by_text), desc="compare", unit="network", disable=not progress)
+    found = {}
+    for network in bar:
+        bar.set_postfix_str(f"{network.method} {network.sparsity} {network.text}")
+        found[network] = run_network(bench, network)
+    return rows + [row for network in networks for row in found[network]]
+
+
+def _by_text(network: Network) -> tuple[int, str, str]:
+    return network.seed, network.text, network.method
+
+
+def _has_answers(test: Test) -> bool:
+    return all(item.prompt or item.question for item in test.items)
+
+
+def _texts(plan: Comparison) -> list[str]:
+    """The specs of everything that is calibrated on."""
+    return [*plan.tasks, *([plan.general] if plan.general else [])]
+
+
+def run_network(bench: Bench, network: Network) -> list[Result]:
+    """Prune once and test on each task, taking from disk what an earlier run finished."""
+    paths = {task: bench.row_file(network, task) for task in network.tested_on}
+    if not all(path.is_file() for path in paths.values()):
+        pruned, about = _prune(bench, network)
+        for task, path in paths.items():
+            if not path.is_file():
+                write_json(path, about | _tested(bench, network, pruned, task))
+    return [json.loads(path.read_text()) for path in paths.values()]
+
+
+def _prune(bench: Bench, network: Network) -> tuple[Any, Result]:
+    ranking, hashes = bench.ranking(network)
+    pruned = deepcopy(bench.model)
+    options = asdict(replace(bench.plan.pruning, method=network.method, sparsity=network.sparsity))
+    report = pruning.prune(pruned, ranking=ranking, progress=False, **options, seed=network.seed)
+    about = {
+        "method": network.method,
+        "made_for": network.text.removeprefix("no-answers:") if network.text != "weights" else None,
+        "control": network.control,
+        "target_sparsity": network.sparsity,
+        "realised_sparsity": report.realised_sparsity,
+        "total_sparsity": report.total_sparsity,
+        "params_after": report.params_after,
+        "seed": network.seed,
+        "calibration_tokens": report.num_tokens or None,
+        "data_hash": digest(hashes) if len(hashes) > 1 else next(iter(hashes), None),
+        "layers": report.layers,
+    }
+    save_masks(_mask_file(bench, network), report.masks, about | {"fingerprint": bench.fingerprint})
+    return pruned, about
+
+
+def _tested(bench: Bench, network: Network, pruned: Any, task: str) -> Result:
+    started = time.perf_counter()
+    found = evaluate(pruned, bench.tests[task], reference=bench.reference)
+    if network.control is None and network.text in bench.tests and network.text != task:
+        found["control"] = "other-task"
+    return found | {"seconds": time.perf_counter() - started}
+
+
+def _dense_row(bench: Bench, task: str) -> Result:
+    dense = Network("dense", 0.0, 0, "weights", None, (task,))
+    path = bench.row_file(dense, task)
+    if not path.is_file():
+        started = time.perf_counter()
+        found = evaluate(bench.model, bench.tests[task])
+        about = {"method": "dense", "made_for": None, "control": None, "target_sparsity": 0.0, "realised_sparsity": 0.0}
+        params = sum(p.numel() for p in bench.model.parameters())
+        arch = describe(bench.model)
+        whole: list[dict[str, int]] = [{} for _ in arch.layers]
+        for key, count in units_of(arch.axes).items():
+            _, layer, name = key.split(".")
+            whole[int(layer)][name] = count
+        same = {"kl": 0.0, "agreement": 1.0, "layers": whole, "calibration_tokens": None, "total_sparsity": 0.0}
+        took = {"seed": 0, "params_after": params, "seconds": time.perf_counter() - started}
+        write_json(path, about | found | same | took)
+    return json.loads(path.read_text())
+
+
+def _result(name: str, bench: Bench, rows: list[Result], seconds: float) -> Result:
+    plan = bench.plan
+    return {
+        "kind": "compare",
+        "model": name,
+        "family": bench.model.config.model_type,
+        "params": sum(p.numel() for p in bench.model.parameters()),
+        "prunable_params": describe(bench.model).prunable_params,
+        "tasks": plan.names,
+        "methods": list(plan.methods),
+        "sparsities": list(plan.sparsities),
+        "seeds": list(range(plan.seeds)),
+        "calibration_tokens": bench.max_tokens,
+        "rows": rows,
+        "overlap": overlap(bench),
+        "options": asdict(plan),
+        "data_hash": digest({task: exam.test.data_hash for task, exam in bench.tests.items()}),
+        **provenance(),
+        "seconds": seconds,
+    }
+
+
+def overlap(bench: Bench) -> list[Result]:
+    """Jaccard index of the first method's task masks of seed 0 between every two tasks, mean over layers."""
+    plan, found = bench.plan, []
+    for sparsity in plan.sparsities:
+        own = [Network(plan.methods[0], sparsity, 0, task, None, ()) for task in plan.names]
+        masks = {n.text: load_masks(_mask_file(bench, n))[0] for n in own if _mask_file(bench, n).is_file()}
+        for axis in AXIS_NAMES:
+            axes = [a for a in describe(bench.model).axes if a.name == axis]
+            if axes and len(masks) > 1:
+                first = next(iter(masks.values()))
+                found.append(
+                    {
+                        "method": plan.methods[0],
+                        "sparsity": sparsity,
+                        "seed": 0,
+                        "axis": axis,
+                        "tasks": list(masks),
+                        "jaccard": [
+                            [mean(agreement(axes, one, other)) for other in masks.values()] for one in masks.values()
+                        ],
+                        "expected": mean(by_chance(axes, first, first)),
+                    }
+                )
+    return found
+
+
+def _mask_file(bench: Bench, network: Network) -> Path:
+    name = f"{network.method}-{network.sparsity}-{network.text.replace(':', '-')}-seed{network.seed}.safetensors"
+    return bench.out / "masks" / name

@@ -1,0 +1,170 @@
+"""`seap sweep`: the frontier of a model: what every sparsity costs in loss and accuracy, and gains in size and speed.
+
+One calibration for all sparsities. Losses and accuracies are paired with the dense model's text by text, so their
+errors are those of the difference. Speed is of models that were really sliced, timed in turn with the dense one.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from seap.activations.calibration import fingerprint
+from seap.bench.speed import compare_speed
+from seap.environment import provenance
+from seap.errors import UserError
+from seap.evaluation.evaluate import ACC_NAMES, Exam, load_test, prepare
+from seap.evaluation.metrics import ratio_of
+from seap.evaluation.options import Evaluation
+from seap.evidence.frontier import Frontier
+from seap.evidence.heldout import KINDS, Outcome, damage, observe
+from seap.evidence.promise import Damage
+from seap.files import digest, write_json
+from seap.models import loader
+from seap.models.arch import describe
+from seap.pruning.prune import check
+from seap.pruning.report import Report, choices
+from seap.selection.mixture import check_mixture
+from seap.selection.options import Pruning
+from seap.text.options import Calibration
+from seap.text.tasks import load_items, parse_spec
+
+CONFIDENCE = 0.95
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What is swept. `tasks` are specs: NAME or NAME=PATH."""
+
+    tasks: tuple[str, ...]
+    sparsities: tuple[float, ...]
+    pruning: Pruning
+    calibration: Calibration
+    evaluation: Evaluation
+    repeats: int = 7
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        for sparsity in self.sparsities:
+            replace(self.pruning, sparsity=sparsity)
+        if not self.tasks or not self.sparsities:
+            raise UserError("name at least one task and one sparsity: --task NAME=PATH --sparsity 0.1,0.2")
+        if self.repeats < 1 or self.batch < 1:
+            raise UserError(f"--repeats {self.repeats} and --batch {self.batch}: both must be at least 1")
+        check_mixture(self.pruning, [parse_spec(spec).name for spec in self.tasks])
+
+
+def sweep(
+    name: str, plan: Sweep, out: Path, *, loading: Mapping[str, Any] | None = None, progress: bool = True
+) -> dict[str, Any]:
+    """Calibrate once, then prune, test and time at every sparsity. Writes OUT/sweep.json and returns what is in it."""
+    started = time.perf_counter()
+    tests = [load_test(spec, plan.evaluation) for spec in plan.tasks]
+    for spec in plan.tasks:
+        load_items(parse_spec(spec), "train")
+    model, tokenizer = loader.load_for_work(name, **(loading or {}))
+    for sparsity in plan.sparsities:
+        check(model, replace(plan.pruning, sparsity=sparsity))
+    exams = [prepare(test, model, tokenizer, plan.evaluation) for test in tests]
+    frontier = Frontier.measure(model, tokenizer, plan.tasks, plan.pruning, plan.calibration, progress=progress)
+    rows = measure(frontier, exams, plan, progress=progress)
+    result = about(name, frontier, plan) | {
+        "data_hash": digest({exam.test.name: exam.test.data_hash for exam in exams}),
+        "rows": rows,
+        "seconds": time.perf_counter() - started,
+    }
+    write_json(out / "sweep.json", result)
+    return result
+
+
+def measure(frontier: Frontier, exams: Sequence[Exam], plan: Sweep, *, progress: bool) -> list[Row]:
+    """A row per sparsity and task, the dense model's first."""
+    model = frontier.model
+    kinds = [kind for kind in KINDS if kind != "max_acc_drop" or exams[0].test.metric in ACC_NAMES]
+    dense = [observe(model, exam, kinds) for exam in exams]
+    whole = size_of(model) | {"sparsity": 0.0, "realised_sparsity": 0.0, "total_sparsity": 0.0}
+    pairs = list(zip(exams, dense, strict=True))
+    rows = [whole | _row(exam, kinds, first, first) for exam, first in pairs]
+    for sparsity in tqdm(sorted(set(plan.sparsities) - {0.0}), desc="sweep", unit="sparsity", disable=not progress):
+        pruned, report = frontier.make(sparsity)
+        size = size_of(pruned) | _sparsities(report)
+        own = [size | _row(exam, kinds, first, observe(pruned, exam, kinds)) for exam, first in pairs]
+        speed = compare_speed({"dense": model, "pruned": pruned}, batch=plan.batch, repeats=plan.repeats)
+        rows += [row | {"speed": _speed(speed)} for row in own]
+    return rows
+
+
+def size_of(model: Any) -> Row:
+    return {"params": sum(p.numel() for p in model.parameters()), "bytes": loader.weight_bytes(model)}
+
+
+def _sparsities(report: Report) -> Row:
+    return {
+        "sparsity": report.target_sparsity,
+        "realised_sparsity": report.realised_sparsity,
+        "total_sparsity": report.total_sparsity,
+        "layers": report.layers,
+    }
+
+
+def _speed(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Row:
+    return {
+        phase: {"dense_tokens_per_s": by_name["dense"]["tokens_per_s"], **by_name["pruned"]}
+        for phase, by_name in found.items()
+    }
+
+
+def _row(exam: Exam, kinds: Sequence[str], dense: Outcome, own: Outcome) -> Row:
+    """Loss, accuracy and agreement of one model on one task, against the dense model."""
+    loss = ratio_of(list(zip(own.losses, own.tokens, strict=True)))
+    gains = [after - before for before, after in zip(dense.losses, own.losses, strict=True)]
+    added = ratio_of(list(zip(gains, own.tokens, strict=True)))
+    damages = {kind: damage(kind, exam, dense, own) for kind in kinds}
+    row: Row = {
+        "task": exam.test.name,
+        "loss": loss.value,
+        "loss_stderr": loss.stderr,
+        "loss_n": loss.n,
+        "ppl": math.exp(min(loss.value, 700)),
+        "added_loss": added.value,
+        "added_loss_stderr": added.stderr,
+        **_named("relative_loss", damages["max_loss"]),
+        **_named("disagreement", damages["min_agreement"]),
+        "test_hash": exam.test.data_hash,
+    }
+    if own.right is not None:
+        row |= {"acc": own.right.value, "acc_stderr": own.right.stderr, "n": own.right.n}
+        row |= {"acc_metric": ACC_NAMES[exam.test.metric]} | _named("acc_drop", damages["max_acc_drop"])
+    return row
+
+
+def _named(name: str, found: Damage) -> Row:
+    """`_upper` bounds are one-sided and for one sparsity alone, not for one chosen among several."""
+    return {name: found.estimate, f"{name}_stderr": found.stderr, f"{name}_upper": found.upper(CONFIDENCE)}
+
+
+def about(name: str, frontier: Frontier, plan: Sweep) -> dict[str, Any]:
+    """What the sweep was of, and what made it."""
+    model = frontier.model
+    return {
+        "kind": "sweep",
+        "model": name,
+        "family": model.config.model_type,
+        "params": sum(p.numel() for p in model.parameters()),
+        "prunable_params": describe(model).prunable_params,
+        "fingerprint": fingerprint(model),
+        "tasks": [parse_spec(spec).name for spec in plan.tasks],
+        "method": plan.pruning.method,
+        "choices": choices(plan.pruning),
+        "sparsities": sorted(plan.sparsities),
+        "confidence": CONFIDENCE,
+        "calibration_tokens": sum(corpus.num_tokens for corpus in frontier.corpora.values()),
+        "calibration_hashes": {name: corpus.data_hash for name, corpus in frontier.corpora.items()},
+        "options": asdict(plan),
+        **provenance(),
+    }

@@ -1,0 +1,134 @@
+"""What the networks of a comparison share: the model, tests, statistics and rankings, made once, and keys of rows."""
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from seap.activations.calibration import about_statistics, calibrate, fingerprint
+from seap.activations.stats import Statistics, load_statistics, merge, save_statistics
+from seap.environment import commit, versions
+from seap.evaluation.evaluate import Exam
+from seap.evaluation.likeness import Reference
+from seap.evidence.plan import Comparison, Network
+from seap.files import digest, is_current
+from seap.selection.ranking import Ranking, rank
+from seap.text.corpus import Corpus, build_corpus, longest_sequence
+from seap.text.items import Item
+from seap.text.options import Calibration
+from seap.text.tasks import parse_spec, spec_source
+
+PUBLISHED_FLAP = Calibration(num_texts=10**9, seq_len=128, pack=True, max_tokens=1024 * 128)
+
+
+@dataclass
+class Bench:
+    """The loaded model and everything that is made once and used by many networks."""
+
+    plan: Comparison
+    model: Any
+    tokenizer: Any
+    out: Path
+    tests: dict[str, Exam]
+    items: dict[str, list[Item]]  # to calibrate on, by spec
+    progress: bool
+    reference: Reference = field(init=False)
+    fingerprint: str = field(init=False)
+    max_tokens: int = field(init=False)  # of calibration text behind every network
+    code: Any = field(init=False)  # that makes the numbers
+    latest: tuple[Any, dict[str, Statistics], list[str]] = (None, {}, [])  # what `measured` found last
+    ranked: tuple[Any, Ranking | None] = (None, None)  # what `ranking` made last
+
+    def __post_init__(self) -> None:
+        self.reference = Reference(self.model)
+        self.fingerprint = fingerprint(self.model)
+        self.max_tokens = equal_tokens(self)
+        self.code = [commit(), versions()]
+
+    def measured(self, seed: int, text: str) -> tuple[dict[str, Statistics], list[str]]:
+        """Statistics of a text, by name as `pruning.make_masks` takes them, and the hashes of what they are of.
+
+        Only the latest are kept in memory, since they can be large: networks come text by text.
+        """
+        if self.latest[0] != (seed, text):
+            self.latest = (None, {}, [])
+            hashes: list[str] = []
+            self.latest = ((seed, text), self._measure(seed, text, hashes), hashes)
+        return self.latest[1:]
+
+    def ranking(self, network: Network) -> tuple[Ranking, list[str]]:
+        """The ranking of a network's method on its text, shared by all sparsities; and the text's hashes."""
+        statistics, hashes = self.measured(network.seed, network.text)
+        wanted = (network.seed, network.text, network.method)
+        if self.ranked[0] != wanted or self.ranked[1] is None:
+            options = replace(self.plan.pruning, method=network.method)
+            ranking = rank(self.model, statistics, options, seed=network.seed)
+            self.latest = (self.latest[0], ranking.statistics, hashes)  # with what the next method may need too
+            self.ranked = (wanted, ranking)
+        assert self.ranked[1] is not None
+        return self.ranked[1], hashes
+
+    def _measure(self, seed: int, text: str, noted: list[str]) -> dict[str, Statistics]:
+        options = replace(self.plan.calibration, seed=seed, max_tokens=self.max_tokens)
+        shared = replace(options, max_tokens=max(self.max_tokens // len(self.plan.tasks), 2))
+        if text == "weights":
+            return {}
+        if text in ("general", "pooled"):
+            parts = {
+                name: self._statistics(self._corpus(spec, shared), shared, noted)
+                for name, spec in self._specs().items()
+            }
+            return parts if text == "general" else {"pooled": merge(parts.values())}
+        if text == "flap-1024x128":
+            published = replace(PUBLISHED_FLAP, seed=seed)
+            return {text: self._statistics(self._corpus(self._general(), published), published, noted)}
+        if text == "general-text":
+            return {text: self._statistics(self._corpus(self._general(), options), options, noted)}
+        name = text.removeprefix("no-answers:")
+        corpus = self._corpus(self._specs()[name], options, answers=name == text)
+        return {name: self._statistics(corpus, options, noted)}
+
+    def _specs(self) -> dict[str, str]:
+        return dict(zip(self.plan.names, self.plan.tasks, strict=True))
+
+    def _general(self) -> str:
+        assert self.plan.general is not None
+        return self.plan.general
+
+    def _corpus(self, spec: str, options: Calibration, *, answers: bool = True) -> Corpus:
+        parsed = parse_spec(spec)
+        return build_corpus(
+            parsed.name if answers else f"{parsed.name}-no-answers",
+            [item.text if answers else item.prompt or item.question or "" for item in self.items[spec]],
+            self.tokenizer,
+            options,
+            source=spec_source(parsed),
+            seq_len=longest_sequence(self.model, options),
+        )
+
+    def _statistics(self, corpus: Corpus, options: Calibration, noted: list[str]) -> Statistics:
+        """Of one corpus, kept on disk by content; its hash is noted."""
+        noted.append(corpus.data_hash)
+        about = about_statistics(self.model, corpus, options)
+        path = self.out / "stats" / f"{corpus.name}-{about['key']}.safetensors"
+        if is_current(path, about["key"]):
+            return load_statistics(path)[0]
+        found = calibrate(self.model, corpus, options, progress=self.progress)
+        save_statistics(path, found, about)
+        return found
+
+    def key(self, network: Network, task: str) -> str:
+        """Everything that decides a row, the code included."""
+        plan, test = self.plan, self.tests[task].test
+        options = [asdict(plan.calibration), asdict(plan.evaluation), asdict(plan.pruning), plan.tasks, plan.general]
+        made = asdict(network) | {"tested_on": task}
+        return digest([self.fingerprint, made, options, self.max_tokens, test.data_hash, self.code])
+
+    def row_file(self, network: Network, task: str) -> Path:
+        return self.out / "rows" / f"{self.key(network, task)}.json"
+
+
+def equal_tokens(bench: Bench) -> int:
+    """Calibration tokens of every network: as many as the smallest text in the comparison has under the options."""
+    options = bench.plan.calibration
+    seeds = range(bench.plan.seeds)
+    return min(bench._corpus(spec, replace(options, seed=seed)).num_tokens for spec in bench.items for seed in seeds)

@@ -1,0 +1,89 @@
+"""`seap check`: whether an engine can take a checkpoint, from its config alone and before anything is deployed."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from seap.errors import UserError
+from seap.export.options import Deployment
+from seap.models import loader, modeling_seap
+from seap.models.families import find_family, refuse_experts
+
+TILE = 128  # channels a GPU's matrix kernels like to have in one piece
+
+
+def check(name: str, deployment: Deployment, *, trust_remote_code: bool = False) -> dict[str, Any]:
+    """What stands in the way, layer by layer, and what would mend it.
+
+    `problems` keep the engine from running the model; `advice` is about speed. Raises UserError for what is no model.
+    """
+    config = loader.load_config(name, trust_remote_code=trust_remote_code)
+    refuse_experts(config, "seap check", "load it with transformers, which needs import seap")
+    layers = widths(config)
+    problems = _uneven(layers, deployment.tp)
+    return {
+        "model": name,
+        "engine": deployment.engine,
+        "tp": deployment.tp,
+        "fits": not problems,
+        "problems": problems,
+        "mend": _mend(problems, deployment.tp, layers),
+        "advice": _advice(layers, deployment.tp),
+        "largest_tp": math.gcd(*(count for layer in layers for count in layer.values())),
+    }
+
+
+def widths(config: Any) -> list[dict[str, int]]:
+    """KV groups and channels of each layer, by config: `[{"kv_groups": 4, "channels": 352}, …]`."""
+    family = find_family(config)
+    found = []
+    for layer in range(config.num_hidden_layers):
+        pruned = getattr(config, "seap", None) is not None
+        own = modeling_seap.layer_widths(config, layer) if pruned else {}
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        channels = own.get(family.channels_key) or getattr(config, family.channels_key) or 4 * config.hidden_size
+        found.append({"kv_groups": own.get("num_key_value_heads", heads), "channels": channels})
+    return found
+
+
+def _uneven(layers: Sequence[Mapping[str, int]], tp: int) -> list[dict[str, Any]]:
+    """The axes that so many GPUs can't share evenly."""
+    return [
+        {"layer": layer, "axis": axis, "units": units}
+        for layer, found in enumerate(layers)
+        for axis, units in found.items()
+        if units % tp
+    ]
+
+
+def _mend(problems: Sequence[Mapping[str, Any]], tp: int, layers: Sequence[Mapping[str, int]]) -> list[str]:
+    axes = {problem["axis"] for problem in problems}
+    advice = []
+    if "channels" in axes:
+        advice.append(f"channels: prune again with --round-to {TILE * tp} ({tp} is the least that divides)")
+    if "kv_groups" in axes:
+        most = max(layer["kv_groups"] for layer in layers)
+        way = "--axes channels leaves them whole" if most % tp == 0 else f"no layer can: it has {most} at most"
+        advice.append(f"KV groups, which --round-to doesn't round: {way}; --pipeline-parallel-size shares whole layers")
+    return advice
+
+
+def _advice(layers: Sequence[Mapping[str, int]], tp: int) -> list[str]:
+    ragged = [layer for layer, found in enumerate(layers) if found["channels"] % (TILE * tp)]
+    if not ragged:
+        return []
+    return [
+        f"{len(ragged)} of {len(layers)} layers have channels that are no multiple of {TILE * tp}, which costs "
+        f"speed on GPUs: --round-to {TILE * tp}"
+    ]
+
+
+def refuse(found: Mapping[str, Any]) -> None:
+    """Raise UserError, in one line, when the engine can't take the model as asked."""
+    if found["fits"]:
+        return
+    number, layers = len(found["problems"]), len({problem["layer"] for problem in found["problems"]})
+    raise UserError(
+        f"{found['engine']} can't run {found['model']} with tp {found['tp']}: {number} widths in {layers} layers don't "
+        f"divide by it; the largest that fits is {found['largest_tp']}. {' '.join(found['mend'])}"
+    )

@@ -1,0 +1,156 @@
+"""`seap export`: a checkpoint in the form that an engine reads. Written whole or not at all."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from seap.errors import UserError
+from seap.export.options import Export, Target
+from seap.files import check_output, check_output_file, written_whole
+from seap.models import loader
+from seap.models.axes import AXIS_NAMES
+from seap.models.families import refuse_experts
+from seap.models.loader import check_not_quantized
+from seap.pruning import checkpoint
+from seap.pruning.card import exported_card
+
+BYTES = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 2}  # at most, per parameter
+
+
+def export(
+    name: str,
+    out: Path,
+    target: Target,
+    options: Export | None = None,
+    *,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Write the checkpoint for `target`, and say what was written and what to know about it.
+
+    Raises UserError, before any weight is read where that can be, for what the target doesn't hold.
+    """
+    options = options or Export()
+    options.check_target(target)
+    if target == "gguf":
+        check_output_file(out, suffix=".gguf", overwrite=overwrite, example="model")
+    else:
+        check_output(out, overwrite=overwrite, source=loader.resolve_model(name))
+    config = loader.load_config(name, trust_remote_code=trust_remote_code)
+    if target == "gguf":
+        notes = _export_gguf(name, out, config, options, trust_remote_code)
+    elif target == "torchao":
+        notes = _export_torchao(name, out, config, options, trust_remote_code)
+    elif target == "openvino":
+        notes = _export_openvino(name, out, config, options, trust_remote_code)
+    else:
+        _check_pruned(name, config, target)
+        notes = _export_stock(name, out, target, options, trust_remote_code)
+    return {"out": str(out), "to": target, "bytes": size_of(out), "notes": notes}
+
+
+def size_of(path: Path) -> int:
+    """Of a file, or of all files in a folder."""
+    return sum(p.stat().st_size for p in ([path] if path.is_file() else path.rglob("*")) if p.is_file())
+
+
+def _check_pruned(name: str, config: Any, target: Target) -> None:
+    if getattr(config, "seap", None) is None:
+        raise UserError(
+            f"{name} isn't pruned by seap: its class is a stock one already, and --to {target} adds nothing"
+        )
+
+
+def _export_stock(name: str, out: Path, target: Target, options: Export, trust_remote_code: bool) -> list[str]:
+    from seap.export.stock import stock_model
+
+    model, tokenizer = _loaded(name, trust_remote_code)
+    dense = _dense_widths(name, model) if options.pad_to == "dense" else None
+    stock, notes = stock_model(model, pad=target == "padded", dense=dense)
+    _save(stock, tokenizer, provenance_of(name), target, out)
+    return [*notes, *_about_padding(model, stock, target)]
+
+
+def _export_gguf(name: str, out: Path, config: Any, options: Export, trust_remote_code: bool) -> list[str]:
+    from seap.export.gguf_file import check_config, gguf_package, write_gguf
+    from seap.export.gguf_vocabulary import vocabulary_of
+
+    gguf_package()
+    check_config(config)
+    model, tokenizer = _loaded(name, trust_remote_code)
+    vocabulary = vocabulary_of(tokenizer, model.config, options.tokenizer)
+    checkpoint.check_space(out, sum(p.numel() for p in model.parameters()) * BYTES[options.quantize])
+    with written_whole(out) as draft:
+        return write_gguf(model, vocabulary, draft, options, provenance_of(name))
+
+
+def _export_openvino(name: str, out: Path, config: Any, options: Export, trust_remote_code: bool) -> list[str]:
+    from seap.export.openvino_folder import check_config, openvino_packages, write_openvino
+
+    openvino_packages(options)
+    check_config(config)
+    model, tokenizer = _loaded(name, trust_remote_code)
+    checkpoint.check_space(out, loader.weight_bytes(model))
+    with written_whole(out) as draft:
+        draft.mkdir()
+        _save_provenance(provenance_of(name), "openvino", draft)
+        return write_openvino(model, tokenizer, draft, options)
+
+
+def _export_torchao(name: str, out: Path, config: Any, options: Export, trust_remote_code: bool) -> list[str]:
+    from seap.export.quantization import check_saved, load_int8, torchao_package
+
+    check_saved(options.weights)
+    refuse_experts(config, "--to torchao", "leave it in 16 bits: only its attention would be quantized")
+    torchao_package("--to torchao")
+    model, tokenizer = load_int8(name, trust_remote_code=trust_remote_code)
+    _save(model, tokenizer, provenance_of(name), "torchao", out)
+    return []
+
+
+def _save(model: Any, tokenizer: Any, told: Mapping[str, Any] | None, target: Target, out: Path) -> None:
+    """A folder that transformers loads, with its card where it is known how the model was pruned."""
+    checkpoint.check_space(out, loader.weight_bytes(model))
+    with written_whole(out) as draft:
+        draft.mkdir()
+        model.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+        if told is not None:
+            _save_provenance(told, target, draft)
+            (draft / "README.md").write_text(exported_card(told, target, type(model).__name__))
+
+
+def _loaded(name: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    model, tokenizer = loader.load(name, device="cpu", trust_remote_code=trust_remote_code)
+    check_not_quantized(model)
+    return model, tokenizer
+
+
+def _dense_widths(name: str, model: Any) -> Mapping[str, int]:
+    """Axis name → units before pruning, which the mask file knows."""
+    found = checkpoint.previous(name, model)
+    if found is None:
+        raise UserError(f"{name} has no {checkpoint.MASK_FILE}, so its dense widths aren't known; use --pad-to widest")
+    sizes = {key.rpartition(".")[2]: mask.numel() for key, mask in found[0].items()}
+    return {name: sizes[name] for name in AXIS_NAMES if name in sizes}
+
+
+def _about_padding(model: Any, stock: Any, target: Target) -> list[str]:
+    if target != "padded":
+        return []
+    counts = [sum(p.numel() for p in m.parameters()) for m in (model, stock)]
+    added = counts[1] / counts[0] - 1
+    return [f"padded with zeros: the same outputs, {added:.1%} more parameters, and no faster than its widest layer"]
+
+
+def _save_provenance(told: Mapping[str, Any] | None, target: Target, folder: Path) -> None:
+    if told is not None:
+        (folder / "seap.json").write_text(json.dumps({**told, "exported": target}, indent=2) + "\n")
+
+
+def provenance_of(name: str) -> dict[str, Any] | None:
+    """What seap.json beside a local checkpoint says; None where there is none."""
+    folder = Path(loader.resolve_model(name))
+    return checkpoint.read_provenance(folder) if os.path.isfile(folder / "seap.json") else None

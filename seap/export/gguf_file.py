@@ -1,0 +1,222 @@
+"""GGUF for llama.cpp: architectures whose files say the widths layer by layer.
+
+Llama, Mistral and Qwen2 become `deci`, which reads arrays of head counts and MLP widths, and biases anywhere. Tied,
+bias-free Qwen3 becomes `openelm`, which normalises q and k as Qwen3 does. Both are found in llama.cpp's
+src/models/deci.cpp and openelm.cpp, and are what its convert_hf_to_gguf.py writes for models of that name.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seap.errors import UserError, missing_extra
+from seap.export.engines import widths
+from seap.export.options import Export
+from seap.export.stock import slides
+from seap.models.arch import Arch, describe
+from seap.models.families import refuse_experts
+
+ARCHITECTURES = {"llama": "deci", "mistral": "deci", "qwen2": "deci", "qwen3": "openelm"}
+NAMES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+GLOBAL_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+LARGEST_F16 = 65504.0
+
+
+def gguf_package() -> Any:
+    """The `gguf` package. Raises UserError naming the extra where it isn't installed."""
+    try:
+        import gguf
+    except ImportError as error:
+        raise missing_extra("gguf", "gguf", "--to gguf") from error
+    return gguf
+
+
+def check_config(config: Any) -> str:
+    """The GGUF architecture of a model, from its config. Raises UserError, with the reason, where there is none."""
+    refuse_experts(config, "--to gguf", "load it with transformers, which needs import seap")
+    family = config.model_type
+    rope = getattr(config, "rope_parameters", None) or {}
+    reasons = {
+        f"llama.cpp knows no architecture with a width per layer for {family}": family not in ARCHITECTURES,
+        "its sliding window can't be said there": slides(config),
+        f"its activation is {getattr(config, 'hidden_act', None)}, not silu": getattr(config, "hidden_act", "")
+        != "silu",
+        f"its rope scaling {rope.get('rope_type')} isn't written yet": rope.get("rope_type", "default")
+        not in ("default", "linear", "llama3"),
+        "only Qwen3 with tied embeddings fits openelm": family == "qwen3" and not config.tie_word_embeddings,
+        "openelm scales no rope": family == "qwen3" and rope.get("rope_type", "default") != "default",
+    }
+    found = [reason for reason, applies in reasons.items() if applies]
+    if found:
+        raise UserError(f"--to gguf: {found[0]}; use --to padded and llama.cpp's convert_hf_to_gguf.py on the result")
+    return ARCHITECTURES[family]
+
+
+def check_model(arch: Arch, architecture: str) -> None:
+    """Raise UserError for biases that the architecture has no place for."""
+    biases = [name for name, _ in arch.model.named_parameters() if name.endswith(".bias")]
+    if architecture == "openelm" and biases:
+        raise UserError(
+            f"--to gguf: openelm, where Qwen3 goes, has no biases, and this model has {len(biases)}, such as "
+            f"{biases[0]}; prune with --compensate none, which adds none"
+        )
+
+
+def write_gguf(
+    model: Any, vocabulary: Any, path: Path, options: Export, about: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Write a model and its vocabulary to one file; returns what to know about it. about: its seap.json.
+
+    The weights are written one after the other, so that no second copy of the model is in memory.
+    """
+    gguf, arch = gguf_package(), describe(model)
+    architecture = check_config(model.config)
+    check_model(arch, architecture)
+    kinds = {name: _kind(gguf, name, tensor, options) for name, tensor in _tensors(arch, architecture)}
+    with contextlib.closing(gguf.GGUFWriter(path, architecture)) as writer:
+        _add_parameters(gguf, writer, arch, options)
+        if about is not None:
+            writer.add_description(_described(about))
+        vocabulary.add_to(writer)
+        for name, tensor in _tensors(arch, architecture):
+            size = gguf.quant_shape_to_byte_shape(tuple(tensor.shape), kinds[name])
+            writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), math.prod(size), raw_dtype=kinds[name])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name, tensor in _tensors(arch, architecture):
+            writer.write_tensor_data(_encoded(gguf, name, tensor, kinds[name]))
+    return [*vocabulary.notes, *_about_kinds(gguf, arch, kinds, options)]
+
+
+def _add_parameters(gguf: Any, writer: Any, arch: Arch, options: Export) -> None:
+    config, layers = arch.model.config, widths(arch.model.config)
+    groups = [layer["kv_groups"] for layer in layers]
+    types = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
+    writer.add_name(Path(getattr(config, "_name_or_path", "") or "model").name)
+    writer.add_file_type(gguf.LlamaFileType[types[options.quantize]])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(len(layers))
+    writer.add_feed_forward_length([layer["channels"] for layer in layers])
+    writer.add_head_count([count * arch.queries_per_group for count in groups])
+    writer.add_head_count_kv(groups)
+    writer.add_key_length(arch.head_size)
+    writer.add_value_length(arch.head_size)
+    writer.add_rope_dimension_count(arch.head_size)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    rope = config.rope_parameters
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope.get("rope_type") == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+
+
+def _described(about: Mapping[str, Any]) -> str:
+    tasks = ", ".join(about["tasks"]) or "no task"
+    return (
+        f"{about['realised_sparsity']:.1%} of the attention and MLP parameters of {Path(about['model']).name} removed "
+        f"by seap {about['versions']['seap']}, method {about['method']}, for {tasks}"
+    )
+
+
+def _tensors(arch: Arch, architecture: str) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor under its name in the file, in llama.cpp's layout."""
+    parameters = dict(arch.model.named_parameters())  # tied ones once
+    for module, name in GLOBAL_NAMES.items():
+        if f"{module}.weight" in parameters:
+            yield f"{name}.weight", parameters[f"{module}.weight"]
+    if (factors := rope_factors(arch)) is not None:
+        yield "rope_freqs.weight", factors
+    for layer, block in enumerate(arch.layers):
+        own = {f"{NAMES[path]}.{kind}": value for path, kind, value in _parts(block)}
+        yield from ((f"blk.{layer}.{name}", value) for name, value in _laid_out(own, architecture, arch.head_size))
+
+
+def _parts(block: Any) -> Iterator[tuple[str, str, Tensor]]:
+    for name, value in block.named_parameters():
+        path, _, kind = name.rpartition(".")
+        yield path, kind, value
+
+
+def _laid_out(own: Mapping[str, Tensor], architecture: str, head_size: int) -> Iterator[tuple[str, Tensor]]:
+    """One layer's tensors as the architecture wants them: q, k and v in one (openelm), q and k interleaved (deci)."""
+    if architecture == "openelm":
+        yield "attn_qkv.weight", torch.cat([own[f"attn_{part}.weight"] for part in "qkv"])
+        yield from ((name, value) for name, value in own.items() if name[:-7] not in ("attn_q", "attn_k", "attn_v"))
+        return
+    for name, value in own.items():
+        turned = name.startswith(("attn_q.", "attn_k."))
+        yield name, interleaved(value, head_size) if turned else value
+
+
+def interleaved(rows: Tensor, head_size: int) -> Tensor:
+    """Rows of q or k from transformers' rotary order (halves) to llama.cpp's (pairs), head by head."""
+    heads = rows.shape[0] // head_size
+    return rows.reshape(heads, 2, head_size // 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
+
+
+def rope_factors(arch: Arch) -> Tensor | None:
+    """What Llama 3's rope scaling divides each frequency by (K/2,); None for rope without it."""
+    rope = arch.model.config.rope_parameters
+    if rope.get("rope_type") != "llama3":
+        return None
+    plain = rope["rope_theta"] ** -(torch.arange(0, arch.head_size, 2, dtype=torch.float32) / arch.head_size)
+    return plain / arch.model.model.rotary_emb.inv_freq.float().cpu()
+
+
+def _kind(gguf: Any, name: str, tensor: Tensor, options: Export) -> Any:
+    """The type of one tensor: vectors stay float32, and rows that no block fits stay float16."""
+    kinds = gguf.GGMLQuantizationType
+    if tensor.ndim == 1:
+        return kinds.F32
+    if options.quantize == "q8_0":
+        return kinds.Q8_0 if tensor.shape[1] % 32 == 0 else kinds.F16
+    return kinds[options.quantize.upper()]
+
+
+def _encoded(gguf: Any, name: str, tensor: Tensor, kind: Any) -> Any:
+    values = tensor.detach().float().cpu().contiguous().numpy()
+    if kind == gguf.GGMLQuantizationType.F16 and (largest := float(np.abs(values).max())) > LARGEST_F16:
+        raise UserError(f"{name} holds {largest:.3g}, which float16 can't; use --quantize bf16 or f32")
+    return gguf.quants.quantize(values, kind)
+
+
+def _about_kinds(gguf: Any, arch: Arch, kinds: Mapping[str, Any], options: Export) -> list[str]:
+    if options.quantize == "q8_0":
+        whole = sum(kind == gguf.GGMLQuantizationType.F16 for kind in kinds.values())
+        said = f"{whole} matrices stay f16, since their rows are no multiple of 32: prune with --round-to 32"
+        return [said] if whole else []
+    channels = [layer["channels"] for layer in widths(arch.model.config)]
+    ragged, odd = (sum(count % block > 0 for count in channels) for block in (32, 256))
+    if ragged:
+        return [
+            f"{ragged} layers have channels that are no multiple of 32, so that llama-quantize leaves their down "
+            "projections in 16 bits; prune with --round-to 32, or 256 for K-quants, if you quantize this"
+        ]
+    if odd:
+        return [
+            f"{odd} layers have channels that are no multiple of 256, so that llama-quantize's K-quants leave their "
+            "down projections somewhat larger; --round-to 256 at pruning avoids it in models wide enough for that"
+        ]
+    return []

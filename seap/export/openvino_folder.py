@@ -1,0 +1,230 @@
+"""OpenVINO: a folder that openvino-genai's LLMPipeline and optimum-intel's OVModelForCausalLM load.
+
+The model is traced with its cache as inputs and outputs, which then become OpenVINO's own state, one variable for each
+layer's keys and values, reordered by `beam_idx`
+(https://docs.openvino.ai/2025/openvino-workflow/running-inference/stateful-models.html). Widths that differ from layer
+to layer are shapes like any other there.
+"""
+
+import contextlib
+import inspect
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seap.errors import UserError, missing_extra
+from seap.export.engines import widths
+from seap.export.options import Export
+from seap.export.stock import OWN, slides
+from seap.models.arch import Arch, describe
+from seap.models.families import refuse_experts
+
+GROUP = 64  # weights that share a scale in int4
+
+
+def openvino_packages(options: Export) -> tuple[Any, Any]:
+    """`openvino` and `openvino_tokenizers`; nncf must be there too where weights are compressed. Or a UserError."""
+    try:
+        import openvino
+        import openvino_tokenizers
+
+        if options.weights != "float":
+            import nncf  # noqa: F401
+    except ImportError as error:
+        raise missing_extra("openvino", "openvino", "--to openvino") from error
+    return openvino, openvino_tokenizers
+
+
+def check_config(config: Any) -> None:
+    """Raise UserError for a model whose layers don't all see all tokens."""
+    refuse_experts(config, "--to openvino", "load it with transformers, which needs import seap")
+    if slides(config):
+        raise UserError("--to openvino: a sliding window shorter than the context can't be traced yet; use --to padded")
+
+
+class Step(nn.Module):
+    """One forward pass as OpenVINO is to see it: the cache comes in and goes out as plain tensors."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        names = inspect.signature(model.forward).parameters
+        self.cache_name = "cache" if "cache" in names else "past_key_values"
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, *past: Tensor) -> Any:
+        """(B, T), (B, P + T), (B, T), then keys and values (B, G, P, K) of each layer → logits (B, T, V), the cache.
+
+        The cache's tensors are set rather than added to, since joining to an empty tensor isn't traced. So is the mask:
+        the one that transformers builds is made by vmap, which isn't either.
+        """
+        cache = _cache_of(past)
+        length, total = input_ids.shape[1], attention_mask.shape[1]
+        places = torch.arange(total, device=input_ids.device)
+        causal = places[None, :] <= places[total - length :, None]
+        seen = causal[None, None] & attention_mask[:, None, None, :].to(torch.bool)
+        found = self.model(
+            input_ids=input_ids,
+            attention_mask=torch.where(seen, 0.0, torch.finfo(torch.float32).min),
+            position_ids=position_ids,
+            use_cache=True,
+            **{self.cache_name: cache},
+        )
+        return found.logits, *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values))
+
+
+def _cache_of(past: tuple[Tensor, ...]) -> Any:
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    cache = DynamicCache()
+    cache.layers = [DynamicLayer() for _ in past[::2]]
+    for layer, keys, values in zip(cache.layers, past[::2], past[1::2], strict=True):
+        layer.keys, layer.values, layer.dtype, layer.device = keys, values, keys.dtype, keys.device
+        layer.is_initialized = True
+    return cache
+
+
+def write_openvino(model: Any, tokenizer: Any, folder: Path, options: Export) -> list[str]:
+    """Write the folder: model, tokenizer, detokenizer, configs. Returns what to know about it."""
+    openvino, tokenizers = openvino_packages(options)
+    sixteen_bits = model.dtype in (torch.bfloat16, torch.float16)
+    converted = stateful(traced(model.float()))
+    if options.weights != "float":
+        converted = compressed(converted, options.weights)
+    elif sixteen_bits:
+        halve_matrices(converted)
+    openvino.save_model(converted, folder / "openvino_model.xml", compress_to_fp16=False)
+    for name, part in zip(
+        ("openvino_tokenizer.xml", "openvino_detokenizer.xml"),
+        tokenizers.convert_tokenizer(tokenizer, with_detokenizer=True),
+        strict=True,
+    ):
+        openvino.save_model(part, folder / name)
+    tokenizer.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    values = {name: value for name, value in model.config.to_dict().items() if name not in OWN}
+    values["architectures"] = [_stock_name(model)]
+    (folder / "config.json").write_text(json.dumps(values, indent=2, default=str) + "\n")
+    return _about_groups(model, options)
+
+
+def _stock_name(model: Any) -> str:
+    """`LlamaForCausalLM`, also where seap has made the class its own."""
+    return next(base.__name__ for base in type(model).__mro__ if base.__module__.startswith("transformers"))
+
+
+def _about_groups(model: Any, options: Export) -> list[str]:
+    odd = [layer for layer in widths(model.config) if layer["channels"] % GROUP]
+    if options.weights != "int4" or not odd:
+        return []
+    return [
+        f"the down projections of {len(odd)} layers stay larger than 4 bits: prune with --round-to {GROUP} for those"
+    ]
+
+
+def traced(model: Any) -> Any:
+    """The model as an OpenVINO model whose cache is inputs and outputs."""
+    import openvino
+
+    arch = describe(model)
+    shapes = _cache_shapes(arch)
+    past = [torch.zeros(2, groups, 3, size) for groups, size in shapes]
+    example = (
+        torch.ones(2, 2, dtype=torch.long),
+        torch.ones(2, 5, dtype=torch.long),
+        torch.tensor([[3, 4]] * 2),
+        *past,
+    )
+    model.config._attn_implementation = "sdpa"
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # the tracer's, about what doesn't vary here
+        converted = openvino.convert_model(Step(model).eval(), example_input=example)
+    names = ["input_ids", "attention_mask", "position_ids", *cache_names("past_key_values", len(shapes))]
+    for port, name in zip(converted.inputs, names, strict=True):
+        port.get_tensor().set_names({name})
+        port.get_node().set_friendly_name(name)
+        port.get_node().set_partial_shape(openvino.PartialShape([-1, -1]))
+    for port, (groups, size) in zip(converted.inputs[3:], shapes, strict=True):
+        port.get_node().set_partial_shape(openvino.PartialShape([-1, groups, -1, size]))
+    for port, name in zip(converted.outputs, ["logits", *cache_names("present", len(shapes))], strict=True):
+        port.get_tensor().set_names({name})
+    converted.validate_nodes_and_infer_types()
+    return converted
+
+
+def _cache_shapes(arch: Arch) -> list[tuple[int, int]]:
+    """KV groups and head size of every cache tensor: keys, then values, layer by layer."""
+    groups = [axis.units for axis in arch.axes if axis.name == "kv_groups"]
+    if not groups:
+        config = arch.model.config
+        groups = [getattr(config, "num_key_value_heads", None) or config.num_attention_heads] * len(arch.layers)
+    return [(count, arch.head_size) for count in groups for _ in range(2)]
+
+
+def cache_names(prefix: str, number: int) -> list[str]:
+    """`past_key_values.0.key`, `past_key_values.0.value`, …"""
+    return [f"{prefix}.{i // 2}.{'value' if i % 2 else 'key'}" for i in range(number)]
+
+
+def stateful(converted: Any) -> Any:
+    """The cache as OpenVINO's own state, its rows put in the order of `beam_idx` (B,) before each step."""
+    import numpy as np
+    from openvino import PartialShape, Type, opset13
+    from openvino._offline_transformations import apply_make_stateful_transformation
+
+    beams = opset13.parameter(PartialShape([-1]), Type.i32, name="beam_idx")
+    beams.output(0).get_tensor().set_names({"beam_idx"})
+    converted.add_parameters([beams])
+    past, present = converted.inputs[3:-1], converted.outputs[1:]
+    pairs = {i.get_any_name(): o.get_any_name() for i, o in zip(past, present, strict=True)}
+    for port in past:
+        readers = port.get_target_inputs()
+        ordered = opset13.gather(port, beams, opset13.constant(0, Type.i64))
+        for reader in readers:
+            reader.replace_source_output(ordered.output(0))
+    converted.validate_nodes_and_infer_types()
+    apply_make_stateful_transformation(converted, pairs)
+    batch = opset13.gather(
+        opset13.shape_of(converted.input("input_ids"), Type.i64), opset13.constant([0]), opset13.constant(0)
+    )
+    for node in converted.get_ops():
+        if node.get_type_name() == "ReadValue":
+            _, groups, _, size = node.output(0).get_partial_shape()
+            rest = opset13.constant(np.array([groups.get_length(), 0, size.get_length()], dtype=np.int64))
+            shape = opset13.concat([batch, rest], 0)
+            empty = opset13.broadcast(opset13.constant(np.float32(0)), shape)
+            node.set_arguments([empty.output(0)])
+    converted.validate_nodes_and_infer_types()
+    return converted
+
+
+def halve_matrices(converted: Any) -> None:
+    """Store matrices in float16. Vectors stay: the frequencies of the rotary embedding lose too much by it."""
+    import numpy as np
+    from openvino import Type, opset13
+
+    for node in converted.get_ops():
+        if node.get_type_name() != "Constant" or node.get_element_type() != Type.f32:
+            continue
+        if sum(size > 1 for size in node.get_output_shape(0)) > 1:
+            readers = node.output(0).get_target_inputs()
+            back = opset13.convert(opset13.constant(node.data.astype(np.float16)), "f32")
+            for reader in readers:
+                reader.replace_source_output(back.output(0))
+
+
+def compressed(converted: Any, weights: str) -> Any:
+    """The same with 8- or 4-bit weights, by NNCF, without data. Rows that no group of 64 divides take 8 bits."""
+    import nncf
+
+    nncf.set_log_level(logging.ERROR)
+    with contextlib.redirect_stdout(sys.stderr):  # its progress bar
+        if weights == "int8":
+            return nncf.compress_weights(converted, mode=nncf.CompressWeightsMode.INT8_ASYM)
+        ragged = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)
+        mode = nncf.CompressWeightsMode.INT4_SYM
+        return nncf.compress_weights(converted, mode=mode, group_size=GROUP, advanced_parameters=ragged)

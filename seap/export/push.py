@@ -1,0 +1,116 @@
+"""`seap push`: a checkpoint on the Hub, with a card that has its numbers and says how to run it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from seap.errors import UserError, first_line
+from seap.pruning.card import exported_card, model_card
+from seap.pruning.checkpoint import read_provenance
+
+LEFT_OUT = ("README.md", ".git", ".cache")
+
+
+def push(
+    folder: Path,
+    repo: str,
+    *,
+    results: Path | None = None,
+    also: Sequence[Path] = (),
+    private: bool = False,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Upload a pruned checkpoint, or one exported to a stock class, in one commit; or say what would be uploaded.
+
+    results: what `seap eval DIR --json` printed, for the card. also: files to lie beside it, such as its GGUF. Raises
+    UserError, before anything is sent, for what isn't such a folder.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UserError(f"{repo!r} is no name on the Hub, such as me/llama-gsm8k: {error}") from error
+    about = _about(folder)
+    files = _files(folder, also)
+    card = _card(folder, about, _rows(folder, results), repo)
+    told = {
+        "repo": repo,
+        "url": f"https://huggingface.co/{repo}",
+        "files": {name: path.stat().st_size for name, path in sorted(files.items())},
+        "card": card,
+        "notes": _local_paths(about),
+        "uploaded": not dry_run,
+    }
+    if not dry_run:
+        _upload(repo, files, card, private=private)
+    return told
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    if not (folder / "config.json").is_file() or not (folder / "seap.json").is_file():
+        raise UserError(f"{folder} is no checkpoint of seap's: it needs a config.json and the seap.json of its pruning")
+    return read_provenance(folder)
+
+
+def _files(folder: Path, also: Sequence[Path]) -> dict[str, Path]:
+    """Name in the repository → file. Raises UserError for a file that isn't there or would take another's name."""
+    found = {
+        str(path.relative_to(folder)): path
+        for path in folder.rglob("*")
+        if path.is_file() and path.relative_to(folder).parts[0] not in LEFT_OUT
+    }
+    for path in also:
+        if not path.is_file():
+            raise UserError(f"--also {path}: no such file")
+        if path.name in found or path.name in LEFT_OUT:
+            raise UserError(f"--also {path}: there is a {path.name} already; rename it")
+        found[path.name] = path
+    return found
+
+
+def _rows(folder: Path, results: Path | None) -> list[dict[str, Any]]:
+    """The rows of an evaluation of this model."""
+    if results is None:
+        return []
+    try:
+        found = json.loads(results.read_text())
+        rows, model = found["rows"], found["model"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--results {results} isn't what seap eval {folder} --json prints ({error})") from error
+    if Path(model).resolve() != folder.resolve():
+        raise UserError(f"--results {results} are of {model}, not of {folder}")
+    return [dict(row) for row in rows]
+
+
+def _card(folder: Path, about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], repo: str) -> str:
+    if "exported" not in about:
+        return model_card(about, rows, repo=repo)
+    [class_name] = json.loads((folder / "config.json").read_text())["architectures"]
+    return exported_card(about, about["exported"], class_name, rows, repo=repo)
+
+
+def _local_paths(about: Mapping[str, Any]) -> list[str]:
+    """Paths of this machine that seap.json and the card would tell the world."""
+    sources = [about["model"], *(corpus.get("source", "") for corpus in about.get("corpora", {}).values())]
+    paths = sorted({source for source in sources if isinstance(source, str) and Path(source).is_absolute()})
+    return [f"seap.json and the card name {path}, a path of this machine" for path in paths]
+
+
+def _upload(repo: str, files: Mapping[str, Path], card: str, *, private: bool) -> None:
+    import httpx
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    operations = [CommitOperationAdd(name, str(path)) for name, path in sorted(files.items())]
+    operations.append(CommitOperationAdd("README.md", card.encode()))
+    api = HfApi()
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        api.create_commit(repo, operations, commit_message="Upload a model pruned by seap")
+    except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+        raise UserError(
+            f"couldn't upload to {repo}: {first_line(error)}. Is this machine online, and logged in (hf auth login)?"
+        ) from error

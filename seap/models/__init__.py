@@ -1,0 +1,11 @@
+"""A folder or a Hub name → a model seen as axes that can be cut.
+
+In: a checkpoint of any family in `families.py` (one row each). Out: the model (`loader.py`) and its `Arch` (`arch.py`),
+whose layers have axes: KV groups and MLP channels, experts where there are some (`experts.py`).
+
+Open `arch.py` first, `families.py` for the names of a family's submodules, which nothing else knows.
+`modeling_seap.py` builds layers of different widths and travels with every checkpoint. `residency.py` keeps weights in
+their files; `prepack.py`, `cache.py` and `shapes.py` are for running and measuring models. `builtin_model/` is data.
+
+Not here: text, scores, and anything that changes a weight for good.
+"""

@@ -1,0 +1,231 @@
+"""A model seen through its family's row, and the prunable axes that the two give.
+
+Shape letters: C inputs of a consumer, O outputs.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from seap.errors import UserError
+from seap.models.axes import CHANNELS, EXPERT_CHANNELS, EXPERTS, KV_GROUPS, Axis, Slice, Values
+from seap.models.experts import Experts
+from seap.models.families import Family, find_family
+
+
+@dataclass(frozen=True)
+class Arch:
+    """A model seen through its family's row. Holds the model; copies nothing."""
+
+    model: Any
+    family: Family
+
+    @property
+    def layers(self) -> Any:
+        return self.model.get_submodule(self.family.layers)
+
+    @property
+    def layer_class(self) -> str:
+        return type(self.layers[0]).__name__
+
+    @property
+    def head_size(self) -> int:
+        owner, _, attribute = self.family.head_size.rpartition(".")
+        return int(getattr(self.layers[0].get_submodule(owner), attribute))
+
+    @property
+    def queries_per_group(self) -> int:
+        config = self.model.config
+        return int(config.num_attention_heads // config.num_key_value_heads)
+
+    @property
+    def can_cut_heads(self) -> bool:
+        return not self.family.heads_refused
+
+    def weight(self, layer: int, module: str) -> Tensor:
+        """The weight of a linear as (O, C), a view that can be assigned to; of all experts' last ones, a copy."""
+        layout = self.family.experts
+        if layout is not None and module == layout.module:
+            return Experts(self.layers[layer], layout).consumer_weight()
+        weight: Tensor = self.linear(layer, module).weight
+        return weight.t() if self.family.transposed else weight
+
+    def linear(self, layer: int, module: str) -> Any:
+        """A linear of one layer, by its path."""
+        if module in self.family.head_values:
+            owner, _, name = module.rpartition(".")
+            return Values(self.layers[layer].get_submodule(owner), name)
+        return self.layers[layer].get_submodule(module)
+
+    def experts(self, layer: int) -> Experts | None:
+        """The experts of a layer that has some."""
+        layout = self.family.experts
+        if layout is None:
+            return None
+        found = self.layers[layer]
+        return Experts(found, layout) if layout.module in dict(found.named_modules()) else None
+
+    def experts_of(self, axis: Axis) -> Experts:
+        """Those that an axis of experts runs through."""
+        found = self.experts(axis.layer)
+        assert found is not None, axis.key
+        return found
+
+    def weights(self, axis: Axis) -> list[Tensor]:
+        """All weights that an axis runs through."""
+        if axis.usage_key:
+            return self.experts_of(axis).weights
+        return [self.linear(axis.layer, part.module).weight for part in axis.slices]
+
+    def consumer(self, axis: Axis) -> Any:
+        """The linear that reads the axis, or the module of all experts."""
+        return self.linear(axis.layer, axis.consumer)
+
+    def writers(self, layer: int) -> tuple[str, str]:
+        """Paths of the two modules whose outputs a layer adds to the residual stream, in the order of their running."""
+        experts = self.experts(layer)
+        mlp = self.family.mlp_consumer if experts is None else experts.layout.block
+        return self.family.heads_consumer, mlp
+
+    def name_of(self, axis: Axis) -> str:
+        """What errors call an axis: `layer 7 kv_groups`."""
+        return f"layer {axis.layer} {axis.name}"
+
+    @cached_property
+    def axes(self) -> tuple[Axis, ...]:
+        """Every prunable axis, layer by layer, with the sizes that the modules have now."""
+        found = []
+        for layer in range(len(self.layers)):
+            if self.can_cut_heads:
+                found.append(self._kv_groups(layer))
+            found += self._mlp(layer)
+        return tuple(found)
+
+    def layer_axes(self, layer: int) -> list[Axis]:
+        return [axis for axis in self.axes if axis.layer == layer]
+
+    @property
+    def measured(self) -> dict[str, int]:
+        """What statistics hold: the key of every axis, and of the use of experts → numbers per token."""
+        sizes = {axis.key: axis.num_inputs for axis in self.axes}
+        return sizes | {axis.usage_key: 2 * axis.experts for axis in self.axes if axis.usage_key}
+
+    @cached_property
+    def prunable_params(self) -> int:
+        """Parameters of q, k, v, o, gate, up and down in every layer: the denominator of every sparsity.
+
+        Heads that can't be cut count too, so that a sparsity means the same for every family.
+        """
+        total = sum(axis.params for axis in self.axes)
+        if not self.can_cut_heads:
+            for layer in range(len(self.layers)):
+                total += sum(self._numel(layer, name) for name in self.family.heads)
+                total += self.weight(layer, self.family.heads_consumer).numel()
+        return total
+
+    def _numel(self, layer: int, module: str) -> int:
+        linear = self.linear(layer, module)
+        return linear.weight.numel() + (linear.bias.numel() if linear.bias is not None else 0)
+
+    def _kv_groups(self, layer: int) -> Axis:
+        size, queries = self.head_size, self.queries_per_group
+        rows = {"q": queries * size, "k": size, "v": size}
+        axis = self._axis(layer, KV_GROUPS, self.family.heads, self.family.heads_consumer, rows, queries * size)
+        beside = (Slice(module=path, dim=0, sections=(queries,), values=True) for path in self.family.head_values)
+        return replace(axis, slices=(*axis.slices, *beside))
+
+    def _mlp(self, layer: int) -> list[Axis]:
+        """The channels of a layer's MLP, or of its experts and the one that all tokens go through."""
+        rows, experts = dict.fromkeys("guc", 1), self.experts(layer)
+        if experts is None:
+            return [self._axis(layer, CHANNELS, self.family.mlp, self.family.mlp_consumer, rows, 1)]
+        layout, found = experts.layout, []
+        if layout.shared:
+            found.append(self._axis(layer, CHANNELS, dict(layout.shared), layout.shared_consumer, rows, 1))
+        whole = Axis(
+            layer=layer,
+            name=EXPERT_CHANNELS,
+            units=experts.num_channels,
+            unit_inputs=1,
+            unit_params=experts.num_experts * experts.channel_params,
+            slices=(Slice(module=layout.module, dim=1, consumer=True),),
+            experts=experts.num_experts,
+        )
+        return [*found, whole]
+
+    def _axis(
+        self, layer: int, name: str, producers: dict[str, str], consumer: str, rows: dict[str, int], unit_inputs: int
+    ) -> Axis:
+        row_dim, column_dim = (1, 0) if self.family.transposed else (0, 1)
+        inputs = self.weight(layer, consumer).shape[1]
+        units, rest = divmod(inputs, unit_inputs)
+        assert rest == 0, f"layer {layer} {name}: {inputs} inputs of {consumer} are no multiple of {unit_inputs}"
+        slices = [
+            Slice(module=m, dim=row_dim, sections=tuple(rows[p] for p in parts)) for m, parts in producers.items()
+        ]
+        for part in slices:
+            got, expected = self.weight(layer, part.module).shape[0], units * sum(part.sections)
+            assert got == expected, f"layer {layer} {part.module}: {got} rows, expected {expected}"
+        written = sum(self._numel(layer, module) for module in producers)
+        slices.append(Slice(module=consumer, dim=column_dim, sections=(unit_inputs,), consumer=True))
+        total = written + self.weight(layer, consumer).numel()
+        return Axis(
+            layer=layer,
+            name=name,
+            units=units,
+            unit_inputs=unit_inputs,
+            unit_params=total // units,
+            slices=tuple(slices),
+        )
+
+
+def describe(model: Any) -> Arch:
+    """Look at a model through its family's row. Raises UserError for anything but a causal LM of a known family."""
+    family = find_family(model.config)
+    if model.get_output_embeddings() is None:
+        raise UserError(f"{type(model).__name__} has no output layer; give the whole causal language model")
+    return Arch(model, family)
+
+
+def choose_axes(arch: Arch, names: Iterable[str] | None = None) -> tuple[Axis, ...]:
+    """The axes to prune: all that the family allows, or those named. Raises UserError with the family's reason."""
+    if names is None:
+        return arch.axes
+    wanted = tuple(names)
+    if KV_GROUPS in wanted and not arch.can_cut_heads:
+        raise UserError(
+            f"the heads of {arch.family.model_type} can't be cut: {arch.family.heads_refused}; use --axes channels"
+        )
+    there = dict.fromkeys(axis.name for axis in arch.axes)
+    for name in wanted:
+        if name not in there:
+            raise UserError(f"--axes {name}: this model has none, only {', '.join(there)}")
+    return tuple(axis for axis in arch.axes if axis.name in wanted)
+
+
+def layer_width_values(arch: Arch, budgets: dict[str, int], layer: int) -> dict[str, int]:
+    """The config entries of one layer with so many units (and experts) kept per key."""
+    experts, inside = arch.experts(layer), f"layers.{layer}."
+    if experts is None:
+        values = {arch.family.channels_key: budgets[inside + CHANNELS]}
+    else:
+        layout = experts.layout
+        values = {
+            layout.count_keys[0]: budgets[inside + EXPERTS],
+            layout.channels_key: budgets[inside + EXPERT_CHANNELS],
+        }
+        if layout.shared:
+            values[layout.shared_key] = budgets[inside + CHANNELS]
+    if arch.can_cut_heads:
+        groups = budgets[inside + KV_GROUPS]
+        values |= {"num_attention_heads": groups * arch.queries_per_group, "num_key_value_heads": groups}
+    return values
+
+
+def embedding_params(model: Any) -> int:
+    """Parameters of the token embedding and of an untied output layer."""
+    matrices = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m}
+    return sum(weight.numel() for weight in matrices.values())

@@ -1,0 +1,227 @@
+"""Model folders and Hub names in, models out: in memory, or streamed from their files. Pickles are never read."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from seap.errors import UserError, first_line, missing_extra
+from seap.files import folder_beside
+from seap.models import modeling_seap
+from seap.models.families import find_family, refuse_experts
+from seap.models.options import Streaming
+from seap.models.residency import Streamed, mark_
+
+BUILTIN = "builtin"
+HALF = (torch.bfloat16, torch.float16)
+
+
+def resolve_model(name: str) -> str:
+    """A folder or a Hub id; `builtin` is the model that comes with seap."""
+    if name == BUILTIN:
+        return str(model_path())
+    path = Path(name).expanduser()
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise UserError(f"{name} has no config.json: not a Hugging Face model folder")
+    return str(path) if path.exists() else name
+
+
+def _readable(name: str, error: Exception) -> UserError:
+    if isinstance(error, ImportError) and "torchao" in str(error):
+        return missing_extra("torchao", "torchao", f"the model {name!r}, whose weights are quantized,")
+    return UserError(f"can't load model {name!r}: {first_line(error)}")
+
+
+def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
+    """The model's config, with the family checked before any weight is read."""
+    from transformers import AutoConfig, PretrainedConfig
+
+    path = resolve_model(name)
+    try:
+        raw, _ = PretrainedConfig.get_config_dict(path)
+        if not trust_remote_code:
+            find_family(SimpleNamespace(model_type=raw.get("model_type")))
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        raise _readable(name, error) from error
+    find_family(config)
+    return config
+
+
+def check_device(device: str) -> str:
+    """`auto` → a GPU if there is one. Raises UserError for a device that isn't here."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {device}: {first_line(error)}; use cpu, or a device that is here") from error
+    return device
+
+
+def load(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    quantization_config: Any = None,
+) -> tuple[Any, Any]:
+    """Load a dense or pruned model and its tokenizer: `model, tokenizer = seap.load("DIR")`.
+
+    dtype: auto (the checkpoint's), float32, bfloat16 or float16. device: auto (a GPU if there is one), cpu, cuda …
+    quantization_config: transformers' own, for weights that take fewer bits as they are loaded.
+    Only safetensors are read, and no code of the checkpoint's runs unless `trust_remote_code`. Raises UserError for
+    what isn't there, is damaged or incomplete, or is of an unknown family.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    modeling_seap.install()
+    place = check_device(device)
+    load_config(name, trust_remote_code=trust_remote_code)
+    path = resolve_model(name)
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **({} if quantization_config is None else {"quantization_config": quantization_config}),
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, RuntimeError, ImportError, AttributeError, SafetensorError) as error:
+        raise _readable(name, error) from error
+    absent = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
+    if absent:
+        raise UserError(
+            f"can't load model {name!r}: {len(absent)} weights are missing or misshapen, such as {absent[0]}"
+        )
+    return model.to(place).eval(), tokenizer
+
+
+def load_for_work(
+    name: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
+) -> tuple[Any, Any]:
+    """As `load`, for commands that compute a lot: auto is float32 where the checkpoint's own 16 bits would be slow.
+
+    `model.config.dtype` still says the checkpoint's own.
+    """
+    model, tokenizer = load(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    return model.float() if dtype == "auto" and slow_on_cpu(model) else model, tokenizer
+
+
+def load_streamed(
+    name: str,
+    shards: Path,
+    *,
+    offload_dir: Path | None = None,
+    save_dtype: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> tuple[Any, Any]:
+    """A model whose weights stay in their files, to be worked with layer by layer (see `residency.py`).
+
+    dtype and device are those of the arithmetic; auto is as in `load_for_work`. shards: a folder for finished layers.
+    """
+    place = torch.device(check_device(device))
+    own_config = load_config(name, trust_remote_code=trust_remote_code)
+    refuse_experts(own_config, "--stream", "leave it out, on a machine whose memory holds the model")
+    model, tokenizer = load(name, device="cpu", trust_remote_code=trust_remote_code)
+    own = model.dtype
+    if dtype == "auto":
+        working = torch.float32 if place.type == "cpu" and own in HALF and not has_16_bit() else own
+    else:
+        working = getattr(torch, dtype)
+    stored = getattr(torch, save_dtype) if save_dtype else own if dtype == "auto" else working
+    mark_(model, Streamed(working, place, stored, shards, offload_dir))
+    return model, tokenizer
+
+
+@contextlib.contextmanager
+def loaded(
+    name: str, out: Path, loading: Mapping[str, Any], save_dtype: str | None, streaming: Streaming
+) -> Iterator[tuple[Any, Any]]:
+    """Model and tokenizer, in memory or to be streamed with a folder beside `out` for what is finished."""
+    if not streaming.stream:
+        check_memory(name)
+        model, tokenizer = load_for_work(name, **loading)
+        check_not_quantized(model)
+        yield model, tokenizer
+        return
+    with folder_beside(out) as shards:
+        yield load_streamed(name, shards, offload_dir=streaming.offload_dir, save_dtype=save_dtype, **loading)
+
+
+def slow_on_cpu(model: Any) -> bool:
+    """Whether a 16-bit model is better computed with in float32: no 16-bit instructions, and it would fit."""
+    if model.device.type != "cpu" or model.dtype not in HALF or has_16_bit() or quantized(model):
+        return False
+    return 2 * weight_bytes(model) < free_memory() // 2
+
+
+def has_16_bit() -> bool:
+    """Whether the CPU computes in 16 bits; where that can't be known, no, since float32 is the safe guess."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private
+    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+
+
+def free_memory() -> int:
+    """Bytes."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def check_memory(name: str) -> None:
+    """Raise UserError for a model folder whose weights don't fit in memory."""
+    files = Path(resolve_model(name)).glob("*.safetensors")
+    needed, free = sum(file.stat().st_size for file in files), free_memory()
+    if needed > free:
+        raise UserError(
+            f"{name} has {needed / 1e9:.1f} GB of weights and {free / 1e9:.1f} GB of memory is free; add --stream"
+        )
+
+
+def weight_bytes(model: Any) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def quiet_transformers() -> None:
+    """Only errors from transformers, and no bars of its own: seap shows its own progress.
+
+    Nor a word from torchao, which transformers imports where it is installed, about kernels for other machines.
+    """
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def quantized(model: nn.Module) -> bool:
+    """Whether the config says so, or a weight is no plain tensor."""
+    said = getattr(model.config, "quantization_config", None) is not None
+    return said or any(type(parameter) is not nn.Parameter for parameter in model.parameters())
+
+
+def check_not_quantized(model: nn.Module) -> None:
+    """Raise UserError for weights that can be neither cut nor written in another form."""
+    if quantized(model):
+        raise UserError("the model is quantized; start from the unquantized one: prune first, quantize last")
+
+
+def model_path() -> Path:
+    """The folder of the shipped model, for from_pretrained."""
+    return Path(__file__).parent / "builtin_model"

@@ -1,0 +1,151 @@
+"""`seap inspect`: what an artefact is, what made it, and what is in it."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from seap.errors import UserError
+from seap.files import read_about, read_tensors
+from seap.models.arch import describe as describe_arch
+from seap.models.axes import EXPERTS, KV_GROUPS, WIDTH_NAMES, units_of
+from seap.models.loader import BUILTIN, load_config, resolve_model
+from seap.page.terminal import show_promise
+from seap.pruning.checkpoint import read_provenance
+from seap.selection.usage import Usage
+
+
+def describe(name: str) -> dict[str, Any]:
+    """Everything worth knowing about a statistics or mask file, a pruned checkpoint or a dense model, for JSON."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise UserError(f"{path}: inspect takes a model folder, or a statistics or mask file (.safetensors)")
+        kind, about = read_about(path)
+        return {"kind": kind, "path": str(path)} | about | _content(path, kind)
+    if path.is_dir() and (path / "seap.json").is_file():
+        return {"kind": "pruned checkpoint", "path": str(path)} | _checkpoint(path)
+    if path.is_dir() or name == BUILTIN:
+        return {"path": resolve_model(name)} | _model(name)
+    raise UserError(f"no such file or folder: {name}")
+
+
+def _content(path: Path, kind: str) -> dict[str, Any]:
+    tensors, _ = read_tensors(path, kind)
+    if kind == "router":
+        return {"features": tensors["weight"].shape[1], "layers": []}
+    if kind == "network":
+        masks = {key.removeprefix("mask."): mask for key, mask in tensors.items() if key.startswith("mask.")}
+        kept = {
+            key: f"{int(mask.sum())}/{mask.numel()}"
+            + " rebuilt" * (f"weight.{key}" in tensors)
+            + " corrected" * (f"left.{key}" in tensors)
+            for key, mask in masks.items()
+        }
+        return {"layers": _layers(kept)}
+    if kind == "mask":
+        return {"layers": _layers({key: f"{int(mask.sum())}/{mask.numel()}" for key, mask in tensors.items()})}
+    means = {key.removesuffix(".mean"): value for key, value in tensors.items() if key.endswith(".mean")}
+    means = {key: value for key, value in means.items() if not key.startswith("held.")}
+    experts = {key: expert_use(mean) for key, mean in means.items() if key.endswith(f".{EXPERTS}")}
+    told = {key: f"{mean.numel()} inputs" for key, mean in means.items() if key not in experts}
+    for key, use in experts.items():
+        told[key] = f"{len(use['share'])}, by {min(use['share']):.0%} to {max(use['share']):.0%} of the tokens"
+    return {"layers": _layers(told)} | ({"experts": experts} if experts else {})
+
+
+def expert_use(mean: Tensor) -> dict[str, list[float]]:
+    """Of a layer's experts: the share of the tokens that each sees, and its score (see `usage.py`)."""
+    use = Usage.of(mean)
+    return {"share": use.share.tolist(), "reap": use.reap.tolist()}
+
+
+def _layers(entries: dict[str, Any]) -> list[dict[str, Any]]:
+    """`layers.3.channels` → x, as a list with one dict per layer."""
+    split = [(int(key.split(".")[1]), key.split(".")[2], value) for key, value in entries.items()]
+    layers: list[dict[str, Any]] = [{} for _ in range(1 + max((layer for layer, _, _ in split), default=-1))]
+    for layer, axis, value in split:
+        layers[layer][axis] = value
+    return layers
+
+
+def _checkpoint(folder: Path) -> dict[str, Any]:
+    return read_provenance(folder) | {"bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors"))}
+
+
+def _model(name: str) -> dict[str, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(name)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    arch = describe_arch(model)
+    pruned = getattr(config, "seap", None) is not None
+    return {
+        "kind": "pruned model without provenance" if pruned else "dense model",
+        "family": config.model_type,
+        "params": sum(p.numel() for p in model.parameters()),
+        "prunable_params": arch.prunable_params,
+        "heads": "can be cut" if arch.can_cut_heads else f"can't be cut: {arch.family.heads_refused}",
+        "layers": _layers(units_of(arch.axes)),
+    }
+
+
+def show(found: dict[str, Any], console: Console) -> None:
+    """Print what `describe` found."""
+    if found["kind"] == "pruned checkpoint":
+        show_report(found, console)
+        if "promise" in found:
+            show_promise(found["promise"], console)
+        return
+    table = Table(box=None, show_header=False)
+    for name, value in found.items():
+        if name not in ("layers", "samples") and not isinstance(value, dict):
+            table.add_row(f"[bold]{name}[/bold]", escape(_plain(value)))
+    console.print(table)
+    _show_layers(found["layers"], console)
+
+
+def show_report(report: dict[str, Any], console: Console) -> None:
+    """The summary of a pruning, in a terminal."""
+    table = Table(box=None, show_header=False)
+    chosen = ", ".join(report["options"][name] for name in ("score", "allocate", "mask", "compensate"))
+    rows = {
+        "model": report["model"],
+        "method": f"{report['method']} ({chosen})",
+        "tasks": ", ".join(report["tasks"]) or "none: weights alone",
+        "sparsity": f"{report['realised_sparsity']:.4f} of the prunable parameters, asked {report['target_sparsity']}",
+        "all parameters": f"{report['params_before']:,} → {report['params_after']:,}, {report['total_sparsity']:.1%} "
+        f"fewer ({report['non_embedding_sparsity']:.1%} without embeddings)",
+        "measured on": f"{report['num_tokens']:,} tokens",
+        "took": f"{report['seconds']:.1f} s",
+    }
+    if "bytes" in report:
+        rows["weights on disk"] = f"{report['bytes'] / 1e6:,.1f} MB"
+    for name, value in rows.items():
+        table.add_row(f"[bold]{name}[/bold]", escape(value))
+    console.print(table)
+    _show_layers(report["layers"], console)
+
+
+def _show_layers(layers: list[dict[str, Any]], console: Console) -> None:
+    """Units per layer, runs of like layers on one line."""
+    names = [name for name in WIDTH_NAMES if name == KV_GROUPS or any(name in layer for layer in layers)]
+    table = Table("layers", *[name.replace("_", " ") for name in names], box=None, header_style="bold")
+    start, absent = 0, {KV_GROUPS: "whole"}
+    for layer in range(1, len(layers) + 1):
+        if layer == len(layers) or layers[layer] != layers[start]:
+            span = f"{start}" if layer == start + 1 else f"{start}–{layer - 1}"
+            table.add_row(span, *[str(layers[start].get(name, absent.get(name, "–"))) for name in names])
+            start = layer
+    console.print(table)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,72 @@
+"""Checkpoints: a Hugging Face folder in, a pruned Hugging Face folder out."""
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from seap.errors import UserError
+from seap.files import written_whole
+from seap.models import modeling_seap
+from seap.models.axes import Masks
+from seap.models.loader import resolve_model
+from seap.models.residency import streamed
+from seap.pruning.card import model_card
+from seap.pruning.streaming import save_streamed
+from seap.selection.mask import load_masks, save_masks
+
+MASK_FILE = "seap/mask.safetensors"  # in a folder of its own: vLLM loads every *.safetensors beside config.json
+
+
+def previous(name: str, model: Any) -> tuple[Masks, dict[str, Any]] | None:
+    """Masks (over the original model's units) and metadata of an already pruned checkpoint; None for a dense model."""
+    if getattr(model.config, "seap", None) is None:
+        return None
+    from transformers.utils import cached_file
+
+    path = cached_file(resolve_model(name), MASK_FILE, _raise_exceptions_for_missing_entries=False)
+    return load_masks(Path(path)) if path else None
+
+
+def check_space(out: Path, num_bytes: int) -> None:
+    """Raise UserError before the work when the disk can't hold the result."""
+    parent = next(p for p in out.resolve().parents if p.exists())
+    free = shutil.disk_usage(parent).free
+    if free < num_bytes * 1.02:
+        raise UserError(
+            f"--out {out}: the disk has {free >> 20} MB free, "
+            f"the pruned model needs {math.ceil(num_bytes / (1 << 20))} MB"
+        )
+
+
+def save(model: Any, tokenizer: Any, masks: Masks, provenance: Mapping[str, Any], out: Path) -> None:
+    """Write the checkpoint folder: weights, config, tokenizer, masks, provenance, model card. Whole or not at all.
+
+    provenance: what goes into seap.json, and under `mask` the metadata of the mask file.
+    """
+    with written_whole(out) as draft:
+        draft.mkdir()
+        if streamed(model) is None:
+            model.save_pretrained(draft)
+        else:
+            save_streamed(model, draft)
+        shutil.copyfile(modeling_seap.__file__, draft / "modeling_seap.py")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(draft)
+        save_masks(draft / MASK_FILE, masks, provenance["mask"])
+        rest = {name: value for name, value in provenance.items() if name != "mask"}
+        (draft / "seap.json").write_text(json.dumps(rest, indent=2) + "\n")
+        (draft / "README.md").write_text(model_card(rest))
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """What seap.json says. Raises UserError when it is damaged."""
+    try:
+        found = json.loads((folder / "seap.json").read_text())
+        if not {"model", "method", "layers", "options", "realised_sparsity"} <= found.keys():
+            raise ValueError("entries are missing")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder / 'seap.json'} is damaged ({error}); prune again") from error
+    return found

@@ -1,0 +1,129 @@
+"""Prune over files: what can be refused is refused before anything long starts."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seap.activations.calibration import check_same_model, identity
+from seap.errors import UserError
+from seap.files import check_output
+from seap.models import loader
+from seap.models.axes import Masks
+from seap.models.options import Streaming
+from seap.pruning import checkpoint
+from seap.pruning.prune import needs_text, prune, split_options
+from seap.pruning.report import Report
+from seap.pruning.stages import check_tasks, read_statistics
+from seap.pruning.streaming import check_streamable
+from seap.selection.mask import compose, load_masks
+from seap.selection.mixture import check_mixture
+from seap.selection.options import Pruning
+from seap.text.tasks import load_items, parse_spec
+
+
+def prune_to_folder(
+    name: str,
+    out: Path,
+    *,
+    tasks: Sequence[str] = (),
+    stats_files: Sequence[Path] = (),
+    mask_file: Path | None = None,
+    general: str | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    loading: Mapping[str, Any] | None = None,
+    save_dtype: str | None = None,
+    streaming: Streaming = Streaming(),  # noqa: B008
+    prune: Callable[..., Report] = prune,
+    least: float | None = None,
+    **options: Any,
+) -> Report:
+    """`seap prune`: refuse what can be refused, load, prune, and save the folder whole or not at all.
+
+    loading: the keyword arguments of `seap.load`. save_dtype: of the weights on disk; by default that of `loading`, the
+    checkpoint's own where that is auto. prune: what cuts the model, with the arguments of `seap.prune`; least: the
+    share that it is sure to remove, by default the sparsity.
+    """
+    check_output(out, overwrite=overwrite, source=loader.resolve_model(name))
+    stored = read_statistics(stats_files)
+    given, about_mask = load_masks(mask_file) if mask_file else (None, {})
+    options = options_of_mask(options, about_mask) if mask_file else options
+    pruning, _ = split_options(options)
+    check_texts(tasks, pruning, needed=not stored and needs_text(pruning, given), stored=stored, general=general)
+    if streaming.stream:
+        check_streamable(pruning)
+    with loader.loaded(name, out, loading or {}, save_dtype, streaming) as (model, tokenizer):
+        check_same_model(stats_files, [about for _, about in stored.values()], model)
+        if mask_file:
+            check_same_model([mask_file], [about_mask], model)
+        removed = pruning.sparsity if least is None else least
+        checkpoint.check_space(out, int(loader.weight_bytes(model) * (1 - removed)))
+        made_with, before = identity(model), checkpoint.previous(name, model)
+        statistics = {task: part for task, (part, _) in stored.items()} or None
+        report = prune(
+            model,
+            tokenizer,
+            task=list(tasks) or None,
+            statistics=statistics,
+            masks=given,
+            general=general,
+            progress=progress,
+            **options,
+        )
+        if mask_file:
+            tokens = report.num_tokens or about_mask["num_tokens"]
+            report = replace(report, tasks=tuple(about_mask["tasks"]), num_tokens=tokens)
+        if not streaming.stream:
+            model.to(getattr(torch, save_dtype) if save_dtype else model.config.dtype or model.dtype)
+        save_pruned(model, tokenizer, report, out, made_with, before)
+        return report
+
+
+def check_texts(
+    tasks: Sequence[str], pruning: Pruning, *, needed: bool, stored: Collection[str], general: str | None
+) -> None:
+    """Refuse texts that can't be read or mixed; `needed` says whether the tasks' are, `stored` names statistics."""
+    check_tasks(tasks, needed=needed)
+    names = [parse_spec(spec).name for spec in tasks] if needed else list(stored)
+    check_mixture(pruning, names, general=general is not None)
+    if general is not None:
+        load_items(parse_spec(general), "train")
+
+
+def options_of_mask(options: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """A mask's own options in place of this run's. Raises UserError for an option that the mask has settled."""
+    settled = {name: value for name, value in about["options"].items() if name in {f.name for f in fields(Pruning)}}
+    defaults = asdict(Pruning())
+    for name, value in options.items():
+        if name in settled and name != "compensate" and value not in (defaults[name], settled[name]):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} {value} has no effect with --mask-file, whose mask is made already; leave it out")
+    if settled["axes"] is not None:
+        settled["axes"] = tuple(settled["axes"])
+    own = {name: value for name, value in options.items() if name not in settled}
+    compensate = options.get("compensate") or settled["compensate"]
+    return settled | own | {"compensate": compensate, "mix": 0.0, "worst_task": False}
+
+
+def save_pruned(
+    model: Any,
+    tokenizer: Any,
+    report: Report,
+    out: Path,
+    made_with: Mapping[str, Any],
+    before: tuple[Masks, Mapping[str, Any]] | None,
+) -> None:
+    """Save a checkpoint whose masks are over the original model's units, whatever was pruned before."""
+    told, masks = report.to_dict(), report.masks
+    about: dict[str, Any] = {**made_with, "seed": told["calibration"]["seed"]}
+    told_too = ("tasks", "method", "options", "realised_sparsity", "num_tokens", "versions", "key")
+    about |= {name: told[name] for name in told_too} | {"sparsity": report.target_sparsity}
+    if before is not None:
+        masks = compose(before[0], report.masks)
+        kept = sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
+        earlier = {name: before[1].get(name) for name in ("model", "tasks", "method", "realised_sparsity")}
+        told["pruned_before"] = about["pruned_before"] = earlier | {"units_kept_of_original": kept}
+    checkpoint.save(model, tokenizer, masks, told | {"mask": about}, out)

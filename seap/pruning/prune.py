@@ -1,0 +1,278 @@
+"""The whole way from a model and its tasks to a smaller model: the only file that knows the order of the stages."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+
+from seap.activations import calibration as calibrating
+from seap.activations.stats import Statistics
+from seap.compensation.compensate import Repairs, repair_axes
+from seap.errors import UserError
+from seap.models.arch import Arch, describe
+from seap.models.axes import Masks
+from seap.models.families import refuse_experts
+from seap.models.residency import streamed
+from seap.pruning.report import Before, Report, Run, build_report
+from seap.pruning.sequential import refit_layers
+from seap.pruning.streaming import check_streamable, cut_streamed_
+from seap.pruning.surgery import check_in_memory, cut_
+from seap.selection.allocate import allocate
+from seap.selection.mask import check_fits
+from seap.selection.mixture import check_mixture, pool
+from seap.selection.options import Pruning
+from seap.selection.ranking import Ranking, rank, with_second_moments
+from seap.selection.timing import best_rounding
+from seap.selection.usage import keep_experts
+from seap.text.corpus import Corpus, build_corpus, longest_sequence
+from seap.text.options import Calibration
+from seap.text.tasks import load_items, parse_spec, spec_source
+
+Tasks = str | Sequence[str] | Mapping[str, Sequence[str]]
+
+
+def build_corpora(model: Any, tokenizer: Any, tasks: Tasks, options: Calibration) -> dict[str, Corpus]:
+    """The corpus of each task, given as `NAME`, `NAME=PATH`, several of them, or a dict of name → texts."""
+    seq_len = longest_sequence(model, options)
+    if not isinstance(tasks, Mapping):
+        specs = [parse_spec(spec) for spec in ([tasks] if isinstance(tasks, str) else tasks)]
+        names = [spec.name for spec in specs]
+        if len(set(names)) < len(names):
+            raise UserError(f"two tasks have one name: {', '.join(names)}; name them apart, as NAME=PATH")
+        texts = {s.name: [item.text for item in load_items(s, "train")] for s in specs}
+        sources = {spec.name: spec_source(spec) for spec in specs}
+    else:
+        if any(isinstance(given, str) for given in tasks.values()):
+            raise UserError("task as a dict maps each name to a list of texts, got one text; put it in a list")
+        texts = {name: list(given) for name, given in tasks.items()}
+        sources = dict.fromkeys(texts, "given in memory")
+    return {
+        name: build_corpus(name, given, tokenizer, options, source=sources[name], seq_len=seq_len)
+        for name, given in texts.items()
+    }
+
+
+def calibrate(
+    model: Any, tokenizer: Any, task: Tasks, *, progress: bool = True, **options: Any
+) -> dict[str, Statistics]:
+    """Measure each task's activations: `seap.calibrate(model, tokenizer, "gsm8k", num_texts=200)`.
+
+    options are those of `seap.text.options.Calibration`. Returns task → axis key → Moments.
+    """
+    settings = Calibration(**options)
+    return calibrate_corpora(model, build_corpora(model, tokenizer, task, settings), settings, progress=progress)
+
+
+def with_what_is_needed(calibration: Calibration, options: Pruning) -> Calibration:
+    """With second moments where a stage of the run looks at them."""
+    return replace(calibration, second_moments=calibration.second_moments or options.needs_second_moments)
+
+
+def calibrate_corpora(
+    model: Any, corpora: Mapping[str, Corpus], options: Calibration, *, progress: bool = True
+) -> dict[str, Statistics]:
+    """The statistics of each."""
+    return {name: calibrating.calibrate(model, corpus, options, progress=progress) for name, corpus in corpora.items()}
+
+
+def make_masks(
+    model: Any,
+    statistics: Mapping[str, Statistics],
+    options: Pruning,
+    *,
+    general: Statistics | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> tuple[Masks, Pruning]:
+    """Scores → budgets → masks, and the options with what was chosen on held-out text.
+
+    statistics: task → axis key → Moments (may be empty for scores of weights alone). general: of text to mix in.
+    """
+    ranking = rank(model, statistics, options, general=general, seed=seed, progress=progress)
+    return ranking.masks(options.sparsity, progress=progress), ranking.options
+
+
+def make_repairs(
+    model: Any, masks: Masks, statistics: Mapping[str, Statistics], options: Pruning, *, progress: bool = False
+) -> Repairs:
+    """What the kept weights do about the removed units, layer after layer where the method is sequential."""
+    arch, method = describe(model), options.resolved()
+    if method.compensate == "none" or all(mask.all() for mask in masks.values()):
+        return {}
+    pooled = pool(statistics, options)
+    repairs = repair_axes(arch, masks, pooled, method.compensate)
+    if not method.sequential:
+        return repairs
+    return refit_layers(arch, masks, repairs, pooled.rows, batch_tokens=Calibration.batch_tokens, progress=progress)
+
+
+def prune(
+    model: Any,
+    tokenizer: Any = None,
+    *,
+    task: Tasks | None = None,
+    statistics: Mapping[str, Statistics] | None = None,
+    masks: Masks | None = None,
+    ranking: Ranking | None = None,
+    general: str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Report:
+    """Prune a model in place: `seap.prune(model, tokenizer, task="gsm8k=data/gsm8k", sparsity=0.5)`.
+
+    task: `NAME`, `NAME=PATH`, a list of them, or a dict of name → texts. statistics (of `seap.calibrate`) or masks (of
+    `seap mask`) take the place of the stages that make them; so does a ranking (of `seap.selection.ranking.rank`, from
+    the dense model that this one is a copy of), which serves many sparsities. Other options are the fields of
+    `seap.selection.options.Pruning` and `seap.text.options.Calibration`. The model is untouched when anything is
+    refused.
+
+    Afterwards `model.save_pretrained` and `push_to_hub` work as for any model.
+    """
+    started = time.perf_counter()
+    run = Run(*split_options(options), statistics=dict(ranking.statistics if ranking else statistics or {}))
+    run.pruning, noted = with_rounding(model, run.pruning)
+    run.notes += [*noted, *check(model, run.pruning, masks)]
+    measure_(run, model, tokenizer, task, masks, general, progress=progress)
+    if run.statistics and (masks is None or run.pruning.resolved().compensate != "none"):
+        run.statistics = with_second_moments(model, run.statistics, run.pruning, progress=progress)
+    if masks is not None:
+        made = masks
+    else:
+        seed = run.calibration.seed
+        ranking = ranking or rank(model, run.statistics, run.pruning, general=run.general, seed=seed, progress=progress)
+        made = ranking.masks(run.pruning.sparsity, progress=progress)
+        run.statistics, run.notes = ranking.statistics, [*run.notes, *ranking.notes]
+        run.pruning = replace(ranking.options, sparsity=run.pruning.sparsity)
+    before = Before.of(model, made)
+    if streamed(model) is None:
+        repairs = make_repairs(model, made, run.statistics, run.pruning, progress=progress)
+        cut_(model, made, repairs)
+    else:
+        source = pool(run.statistics, run.pruning) if run.statistics else {}
+        repairs = cut_streamed_(model, made, source, run.pruning.resolved().compensate, progress=progress)
+    run.notes += notes_on(repairs, run.pruning)
+    asked = masks is None or "sparsity" in options
+    target = run.pruning.sparsity if asked else before.realised_sparsity
+    return build_report(model, before, made, run, target=target, seconds=time.perf_counter() - started)
+
+
+def with_rounding(model: Any, options: Pruning) -> tuple[Pruning, list[str]]:
+    """--round-to auto as the number that is best here, and what was measured."""
+    if options.round_to:
+        return options, []
+    refuse_experts(model.config, "--round-to auto", "give a number of channels, such as 64")
+    best, times = best_rounding(describe(model), options.sparsity)
+    figures = ", ".join(f"{multiple}: {value:.3f}" for multiple, value in times.items())
+    return replace(options, round_to=best), [f"--round-to {best} was chosen by time (µs per channel: {figures})"]
+
+
+def notes_on(repairs: Repairs, options: Pruning) -> list[str]:
+    """Where reconstruction fell back on the bias."""
+    fell_back = [key for key, repair in repairs.items() if repair.about == "bias"]
+    if options.resolved().compensate != "ridge" or not fell_back:
+        return []
+    return [f"reconstruction was no better than the bias on held-out text for {', '.join(fell_back)}"]
+
+
+def measure_(
+    run: Run,
+    model: Any,
+    tokenizer: Any,
+    task: Tasks | None,
+    masks: Masks | None,
+    general: str | None,
+    *,
+    progress: bool,
+) -> None:
+    """Calibrate where the run needs statistics and has none; note what has no effect."""
+    settings = run.calibration
+    if not run.statistics and needs_text(run.pruning, masks):
+        if task is None or tokenizer is None:
+            raise UserError("this method measures activations: give a tokenizer and a task (NAME or NAME=PATH)")
+        wanted = with_what_is_needed(settings, run.pruning)
+        run.corpora = build_corpora(model, tokenizer, task, settings)
+        check_mixture(run.pruning, list(run.corpora), general=general is not None)
+        run.statistics = calibrate_corpora(model, run.corpora, wanted, progress=progress)
+        if general is not None and run.pruning.mix:
+            [corpus] = build_corpora(model, tokenizer, general, settings).values()
+            run.general = calibrating.calibrate(model, corpus, wanted, progress=progress)
+        elif general is not None:
+            run.notes.append("--general has no effect without --mix")
+        if settings.second_moments and not run.pruning.needs_second_moments:
+            run.notes.append("--second-moments has no effect: no stage of this run uses them")
+        return
+    for part in run.statistics.values():
+        check_sizes(describe(model), part)
+    if task is not None:
+        run.notes.append("the task's text was not used: nothing here measures activations anew")
+    changed = [f.name for f in fields(Calibration) if getattr(settings, f.name) != f.default and f.name != "seed"]
+    run.notes += [f"--{name.replace('_', '-')} has no effect: nothing here is measured anew" for name in changed]
+
+
+def check_sizes(arch: Arch, statistics: Statistics) -> None:
+    """Raise UserError unless the statistics have this model's axes."""
+    expected = arch.measured
+    found = {key: moments.mean.numel() for key, moments in statistics.items()}
+    if expected != found:
+        key = sorted(dict(expected.items() ^ found.items()))[0]
+        got, own = found.get(key, "no"), expected.get(key, "no")
+        raise UserError(f"the statistics aren't this model's: {key} has {got} inputs in them, {own} in the model")
+
+
+def split_options(options: Mapping[str, Any]) -> tuple[Pruning, Calibration]:
+    """Keyword arguments → the two dataclasses that own them."""
+    ours, theirs = ({f.name for f in fields(kind)} for kind in (Pruning, Calibration))
+    strange = options.keys() - ours - theirs
+    if strange:
+        raise TypeError(f"unknown options {sorted(strange)}; known: {sorted(ours | theirs)}")
+    pruning = Pruning(**{name: value for name, value in options.items() if name in ours})
+    return pruning, Calibration(**{name: value for name, value in options.items() if name in theirs})
+
+
+def needs_text(options: Pruning, masks: Masks | None) -> bool:
+    """Whether any stage of this run looks at activations."""
+    return options.resolved().compensate != "none" if masks is not None else options.needs_text
+
+
+def check(model: Any, options: Pruning, masks: Masks | None = None) -> list[str]:
+    """Refuse what can't be done before any text is read; return what the user should know about this run."""
+    check_in_memory(model)
+    if streamed(model) is not None:
+        check_streamable(options)
+    arch = describe(model)
+    if options.cost != "params":
+        refuse_experts(model.config, f"--cost {options.cost}", "leave it out")
+    if masks is None:
+        nothing = {axis.key: torch.zeros(axis.num_inputs, dtype=torch.float64) for axis in arch.axes}
+        allocate(arch, options, nothing, axes=keep_experts(arch, options, nothing))
+    else:
+        check_fits(arch, masks)
+    notes = [f"{name} has no effect with these choices" for name in options.unused()]
+    if not arch.can_cut_heads and options.axes is None and options.sparsity > 0:
+        notes.append(
+            f"only MLP channels are cut: the heads of {arch.family.model_type} stay, {arch.family.heads_refused}"
+        )
+    notes += notes_on_experts(arch, options)
+    if options.cost == "milliseconds":
+        notes.append("the sparsity is of the time that the linears take here, so the share of parameters differs")
+    if getattr(model.config, "seap", None):
+        notes.append("the model is already pruned; the sparsity is of what is left of it")
+    return notes
+
+
+def notes_on_experts(arch: Arch, options: Pruning) -> list[str]:
+    """What users of a mixture of experts should know, and users of other models who asked for experts."""
+    axes = [axis for axis in arch.axes if axis.usage_key]
+    if not axes:
+        return ["--experts has no effect: this model has none"] if options.experts != "auto" else []
+    notes = []
+    if options.resolved().compensate == "bias":
+        notes.append("experts have no bias that could make up for what goes, so they stay uncompensated")
+    if options.round_to % 8 and any(axis.name in (options.axes or (axis.name,)) for axis in axes):
+        notes.append(
+            "transformers runs experts one by one, slowly on GPUs, where their width is no multiple of 8; --round-to 8 "
+            "keeps its grouped kernels"
+        )
+    return notes

@@ -1,0 +1,169 @@
+"""Sequential refit: each consumer in turn is fitted to the dense model's stream, on what the pruned model feeds it.
+
+The repairs of `compensate` are fitted on the dense model's activations; in the pruned model the inputs of a later layer
+differ. With the masks fixed, each consumer is therefore refitted, first layer first, to the dense model's residual
+stream: its target is the dense consumer's output plus the error inherited so far, T = W h + (x_dense − x_pruned), so
+that later layers mend what earlier ones left (asymmetric reconstruction: He et al., 2017, arXiv 1707.06168, eq. 5; Li
+et al., GPTAQ, 2025). Closed form, shrunk towards the repair W₀ that is there:
+W' = W₀ + (C_Th − W₀ C_hh)(C_hh + λI)⁻¹, with λ, and whether to change anything at all, chosen on held-out rows.
+
+Before that, the linears that write the axis are mended too: they read a stream that has drifted, so each W becomes
+W · M, where M h_pruned is the best linear guess at h_dense.
+
+In a layer of experts only the attention's consumer is refitted; the experts keep the repairs that they have.
+
+The error is inherited only where the consumer's output is added to the residual stream as it is. Where a norm stands
+between (Gemma 2 and 3, OLMo 2) the target is the dense consumer's output alone; a first batch tells which it is.
+Shapes: N tokens, D hidden size (outputs of a consumer), k kept inputs.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from seap.activations.layerwise import Walk, evaluation, input_of, taken
+from seap.activations.stats import Rows
+from seap.compensation.compensate import Repair, Repairs, kept_inputs, weight_of
+from seap.compensation.cross import CrossMoments, corrected_inputs, refit
+from seap.models.arch import Arch
+from seap.models.axes import Axis, Masks
+from seap.selection.damage import simulated
+
+READ_BYTES = 1 << 30  # inputs of a layer's last consumer that are kept; beyond it the layer is run again
+
+
+@dataclass(frozen=True)
+class DenseRun:
+    """One batch in one dense layer."""
+
+    outputs: list[Tensor]  # of the two consumers
+    reads: list[Tensor]  # per axis, what the linears that write it read
+    after: Tensor  # the layer's output
+
+
+@dataclass
+class Streams:
+    """The dense and the pruned model's hidden states of one corpus, side by side, layer after layer."""
+
+    arch: Arch
+    masks: Masks
+    repairs: Repairs
+    walk: Walk  # its hidden states are the dense model's
+    pruned: list[Tensor]
+    # per batch, in the layer at hand: the pruned stream before its last consumer, and what that consumer reads
+    read: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def advance_(self, layer: int) -> None:
+        """Mend the layer's linears in the order in which they run, then move both streams past the layer."""
+        batches = range(len(self.walk.batches))
+        axes = self.arch.layer_axes(layer)
+        fitted = [axis for axis in axes if axis.consumer in self.arch.writers(layer)]
+        dense = [self._dense_run(fitted, layer, i) for i in batches]
+        self.read.clear()
+        for place, axis in enumerate(fitted):
+            changed = self.pruned[0] is not self.walk.hidden[0] or any(a.key in self.repairs for a in fitted[:place])
+            if changed:
+                self._correct_(axis, axes, [run.reads[place] for run in dense])
+            if changed or axis.key in self.repairs:
+                self._refit_(axis, axes, dense)
+        if any(axis.key in self.repairs for axis in axes) or self.pruned[0] is not self.walk.hidden[0]:
+            with self._cut(axes):
+                self.pruned = [self._after(layer, i) for i in batches]
+        else:
+            self.pruned = [run.after for run in dense]
+        self.walk.hidden = [run.after for run in dense]
+
+    def _after(self, layer: int, index: int) -> Tensor:
+        """The pruned layer's output: from what its last consumer was seen to read, where that is known."""
+        if index not in self.read:
+            return self.walk.run(layer, index, self.pruned[index])
+        stream, inputs = self.read.pop(index)
+        output: Tensor = self.arch.linear(layer, self.arch.writers(layer)[-1])(inputs)
+        return stream + output
+
+    def _dense_run(self, axes: Sequence[Axis], layer: int, index: int) -> DenseRun:
+        writers = self.arch.writers(layer)
+        outputs: list[list[Tensor]] = [[] for _ in writers]
+        reads: list[list[Tensor]] = [[] for _ in axes]
+        with contextlib.ExitStack() as stack:
+            for module, into in zip(writers, outputs, strict=True):
+                stack.enter_context(taken(self.arch.linear(layer, module), into))
+            for axis, into in zip(axes, reads, strict=True):
+                stack.enter_context(taken(self.arch.linear(layer, axis.producers[0]), into, inputs=True))
+            after = self.walk.run(layer, index)
+        return DenseRun([into[0] for into in outputs], [into[0] for into in reads], after)
+
+    def _cut(self, axes: Sequence[Axis]) -> contextlib.ExitStack:
+        stack = contextlib.ExitStack()
+        for axis in axes:
+            keep = kept_inputs(axis, self.masks[axis.key])
+            if not keep.all() or axis.key in self.repairs:
+                stack.enter_context(simulated(self.arch, axis, keep, self.repairs.get(axis.key)))
+        return stack
+
+    def _correct_(self, axis: Axis, axes: Sequence[Axis], expected: Sequence[Tensor]) -> None:
+        """Map what the axis's linears read to what the dense ones read, where that helps on held-out rows."""
+        sums = [CrossMoments(), CrossMoments()]
+        with self._cut(axes):
+            for index, held in enumerate(self.walk.held):
+                inputs = input_of(self.walk, axis.layer, axis.producers[0], index, self.pruned[index])
+                sums[held].update_(self.walk.real(index, inputs), self.walk.real(index, expected[index]))
+        found = corrected_inputs(*sums)
+        if found is not None:
+            self.repairs[axis.key] = replace(self._start(axis), inputs=found)
+
+    def _start(self, axis: Axis) -> Repair:
+        outputs = self.arch.weight(axis.layer, axis.consumer).shape[0]
+        return self.repairs.get(axis.key, Repair(torch.zeros(outputs, dtype=torch.float64)))
+
+    def _refit_(self, axis: Axis, axes: Sequence[Axis], dense: Sequence[DenseRun]) -> None:
+        """Fit the axis's consumer anew, where that helps on held-out rows."""
+        keep = kept_inputs(axis, self.masks[axis.key])
+        sums = [CrossMoments(), CrossMoments()]
+        with self._cut(axes):
+            for index, held in enumerate(self.walk.held):
+                inputs, target = self._fitted_to(axis, index, dense[index])
+                h = self.walk.real(index, inputs)[:, keep.to(inputs.device)]
+                sums[held].update_(h, self.walk.real(index, target))
+        start = self._start(axis)
+        better = refit(start, sums[0], sums[1], weight_of(self.arch, axis)[:, keep])
+        if better is not None:
+            self.repairs[axis.key] = replace(better, inputs=start.inputs)
+
+    def _fitted_to(self, axis: Axis, index: int, dense: DenseRun) -> tuple[Tensor, Tensor]:
+        """What the axis's consumer reads in the pruned model, and what it should write, for one batch."""
+        writers = self.arch.writers(axis.layer)
+        place, bias = writers.index(axis.consumer), self.arch.consumer(axis).bias
+        earlier: list[Tensor] = []
+        with taken(self.arch.linear(axis.layer, writers[0]), earlier):
+            inputs = input_of(self.walk, axis.layer, axis.consumer, index, self.pruned[index])
+        target = dense.outputs[place]
+        if _adds_up(self.walk.hidden[index], dense.outputs, dense.after):
+            target = target + self.walk.hidden[index] - self.pruned[index]
+            target = target + sum(dense.outputs[0] - output for output in earlier)
+            if place and sum(known.nbytes for _, known in self.read.values()) < READ_BYTES:
+                self.read[index] = (self.pruned[index] + sum(earlier), inputs)
+        return inputs, target if bias is None else target - bias
+
+
+def _adds_up(before: Tensor, outputs: Sequence[Tensor], after: Tensor) -> bool:
+    """Whether a layer adds its consumers' outputs to its input as they are."""
+    off = (before.float() + sum(output.float() for output in outputs) - after.float()).norm()
+    return bool(off <= 0.02 * after.float().norm())
+
+
+def refit_layers(
+    arch: Arch, masks: Masks, repairs: Repairs, rows: Rows, *, batch_tokens: int, progress: bool
+) -> Repairs:
+    """Repairs refitted layer after layer; those of axes left whole are new. rows: token rows, every fifth held out."""
+    with evaluation(arch.model):
+        walk = Walk.start(arch, rows, batch_tokens=batch_tokens)
+        streams = Streams(arch, masks, dict(repairs), walk, list(walk.hidden))
+        layers = range(len(arch.layers))
+        for layer in tqdm(layers, desc="refit", unit="layer", disable=not progress, leave=False):
+            streams.advance_(layer)
+    return streams.repairs

@@ -1,0 +1,144 @@
+"""Surgery: cuts the removed units out of a model, in place, and makes it a model that saves and reloads.
+
+What forward, cache and config need to know about the new widths isn't listed here: each layer is built once more,
+empty, by its family's own constructor with the new widths, and its attributes are copied. The same constructor builds
+it when the checkpoint is loaded, so the two can't differ.
+"""
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seap.compensation.compensate import Repair, Repairs, map_inputs
+from seap.errors import UserError
+from seap.models import modeling_seap
+from seap.models.arch import Arch, describe, layer_width_values
+from seap.models.axes import Axis, Masks, Slice
+from seap.models.families import width_keys
+from seap.models.loader import check_not_quantized
+from seap.selection.mask import budgets_of, check_fits
+
+_PLAIN = (int, float, bool, str, tuple, type(None))
+
+
+def check_in_memory(model: nn.Module) -> None:
+    """Raise UserError when some weights aren't there to be cut (offloaded to disk, or quantized)."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise UserError(f"{name} is offloaded; load the model whole, without device_map offloading, to prune it")
+    check_not_quantized(model)
+
+
+@torch.no_grad()
+def cut_(model: Any, masks: Masks, repairs: Repairs | None = None) -> Arch:
+    """Remove what the masks don't keep and repair the consumers. Returns the model seen anew.
+
+    Nothing changes, to the bit, where a mask keeps all and there is no repair. Raises UserError when the masks aren't
+    this model's.
+    """
+    arch = describe(model)
+    check_in_memory(model)
+    check_fits(arch, masks)
+    for layer in range(len(arch.layers)):
+        cut_layer_(arch, layer, masks, repairs or {})
+    return finish_(arch, masks, (repairs or {}).keys())
+
+
+@torch.no_grad()
+def cut_layer_(arch: Arch, layer: int, masks: Masks, repairs: Repairs) -> None:
+    """Cut one layer's weights; the model runs again once all layers are cut and it is finished (`finish_`)."""
+    for axis in arch.layer_axes(layer):
+        cut = _cut_experts_ if axis.usage_key else _cut_linears_
+        cut(arch, axis, masks[axis.key], repairs.get(axis.key))
+
+
+def _cut_linears_(arch: Arch, axis: Axis, mask: Tensor, repair: Repair | None) -> None:
+    if repair is not None:
+        _add_bias_(arch, axis, repair)
+    if not mask.all():
+        for part in axis.slices:
+            _slice_linear_(arch.linear(axis.layer, part.module), part, mask)
+    if repair is not None and repair.weight is not None:
+        arch.weight(axis.layer, axis.consumer).copy_(repair.weight)
+    if repair is not None and repair.inputs is not None:
+        for module in axis.producers:
+            weight = arch.weight(axis.layer, module)
+            weight.copy_(map_inputs(weight, repair.inputs))
+
+
+def _cut_experts_(arch: Arch, axis: Axis, mask: Tensor, repair: Repair | None) -> None:
+    experts = arch.experts_of(axis)
+    if repair is not None or not mask.all():
+        experts.replace_(experts.cut(mask, None if repair is None else repair.weight))
+
+
+def finish_(arch: Arch, masks: Masks, repaired: Collection[str]) -> Arch:
+    """Tell config and layers of their new widths. repaired: the keys of the axes whose consumer got a bias."""
+    model = arch.model
+    _write_config_(arch, masks, repaired)
+    _copy_attributes_(arch)
+    modeling_seap.adopt_(model)
+    if model.base_model is not model:
+        modeling_seap.adopt_(model.base_model)
+    return describe(model)
+
+
+def _slice_linear_(linear: Any, part: Slice, mask: Tensor) -> None:
+    keep = part.indices(mask.to(linear.weight.device))
+    linear.weight = _like(linear.weight, linear.weight.index_select(part.dim, keep))
+    if linear.bias is not None and not part.consumer:
+        linear.bias = _like(linear.bias, linear.bias.index_select(0, keep))
+
+
+def _like(old: Tensor, new: Tensor) -> nn.Parameter:
+    return nn.Parameter(new.contiguous(), requires_grad=old.requires_grad)
+
+
+def _add_bias_(arch: Arch, axis: Axis, repair: Repair) -> None:
+    consumer = arch.consumer(axis)
+    modeling_seap.add_bias_(consumer, repair.bias.numel())
+    consumer.bias.copy_((consumer.bias.cpu().double() + repair.bias.cpu()).to(consumer.bias))
+
+
+def _write_config_(arch: Arch, masks: Masks, repaired: Collection[str]) -> None:
+    """Per-layer widths for transformers, and under `seap` what modeling_seap.py needs to build the layers."""
+    config, family = arch.model.config, arch.family
+    budgets = budgets_of(arch.axes, masks)
+    layers = range(len(arch.layers))
+    added: dict[str, list[int]] = {
+        path: list(i) for path, i in (getattr(config, "seap", None) or {}).get("added_bias", {}).items()
+    }
+    for axis in arch.axes:
+        if axis.key in repaired and not axis.usage_key and axis.layer not in added.setdefault(axis.consumer, []):
+            added[axis.consumer].append(axis.layer)
+    head_size = arch.head_size if arch.can_cut_heads else None
+    if head_size is not None:
+        config.head_dim = head_size
+    config.allow_global_per_layer_attribute_access = True
+    config.per_layer_config = {i: layer_width_values(arch, budgets, i) for i in layers}
+    config.seap = {"widths": list(width_keys(family)), "layer_class": arch.layer_class, "added_bias": added}
+    if family.experts is not None:
+        config.seap["expert_width"] = family.experts.channels_key
+    auto = {"AutoModelForCausalLM": "SeapForCausalLM", "AutoModel": "SeapModel"}
+    config.auto_map = {name: f"modeling_seap.{target}" for name, target in auto.items()}
+    config.architectures = ["SeapForCausalLM"]
+
+
+def _copy_attributes_(arch: Arch) -> None:
+    for index, layer in enumerate(arch.layers):
+        for path, name, value in layer_attributes(arch, arch.model.config, index):
+            setattr(layer.get_submodule(path), name, value)
+
+
+def layer_attributes(arch: Arch, config: Any, index: int) -> Iterator[tuple[str, str, Any]]:
+    """Path, name and value of all that a layer built from this config holds beside its weights."""
+    layer_class = modeling_seap.patch_layer_class(type(arch.model), arch.layer_class)
+    with torch.device("meta"):
+        built = layer_class(config, layer_idx=index)
+    for path, module in built.named_modules():
+        for name, value in vars(module).items():
+            plain = isinstance(value, _PLAIN) and not name.startswith("_") and name != "training"
+            if plain or name == "config":
+                yield path, name, value

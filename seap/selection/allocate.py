@@ -1,0 +1,166 @@
+"""Layer sparsity: how a target is spread over the layers, by a curve, by scores or by measured damage.
+
+The target is a fraction of all prunable parameters, which `seap.budgets` meets within one unit, or the run ends with
+the reason. Three ways go by themselves: one width for all layers, a target of time, and the published code's budgets.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from seap.methods import MEASURED
+from seap.models.arch import Arch, choose_axes
+from seap.models.axes import KV_GROUPS, Axis
+from seap.scoring.score import Scores, unit_scores
+from seap.selection.budgets import Budgets, check_met, check_reachable, is_protected, least_kept, spread
+from seap.selection.damage import Curves
+from seap.selection.options import Pruning
+from seap.selection.timing import Times
+from seap.selection.widths import least_damage, one_width, within_time
+
+
+def logistic(x: float) -> float:
+    """1 / (1 + e^−x), without overflow; never quite 0, so that no layer is protected by its curve alone."""
+    return max(1 / (1 + math.exp(-x)) if x > -700 else 0.0, 1e-300)
+
+
+def layer_weights(num_layers: int, options: Pruning, allocate: str) -> list[float]:
+    """Relative sparsity of each layer, 0 for protected ones.
+
+    logistic: 1 / (1 + e^(−k(x − x0))), x = l/(L−1) for l = 0 … L−1 (SEAP, eq. 15; its Λ is the water level).
+    """
+    weights = []
+    for layer in range(num_layers):
+        position = layer / max(num_layers - 1, 1)
+        curve = logistic(options.logistic_k * (position - options.logistic_x0))
+        weights.append(0.0 if is_protected(layer, num_layers, options) else curve if allocate == "logistic" else 1.0)
+    return weights
+
+
+def standardised(axis: Axis, inputs: Tensor) -> Tensor:
+    """FLAP's comparison across layers: inputs standardised within the axis, then the mean per unit. (C,) → (U,).
+
+    Of experts a unit is one channel of each that stays, the lowest of all together, then the next ones.
+    """
+    deviation = inputs.std().clamp_min(torch.finfo(torch.float64).tiny)
+    each = unit_scores(axis, (inputs - inputs.mean()) / deviation) / axis.unit_inputs
+    if not axis.usage_key:
+        return each
+    own = each.view(axis.experts, axis.units)
+    return (own if axis.kept is None else own[list(axis.kept)]).sort(1).values.mean(0)
+
+
+def _adaptive(
+    axes: Sequence[Axis], weights: Sequence[float], options: Pruning, target: float, scores: Scores
+) -> Budgets:
+    """FLAP's AL-AM: one global ranking of standardised scores, each unit at its cost in parameters.
+
+    The lowest are removed until the target is met, except those that their axis must keep. The widths that this gives
+    are then rounded as in every allocation, so that they meet the target to the unit.
+    """
+    ranked = []
+    for axis, weight in zip(axes, weights, strict=True):
+        if weight == 0:
+            continue
+        values = torch.sort(standardised(axis, scores[axis.key])).values.tolist()
+        removable = axis.units - least_kept(axis, options)
+        ranked += [(value, axis) for value in values[:removable]]
+    ranked.sort(key=lambda pair: pair[0])
+    removed, gone = dict.fromkeys((axis.key for axis in axes), 0), 0
+    for _, axis in ranked:
+        if gone + axis.unit_params / 2 > target:
+            continue
+        removed[axis.key] += 1
+        gone += axis.unit_params
+    shares = [removed[axis.key] / axis.units for axis in axes]
+    return spread(axes, shares, options, target) if any(shares) else {axis.key: axis.units for axis in axes}
+
+
+def _curve(axes: Sequence[Axis], weights: Sequence[float], options: Pruning, target: float, scores: Scores) -> Budgets:
+    return spread(axes, weights, options, target)
+
+
+def grid(axis: Axis, options: Pruning) -> list[int]:
+    """Widths that an axis may be given: every number of KV groups, steps of a 64th of the channels."""
+    least = least_kept(axis, options)
+    step = 1 if axis.name == KV_GROUPS else max(axis.units // 64 // options.round_to, 1) * options.round_to
+    return [
+        axis.units,
+        *[width for width in range(axis.units // step * step, least, -step) if width < axis.units],
+        least,
+    ]
+
+
+ALLOCATIONS: dict[str, Callable[[Sequence[Axis], Sequence[float], Pruning, float, Scores], Budgets]] = {
+    "uniform": _curve,
+    "logistic": _curve,
+    "adaptive": _adaptive,
+}
+
+
+def allocate(
+    arch: Arch,
+    options: Pruning,
+    scores: Scores,
+    curves: Curves | None = None,
+    times: Times | None = None,
+    *,
+    axes: Sequence[Axis] | None = None,
+) -> Budgets:
+    """Units that each axis keeps, for the options' sparsity of all prunable parameters (or of measured time).
+
+    curves: measured damage of every axis that may be cut, for `damage` (and `search`, which starts from there). times:
+    of every such axis, for the cost in milliseconds. axes: all of the model's, with the experts that stay.
+
+    Raises UserError, naming what stands in the way, when the target can't be met within one unit.
+    """
+    everything = arch.axes if axes is None else axes
+    cut_keys = {axis.key for axis in choose_axes(arch, options.axes)}
+    axes = [axis for axis in everything if axis.key in cut_keys]
+    dropped = sum(axis.params for axis in arch.axes) - sum(axis.params for axis in everything)
+    name = options.resolved().allocate
+    if curves is None and name in MEASURED:
+        name = "uniform"  # asked before anything is measured, to see whether the target can be met at all
+    by_layer = layer_weights(len(arch.layers), options, name)
+    weights = [by_layer[axis.layer] for axis in axes]
+    target = options.sparsity * arch.prunable_params - dropped
+    if options.sparsity == 0:
+        return {axis.key: axis.units for axis in arch.axes}
+    if options.resolved().convention == "seap-reference":
+        whole = arch.can_cut_heads and arch.queries_per_group > 1
+        cut = [axis for axis in axes if not (whole and axis.name == KV_GROUPS)]
+        return {axis.key: axis.units for axis in arch.axes} | reference_budgets(cut, len(arch.layers), options)
+    check_reachable(arch, axes, weights, options, target)
+    budgets = {axis.key: axis.units for axis in arch.axes}
+    if name == "one-width":
+        least = [least_kept(axis, options) for axis in axes]
+        return budgets | one_width(arch, axes, least, options.round_to, target)
+    if curves is not None and name in MEASURED:
+        free = [axis for axis, weight in zip(axes, weights, strict=True) if weight > 0]
+        if times is not None:
+            return budgets | within_time(free, [grid(axis, options) for axis in free], curves, times, options.sparsity)
+        widths = least_damage(free, [grid(axis, options) for axis in free], curves, target)
+        shares = [1 - width / axis.units for axis, width in zip(free, widths, strict=True)]
+        budgets |= spread(free, shares, options, target)
+    else:
+        budgets |= ALLOCATIONS[name](axes, weights, options, target, scores)
+    check_met(arch, axes, budgets, options, target)
+    return budgets
+
+
+def reference_budgets(axes: Sequence[Axis], num_layers: int, options: Pruning) -> Budgets:
+    """The published code's budgets, which remove less than the sparsity names: 43.3% of Llama-2-7B at "50%".
+
+    Two first and two last layers are left whole, the mean over the others alone is the sparsity, depth is counted over
+    the others, and units are floored. With GQA it leaves attention whole (35.3% of Llama-3-8B goes), and `allocate`
+    does the same. Only the removal of every unit of an axis, which it allows, is not followed.
+    """
+    guard = 2 if num_layers > 4 else 0
+    free = range(guard, num_layers - guard)
+    depth = {layer: i / max(len(free) - 1, 1) for i, layer in enumerate(free)}
+    curve = {layer: logistic(options.logistic_k * (x - options.logistic_x0)) for layer, x in depth.items()}
+    level = options.sparsity * len(free) / sum(curve.values())
+    shares = {layer: min(level * value, 1.0) for layer, value in curve.items()}
+    return {axis.key: max(axis.units - math.floor(axis.units * shares.get(axis.layer, 0.0)), 1) for axis in axes}

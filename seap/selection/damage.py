@@ -1,0 +1,173 @@
+"""Measured damage: what cutting one axis alone to a few widths does to the model's output on held-out text.
+
+Damage is KL(dense ‖ cut) per token in nats, the kept weights compensated as they will be. The layers before the cut are
+not run again. Between the measured widths the root of the damage is interpolated (PCHIP, which stays monotone): output
+error grows with the root of KL. Shapes: B rows, T tokens, V vocabulary, C inputs and O outputs of a consumer.
+"""
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import log_softmax
+from tqdm import tqdm
+
+from seap.activations.layerwise import Walk, evaluation, resume, split_rows
+from seap.compensation.compensate import Repair, map_inputs
+from seap.models.arch import Arch
+from seap.models.axes import KV_GROUPS, Axis
+
+KEPT_SHARES = (0.75, 0.5, 0.3, 0.15)  # of the channels, beside the least that must stay
+CACHED_BYTES = 1 << 30  # dense log-probabilities kept between probes; beyond it they are computed anew
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Damage of one axis at measured widths, ascending; the last is the whole axis, at 0."""
+
+    widths: tuple[int, ...]
+    damage: tuple[float, ...]
+
+    def at(self, widths: Sequence[int]) -> list[float]:
+        """Damage at other widths, by interpolation."""
+        from scipy.interpolate import PchipInterpolator
+
+        if len(self.widths) == 1:
+            return [0.0 for _ in widths]
+        roots = torch.tensor(self.damage, dtype=torch.float64).clamp_min(0).sqrt().tolist()
+        for i in range(len(roots) - 2, -1, -1):
+            roots[i] = max(roots[i], roots[i + 1])  # less width is never better but by noise
+        return [max(float(v), 0.0) ** 2 for v in PchipInterpolator(self.widths, roots)(list(widths))]
+
+
+Curves = dict[str, Curve]  # axis key → curve
+RepairTo = Callable[[Axis, int], tuple[Tensor, Repair | None]]  # axis, width → kept inputs (C,), repair
+
+
+@contextlib.contextmanager
+def simulated(arch: Arch, axis: Axis, keep: Tensor, repair: Repair | None) -> Iterator[None]:
+    """An axis cut without surgery: its consumer reads 0 from what goes. keep: bool (C,)."""
+    if axis.usage_key:
+        experts = arch.experts_of(axis)
+        with experts.replaced(experts.cut(keep, None if repair is None else repair.weight)):
+            yield
+        return
+    old = arch.weight(axis.layer, axis.consumer)
+    keep = keep.to(old.device)
+    cut = torch.zeros_like(old)
+    cut[:, keep] = old[:, keep] if repair is None or repair.weight is None else repair.weight.to(cut)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_replaced(arch, axis.layer, axis.consumer, cut, None if repair is None else repair.bias))
+        if repair is not None and repair.inputs is not None:
+            for module in axis.producers:
+                weight = arch.weight(axis.layer, module)
+                stack.enter_context(_replaced(arch, axis.layer, module, map_inputs(weight, repair.inputs)))
+        yield
+
+
+@contextlib.contextmanager
+def simulated_all(
+    arch: Arch, axes: Sequence[Axis], keep: Mapping[str, Tensor], repairs: Mapping[str, Repair]
+) -> Iterator[None]:
+    """Several axes cut at once."""
+    with contextlib.ExitStack() as stack:
+        for axis in axes:
+            stack.enter_context(simulated(arch, axis, keep[axis.key], repairs.get(axis.key)))
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(arch: Arch, layer: int, module: str, new: Tensor, shift: Tensor | None = None) -> Iterator[None]:
+    """A linear with another weight (O, C) for a while, and its bias shifted."""
+    linear = arch.linear(layer, module)
+    weight, bias = linear.weight, linear.bias
+    linear.weight = nn.Parameter(new.t().contiguous() if arch.family.transposed else new, requires_grad=False)
+    if shift is not None:
+        shift = shift.to(new)
+        linear.bias = nn.Parameter(shift if bias is None else bias + shift, requires_grad=False)
+    try:
+        yield
+    finally:
+        linear.weight, linear.bias = weight, bias
+
+
+@dataclass
+class Judge:
+    """Measures KL from the dense model on held-out rows; the dense model's states are kept."""
+
+    arch: Arch
+    walk: Walk
+    states: list[list[Tensor]] = field(default_factory=list)  # per layer (and after the last), per batch
+    dense: dict[int, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def on(cls, arch: Arch, rows: Sequence[Sequence[int]], *, batch_tokens: int) -> "Judge":
+        """Run the dense model once over the rows."""
+        with evaluation(arch.model):
+            walk = Walk.start(arch, rows, batch_tokens=batch_tokens)
+            return cls(arch, walk, walk.states())
+
+    def _expected(self, index: int) -> Tensor:
+        """The dense model's log-probabilities (B, T, V) of a batch."""
+        if index in self.dense:
+            return self.dense[index]
+        logits = resume(self.arch, self.walk.batches[index], len(self.arch.layers), self.states[-1][index])
+        found = log_softmax(logits.float(), -1)
+        if sum(t.nbytes for t in self.dense.values()) + found.nbytes < CACHED_BYTES:
+            self.dense[index] = found
+        return found
+
+    def divergence(self, first_layer: int = 0) -> float:
+        """KL(dense ‖ model as it is now) per token, when no layer before `first_layer` has changed."""
+        total, count = 0.0, 0
+        for index, batch in enumerate(self.walk.batches):
+            logits = resume(self.arch, batch, first_layer, self.states[first_layer][index])
+            expected = self._expected(index)
+            kl = (expected.exp() * (expected - log_softmax(logits.float(), -1))).sum(-1)
+            real = batch.mask.to(kl.device)
+            total += float((kl.double() * real).sum())
+            count += int(real.sum())
+        return total / count
+
+
+def probe_rows(rows: Sequence[Sequence[int]], num_tokens: int, seed: int) -> list[tuple[int, ...]]:
+    """Held-out rows, drawn by seed and cut to so many tokens; where none is held out, from all rows."""
+    held = split_rows(rows)[1] or list(rows)
+    drawn = random.Random(seed).sample(held, len(held))
+    taken: list[tuple[int, ...]] = []
+    for row in drawn:
+        left = num_tokens - sum(map(len, taken))
+        if left < 2:
+            break
+        taken.append(tuple(row[:left]))
+    return taken
+
+
+def probe_widths(axis: Axis, least: int, step: int) -> list[int]:
+    """Widths to measure, below the whole: every number of KV groups up to 8, a few shares of the channels."""
+    if axis.name == KV_GROUPS and axis.units <= 8:
+        return list(range(least, axis.units))
+    shares = {max(round(axis.units * share / step) * step, least) for share in KEPT_SHARES}
+    return sorted(width for width in shares | {least} if width < axis.units)
+
+
+def measure_curves(
+    judge: Judge, axes: Sequence[Axis], least: Mapping[str, int], step: int, repair_to: RepairTo, *, progress: bool
+) -> Curves:
+    """The damage curve of every axis, each cut alone. step: channels are rounded to a multiple of it."""
+    widths = {axis.key: probe_widths(axis, least[axis.key], step) for axis in axes}
+    bar = tqdm(total=sum(map(len, widths.values())), desc="damage", unit="probe", disable=not progress, leave=False)
+    curves: Curves = {}
+    with evaluation(judge.arch.model):
+        for axis in axes:
+            found = []
+            for width in widths[axis.key]:
+                with simulated(judge.arch, axis, *repair_to(axis, width)):
+                    found.append(judge.divergence(axis.layer))
+                bar.update()
+            curves[axis.key] = Curve((*widths[axis.key], axis.units), (*found, 0.0))
+    bar.close()
+    return curves

@@ -1,0 +1,106 @@
+"""Masks: which units of each axis stay. True keeps."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seap.errors import UserError
+from seap.files import read_tensors, write_tensors
+from seap.models.arch import Arch
+from seap.models.axes import Axis, Masks
+from seap.scoring.score import Scores, unit_scores
+
+
+def choose_units(axes: Sequence[Axis], scores: Scores, budgets: Mapping[str, int]) -> Masks:
+    """Keep the best-scored units of each axis, as many as its budget; among equals the first ones.
+
+    Of experts, those of each expert that stays.
+    """
+    masks: Masks = {}
+    for axis in axes:
+        budget = budgets.get(axis.key, axis.units)
+        own = unit_scores(axis, scores[axis.key]).view(axis.experts, axis.units)
+        order = torch.sort(own, dim=1, descending=True, stable=True).indices
+        mask = torch.zeros(axis.experts, axis.units, dtype=torch.bool).scatter_(1, order[:, :budget], True)
+        if axis.kept is not None:
+            mask[[expert for expert in range(axis.experts) if expert not in axis.kept]] = False
+        masks[axis.key] = mask.flatten()
+    return masks
+
+
+def kept_experts(axis: Axis, mask: Tensor) -> tuple[int, ...]:
+    """The experts of which a mask keeps something; (0,) for the other axes, which have one part."""
+    return tuple(mask.view(axis.experts, axis.units).any(1).nonzero().flatten().tolist())
+
+
+def budgets_of(axes: Sequence[Axis], masks: Masks) -> dict[str, int]:
+    """Units kept by axis key, and experts kept by their usage key."""
+    budgets = {}
+    for axis in axes:
+        experts = len(kept_experts(axis, masks[axis.key]))
+        if axis.usage_key:
+            budgets[axis.usage_key] = experts
+        budgets[axis.key] = int(masks[axis.key].sum()) // max(experts, 1)
+    return budgets
+
+
+def removed_params(axes: Sequence[Axis], masks: Masks) -> int:
+    """Parameters that the masks take away."""
+    return sum(int((~masks[axis.key]).sum()) * axis.entry_params for axis in axes)
+
+
+def realised_sparsity(arch: Arch, masks: Masks) -> float:
+    """Removed over all prunable parameters; protected layers and uncuttable heads count in the latter."""
+    return removed_params(arch.axes, masks) / arch.prunable_params
+
+
+def check_fits(arch: Arch, masks: Masks) -> None:
+    """Raise UserError unless the masks are this model's: the same axes, the same numbers of units, none empty."""
+    sizes = {axis.key: axis.entries for axis in arch.axes}
+    found = {key: mask.numel() for key, mask in masks.items()}
+    for key in sorted(sizes.keys() | found.keys()):
+        if sizes.get(key) != found.get(key):
+            raise UserError(
+                f"the mask doesn't fit the model: {key} has {found.get(key, 'no')} units in the mask, "
+                f"{sizes.get(key, 'no')} in the model"
+            )
+    for key, mask in masks.items():
+        if not mask.any():
+            raise UserError(f"{key}: the mask keeps 0 of {mask.numel()} units; at least 1 must remain")
+    for axis in [axis for axis in arch.axes if axis.usage_key]:
+        check_experts(arch, axis, len(kept_experts(axis, masks[axis.key])))
+        counts = masks[axis.key].view(axis.experts, axis.units).sum(1)
+        if len(set(counts.tolist()) - {0}) > 1:
+            raise UserError(
+                f"{axis.key}: the mask keeps {counts.tolist()} channels of the experts; all that stay need equally many"
+            )
+
+
+def check_experts(arch: Arch, axis: Axis, count: int) -> None:
+    """Raise UserError unless so many experts are enough for the router, and are there."""
+    needed = arch.experts_of(axis).per_token
+    if not needed <= count <= axis.experts:
+        raise UserError(
+            f"layer {axis.layer} experts: {count} of {axis.experts} would stay, but the router sends every token to "
+            f"{needed}; keep from {needed} to {axis.experts}, as --experts {needed}"
+        )
+
+
+def compose(before: Masks, after: Masks) -> Masks:
+    """Masks of the original model from those of a first and of a second pruning."""
+    composed = {}
+    for key, first in before.items():
+        composed[key] = first.clone()
+        composed[key][first] = after[key]
+    return composed
+
+
+def save_masks(path: Path, masks: Masks, about: Mapping[str, Any]) -> None:
+    write_tensors(path, "mask", masks, about)
+
+
+def load_masks(path: Path) -> tuple[Masks, dict[str, Any]]:
+    return read_tensors(path, "mask")

@@ -1,0 +1,174 @@
+"""What is cut, how much of it, and how. Imports no torch, so that --help is quick.
+
+Field docstrings become the help texts of the command line.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from seap.errors import UserError, at_least, one_of, unknown
+from seap.methods import (
+    CHOICES,
+    MEASURED,
+    METHODS,
+    NEEDS_ACTIVATIONS,
+    RECONSTRUCTING,
+    Allocate,
+    Compensate,
+    Convention,
+    MaskOf,
+    Method,
+    Score,
+)
+
+Cost = Literal["params", "milliseconds"]
+AxisName = Literal["kv_groups", "channels", "expert_channels"]
+
+
+def _rounding(_: Any, tokens: Sequence[Any]) -> int:
+    """`auto` on the command line is 0."""
+    value = tokens[0].value
+    if value != "auto" and not value.isdecimal():
+        raise ValueError("must be a number of channels, such as 64, or auto")
+    return 0 if value == "auto" else int(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """What is cut, how much of it, and how. Options left out come from --method."""
+
+    sparsity: float = 0.5
+    """Fraction of all q, k, v, o, gate, up and down parameters to remove, in [0, 1)."""
+    method: str = "seap"
+    """seap, seap-all, seap-paper, seap-gen, flap, wanda-sp, magnitude or random."""
+    score: Score | None = None
+    """How units are ranked."""
+    allocate: Allocate | None = None
+    """How the sparsity is spread over the layers. one-width: the same widths in all of them, as stock classes want."""
+    mask: MaskOf | None = None
+    """One task's mask, a general one of several tasks (scores normalised, or raw as published), or of pooled text."""
+    compensate: Compensate | None = None
+    """What makes up for the removed units."""
+    sequential: Annotated[bool | None, Parameter(negative="--no-sequential")] = None
+    """Refit what is left, layer after layer, on the pruned model's own activations (not with --compensate none)."""
+    sparsity_convention: Convention | None = None
+    """true: a fraction of all prunable parameters. seap-reference: SEAP's code, where less is really removed."""
+    weights: dict[str, float] | None = None
+    """Weights of the tasks in a general mask, as --weights.gsm8k 3; 1 where not named."""
+    axes: tuple[AxisName, ...] | None = None
+    """What to cut: kv_groups, channels, expert_channels (with whole experts); by default all that the family allows."""
+    experts: int | Literal["auto", "keep"] = "auto"
+    """How many experts every layer of a mixture of experts keeps, by how strongly the task uses them. auto drops those
+    that add less than a fifth of what their layer's experts add on average; keep drops none. Their channels are cut in
+    any case, to one width in a layer, for what is left of the sparsity. With --allocate one-width auto drops none."""
+    worst_task: bool = False
+    """Choose the tasks' weights on held-out text so that the task that loses most loses least, in a general mask."""
+    mix: float | Literal["auto"] = 0.0
+    """General text beside the task's, as a multiple of the task's tokens; auto chooses it on held-out text."""
+    logistic_k: float = 1.0
+    """Steepness of the logistic layer sparsity."""
+    logistic_x0: float = 0.3
+    """Relative depth of its middle."""
+    protect_first: int = 0
+    """First layers left whole. They count in the sparsity all the same."""
+    protect_last: int = 0
+    """Last layers left whole."""
+    min_kv_groups: int = 1
+    """KV groups that every layer keeps."""
+    min_channels: int = 32
+    """MLP channels that every layer keeps."""
+    cost: Cost = "params"
+    """What --sparsity is a share of with --allocate damage: parameters, or the linears' decode time measured here."""
+    fisher_tokens: int = 8192
+    """Calibration tokens on which the loss's sensitivity is measured (--score obs-fisher), forward and back."""
+    probe_tokens: int = 1024
+    """Held-out calibration tokens that damage is measured on (--allocate damage or search)."""
+    search_evaluations: int = 60
+    """Trials of --allocate search, each a forward pass over the probe tokens."""
+    round_to: Annotated[int, Parameter(converter=_rounding)] = 1
+    """Keep a multiple of so many MLP channels in every layer: 64 or 128 for GPUs, 256 for GGUF K-quants; auto measures
+    what pays on the device at hand (0 in Python)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sparsity < 1:
+            raise UserError(f"--sparsity {self.sparsity}: must be at least 0 and below 1, such as 0.5 for half")
+        if self.method not in METHODS:
+            raise unknown("method", self.method, METHODS)
+        for kind, allowed in CHOICES.items():
+            if getattr(self, kind) is not None:
+                one_of(kind.replace("_", " "), getattr(self, kind), allowed)
+        one_of("cost", self.cost, Cost)
+        if self.cost != "params" and self.resolved().allocate != "damage":
+            raise UserError(
+                f"--cost {self.cost} is for --allocate damage, not {self.resolved().allocate}; add that option"
+            )
+        if self.resolved().allocate == "one-width" and (self.protect_first or self.protect_last):
+            raise UserError("--allocate one-width cuts every layer alike; leave out --protect-first and --protect-last")
+        if isinstance(self.axes, str):
+            raise UserError(f"axes {self.axes!r}: must be a tuple, such as ({self.axes!r},)")
+        for axis in self.axes or ():
+            one_of("axis", axis, AxisName)
+        if isinstance(self.experts, int):
+            at_least("experts", self.experts, 1)
+            if "expert_channels" not in (self.axes or ("expert_channels",)):
+                raise UserError(f"--experts {self.experts} cuts experts; add expert_channels to --axes")
+        elif self.experts not in ("auto", "keep"):
+            raise UserError(f"--experts {self.experts}: must be a number of experts, auto or keep")
+        for name, least in (("protect_first", 0), ("protect_last", 0), ("min_kv_groups", 1), ("min_channels", 1)):
+            at_least(name, getattr(self, name), least)
+        for name, least in (("round_to", 0), ("fisher_tokens", 2), ("probe_tokens", 2), ("search_evaluations", 1)):
+            at_least(name, getattr(self, name), least)
+        if self.mix != "auto" and not (isinstance(self.mix, float | int) and 0 <= self.mix < math.inf):
+            raise UserError(f"--mix {self.mix}: must be auto, or a number from 0 up, such as 0.3")
+        for name in ("logistic_k", "logistic_x0"):
+            if not math.isfinite(getattr(self, name)):
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be a finite number")
+        for task, weight in (self.weights or {}).items():
+            if not 0 <= weight < math.inf:
+                raise UserError(f"--weights.{task} {weight}: a task's weight must be 0 or more, and finite")
+
+    def resolved(self) -> Method:
+        """The method with this run's own choices in place of the preset's."""
+        preset = METHODS[self.method]
+        own = {name: getattr(self, name) for name in (*CHOICES, "sequential")}
+        chosen = {name: value for name, value in own.items() if value is not None}
+        if "sparsity_convention" in chosen:
+            chosen["convention"] = chosen.pop("sparsity_convention")
+        method = replace(preset, **chosen)
+        return replace(method, sequential=method.sequential and method.compensate != "none")
+
+    @property
+    def needs_scores_of_activations(self) -> bool:
+        return self.resolved().score in NEEDS_ACTIVATIONS
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether these choices look at activations at all."""
+        method = self.resolved()
+        return self.needs_scores_of_activations or method.compensate != "none" or method.allocate in MEASURED
+
+    @property
+    def needs_second_moments(self) -> bool:
+        return self.resolved().score in RECONSTRUCTING or self.resolved().compensate == "ridge"
+
+    def unused(self) -> list[str]:
+        """Options set away from their default that have no effect on this run."""
+        method, changed = self.resolved(), {f.name for f in fields(self) if getattr(self, f.name) != f.default}
+        notes = []
+        if method.allocate != "logistic":
+            notes += [f"--{name.replace('_', '-')}" for name in ("logistic_k", "logistic_x0") if name in changed]
+        if method.mask not in ("general", "general-raw"):
+            notes += [f"--{name.replace('_', '-')}" for name in ("weights", "worst_task") if name in changed]
+        if method.score != "obs-fisher" and "fisher_tokens" in changed:
+            notes.append("--fisher-tokens")
+        if method.allocate not in MEASURED and "probe_tokens" in changed:
+            notes.append("--probe-tokens")
+        if method.allocate != "search" and "search_evaluations" in changed:
+            notes.append("--search-evaluations")
+        if self.sequential and method.compensate == "none":
+            notes.append("--sequential without compensation")
+        return notes

@@ -1,0 +1,242 @@
+"""What is known of a model's units before a sparsity is chosen: their scores, and damage where it is measured.
+
+One ranking serves many sparsities: the scores and the damage curves don't depend on it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any
+
+from torch import Tensor
+
+from seap.activations import calibration as calibrating
+from seap.activations.stats import Statistics
+from seap.compensation.compensate import (
+    UNTESTED_DAMPING,
+    Compensation,
+    Repair,
+    can_repair,
+    kept_inputs,
+    mean_bias,
+    repair_axis,
+    ridge,
+    weight_of,
+)
+from seap.errors import UserError
+from seap.methods import MEASURED, RECONSTRUCTING, Method
+from seap.models.arch import Arch, choose_axes, describe
+from seap.models.axes import Axis, Masks
+from seap.scoring.score import Scores, mix, score_inputs
+from seap.scoring.sensitivity import weigh_outputs
+from seap.selection.allocate import allocate
+from seap.selection.budgets import is_protected, least_kept
+from seap.selection.damage import Curves, Judge, RepairTo, measure_curves, probe_rows
+from seap.selection.mask import choose_units
+from seap.selection.mixture import QuickNetworks, add_general, check_mixture, choose_share, choose_weights, pool
+from seap.selection.options import Pruning
+from seap.selection.search import search
+from seap.selection.timing import Times, axis_times
+from seap.selection.usage import keep_experts
+from seap.text.corpus import Corpus
+from seap.text.options import Calibration
+
+
+def combine_scores(
+    arch: Arch,
+    method: Method,
+    statistics: Mapping[str, Statistics],
+    options: Pruning,
+    seed: int,
+    weighing: Mapping[str, Tensor] | None = None,
+) -> Scores:
+    """One score per input: of the one task, mixed over several, or of all text pooled. weighing: see `score_inputs`.
+
+    Scores of reconstruction are of mixed moments, the others are mixed themselves (SEAP-gen).
+    """
+    one_by_one = method.mask in ("general", "general-raw") and method.score not in RECONSTRUCTING
+    if one_by_one and statistics:
+        each = {
+            task: score_inputs(arch, part, method.score, seed=seed, weighing=weighing)
+            for task, part in statistics.items()
+        }
+        return mix(each, options.weights, normalise=method.mask == "general")
+    pooled = pool(statistics, options) if statistics else None
+    return score_inputs(arch, pooled, method.score, seed=seed, weighing=weighing)
+
+
+@dataclass
+class Ranking:
+    """Scores of a dense model's units and, where damage is measured, what measures it and what it found."""
+
+    arch: Arch
+    options: Pruning
+    seed: int
+    statistics: dict[str, Statistics]
+    scores: Scores
+    judge: Judge | None = None
+    curves: Curves | None = None
+    repair_to: RepairTo | None = None
+    times: Times | None = None
+    notes: tuple[str, ...] = ()  # what was chosen on held-out text
+    known: dict[float, Masks] = field(default_factory=dict)
+
+    @property
+    def free(self) -> list[Axis]:
+        """The axes that may be cut, with all their experts."""
+        num_layers = len(self.arch.layers)
+        axes = choose_axes(self.arch, self.options.axes)
+        return [axis for axis in axes if not is_protected(axis.layer, num_layers, self.options)]
+
+    @cached_property
+    def usage(self) -> Statistics | None:
+        """How the experts are used, of all tasks together."""
+        keys = [axis.usage_key for axis in self.arch.axes if axis.usage_key]
+        if not keys or not self.statistics:
+            return None
+        parts = {task: Statistics({key: part[key] for key in keys}) for task, part in self.statistics.items()}
+        return pool(parts, self.options)
+
+    @property
+    def least(self) -> dict[str, int]:
+        return {axis.key: least_kept(axis, self.options) for axis in self.free}
+
+    def masks(self, sparsity: float, *, progress: bool = False) -> Masks:
+        """Budgets and masks for one sparsity."""
+        if sparsity not in self.known:
+            self.known[sparsity] = self._masks(replace(self.options, sparsity=sparsity), progress)
+        return self.known[sparsity]
+
+    def _masks(self, options: Pruning, progress: bool) -> Masks:
+        axes = keep_experts(self.arch, options, self.scores, self.usage)
+        budgets = allocate(self.arch, options, self.scores, self.curves, self.times, axes=axes)
+        if self.judge is not None and self.repair_to is not None and options.resolved().allocate == "search":
+            start = {axis.key: budgets[axis.key] for axis in self.free}
+            budgets |= search(
+                self.judge,
+                [axis for axis in axes if axis.key in start],
+                start,
+                self.least,
+                options.round_to,
+                self.repair_to,
+                evaluations=options.search_evaluations if options.sparsity else 0,
+                seed=self.seed,
+                progress=progress,
+            )
+        return choose_units(axes, self.scores, budgets)
+
+
+def rank(
+    model: Any,
+    statistics: Mapping[str, Statistics],
+    options: Pruning,
+    *,
+    general: Statistics | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Ranking:
+    """Score the units and, for `damage` and `search`, measure each axis's curve on held-out rows.
+
+    statistics: task → axis key → Moments; may be empty for scores of weights alone. general: of the text to mix in. The
+    options' sparsity is used only where weights or a share of general text are chosen, as they are for the networks of
+    that sparsity. The ranking's own options and statistics are with what was chosen.
+    """
+    arch = describe(model)
+    check_mixture(options, list(statistics), general=general is not None)
+    ready = with_second_moments(model, statistics, options, progress=progress)
+    ready, options, notes = _settled(model, ready, options, general, seed=seed, progress=progress)
+    method = options.resolved()
+    weights = _weighing(arch, ready, options, seed, progress) if method.score == "obs-fisher" else None
+    made = Ranking(arch, options, seed, ready, combine_scores(arch, method, ready, options, seed, weights))
+    made.notes = notes
+    if method.allocate in MEASURED:
+        pooled = pool(ready, options)
+        made.repair_to = _repairing(arch, method, made.scores, pooled)
+        made.times = axis_times(arch, made.free) if options.cost == "milliseconds" else None
+        rows = probe_rows(pooled.rows, options.probe_tokens, seed)
+        made.judge = Judge.on(arch, rows, batch_tokens=Calibration.batch_tokens)
+        made.curves = measure_curves(
+            made.judge, made.free, made.least, options.round_to, made.repair_to, progress=progress
+        )
+    return made
+
+
+def _settled(
+    model: Any,
+    statistics: dict[str, Statistics],
+    options: Pruning,
+    general: Statistics | None,
+    *,
+    seed: int,
+    progress: bool,
+) -> tuple[dict[str, Statistics], Pruning, tuple[str, ...]]:
+    """Statistics with general text mixed in, options with weights and share chosen, and what there is to say of it."""
+
+    def make_masks(parts: Mapping[str, Statistics], quick: Pruning) -> Masks:
+        return rank(model, parts, quick, seed=seed).masks(quick.sparsity)
+
+    if general is not None and options.mix:
+        [(task, own)] = statistics.items()
+        general = with_second_moments(model, {"general": general}, options, progress=progress)["general"]
+        if options.mix != "auto":
+            return {task: add_general(own, general, options.mix)}, options, ()
+        networks = QuickNetworks.on(model, statistics, options, make_masks, seed)
+        share, note = choose_share(networks, task, own, general)
+        return {task: add_general(own, general, share)}, replace(options, mix=share), (note,)
+    if options.worst_task and options.resolved().mask in ("general", "general-raw"):
+        networks = QuickNetworks.on(model, statistics, options, make_masks, seed)
+        chosen, note = choose_weights(networks, statistics, progress=progress)
+        return statistics, replace(options, weights=chosen, worst_task=False), (note,)
+    return statistics, options, ()
+
+
+def _weighing(
+    arch: Arch, statistics: Mapping[str, Statistics], options: Pruning, seed: int, progress: bool
+) -> dict[str, Tensor]:
+    rows = tuple(row for part in statistics.values() for row in part.rows)
+    return weigh_outputs(
+        arch,
+        rows,
+        num_tokens=options.fisher_tokens,
+        seed=seed,
+        batch_tokens=Calibration.batch_tokens,
+        progress=progress,
+    )
+
+
+QUICK: dict[str, Compensation] = {"ridge": partial(ridge, damping=UNTESTED_DAMPING), "bias": mean_bias}
+
+
+def _repairing(arch: Arch, method: Method, scores: Scores, pooled: Statistics) -> RepairTo:
+    """How an axis cut to a width is compensated while damage is measured; each answer is computed once."""
+    known: dict[tuple[Axis, int], tuple[Tensor, Repair | None]] = {}
+
+    def repair_to(axis: Axis, width: int) -> tuple[Tensor, Repair | None]:
+        if (axis, width) not in known:
+            keep = kept_inputs(axis, choose_units([axis], scores, {axis.key: width})[axis.key])
+            repair = None
+            if method.compensate in QUICK and can_repair(axis, method.compensate):
+                repair = repair_axis(axis, weight_of(arch, axis), pooled, keep, QUICK[method.compensate])
+            known[axis, width] = keep, repair
+        return known[axis, width]
+
+    return repair_to
+
+
+def with_second_moments(
+    model: Any, statistics: Mapping[str, Statistics], options: Pruning, *, progress: bool = False
+) -> dict[str, Statistics]:
+    """Statistics fit for these choices: second moments are measured on the same rows where they are missing.
+
+    Raises UserError for statistics without rows, as seap before 0.2 wrote them.
+    """
+    method = options.resolved()
+    rows_needed = method.allocate in MEASURED or method.sequential or options.needs_second_moments
+    ready = dict(statistics)
+    for task, part in statistics.items():
+        if rows_needed and not part.rows:
+            raise UserError(f"the statistics of {task} hold no token rows; make them again with seap calibrate")
+        if options.needs_second_moments and not part.has_second_moments:
+            corpus = Corpus(task, part.rows, "statistics")
+            ready[task] = calibrating.calibrate(model, corpus, Calibration(second_moments=True), progress=progress)
+    return ready

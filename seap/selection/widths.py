@@ -1,0 +1,128 @@
+"""Widths of least damage in all: a knapsack over measured curves, within a budget of parameters or of time.
+
+And one width for all layers, for engines that know no other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from seap.errors import UserError
+from seap.models.arch import Arch
+from seap.models.axes import KV_GROUPS, Axis
+from seap.selection.damage import Curves
+from seap.selection.knapsack import choose_options
+from seap.selection.timing import Times
+
+
+def least_damage(axes: Sequence[Axis], widths: Sequence[Sequence[int]], curves: Curves, target: float) -> list[int]:
+    """A width for each axis, so that at least `target` parameters go (or as many as can), at the least damage."""
+    removed = [
+        [(axis.units - width) * axis.unit_params for width in kept] for axis, kept in zip(axes, widths, strict=True)
+    ]
+    return _chosen(axes, widths, curves, removed, min(target, sum(map(max, removed))))
+
+
+def within_time(
+    axes: Sequence[Axis], widths: Sequence[Sequence[int]], curves: Curves, times: Times, share: float
+) -> dict[str, int]:
+    """Axis key → width, so that at least this share of the axes' measured time goes, at the least damage.
+
+    Raises UserError when even the smallest widths take longer.
+    """
+    saved = [
+        [max(times[axis.key].at([axis.units])[0] - t, 0.0) for t in times[axis.key].at(kept)]
+        for axis, kept in zip(axes, widths, strict=True)
+    ]
+    total = sum(times[axis.key].at([axis.units])[0] for axis in axes)
+    if (most := sum(map(max, saved))) < share * total:
+        raise UserError(
+            f"sparsity {share} of the time can't be met: the smallest widths save {most / total:.3f} of it as measured "
+            "here; lower --sparsity, or use --cost params"
+        )
+    chosen = _chosen(axes, widths, curves, saved, share * total)
+    return {axis.key: width for axis, width in zip(axes, chosen, strict=True)}
+
+
+def _chosen(
+    axes: Sequence[Axis],
+    widths: Sequence[Sequence[int]],
+    curves: Curves,
+    removed: Sequence[Sequence[float]],
+    target: float,
+) -> list[int]:
+    damage = [curves[axis.key].at(kept) for axis, kept in zip(axes, widths, strict=True)]
+    table = [list(zip(part, costs, strict=True)) for part, costs in zip(removed, damage, strict=True)]
+    places = choose_options(table, target)
+    return [kept[place] for kept, place in zip(widths, places, strict=True)]
+
+
+def one_width(arch: Arch, axes: Sequence[Axis], least: Sequence[int], step: int, target: float) -> dict[str, int]:
+    """Axis key → units kept, the same in all layers, whose removal is nearest to `target` parameters.
+
+    The KV groups are as near to their share of the target as they can be where the heads still divide the hidden size,
+    which many configs demand; channels (in steps) take up the rest. Raises UserError when the layers differ already, or
+    nothing nearer than one unit in every layer can be had.
+    """
+    groups, channels = _alike(axes, least, heads=True), _alike(axes, least, heads=False)
+    share = target / sum(axis.params for axis in axes)
+    best: tuple[float, int, int] | None = None
+    for heads in _whole_heads(arch, groups, share):
+        removed = (groups.units - heads) * groups.cost
+        width = channels.nearest((target - removed) / channels.cost, step) if channels.cost else 0
+        missed = abs(target - removed - (channels.units - width) * channels.cost)
+        if best is None or missed < best[0]:
+            best = (missed, heads, width)
+        if missed <= (channels.cost * step or groups.cost) / 2:
+            break
+    assert best is not None  # keeping all groups is always among them
+    missed, heads, width = best
+    if missed > (channels.cost * step if channels.cost else groups.cost):
+        raise UserError(
+            f"this sparsity can't be met with one width for all layers: the nearest, {heads or 'all'} KV groups and "
+            f"{width or 'all'} channels in each, is {missed / arch.prunable_params:.3f} away; change --sparsity, "
+            "--round-to or --min-channels"
+        )
+    return {axis.key: heads if axis.name == KV_GROUPS else width for axis in axes}
+
+
+@dataclass(frozen=True)
+class _Alike:
+    """One axis as every layer has it: its units, the fewest that stay, and what one unit costs in all layers."""
+
+    units: int = 0
+    least: int = 0
+    cost: int = 0
+
+    def nearest(self, removed: float, step: int) -> int:
+        """The width nearest to so many units removed: a multiple of the step, or all units."""
+        most = min(max(round((self.units - removed) / step) * step, self.least), self.units)
+        return self.units if removed <= (self.units - self.units // step * step) / 2 else most
+
+
+def _alike(axes: Sequence[Axis], least: Sequence[int], *, heads: bool) -> _Alike:
+    chosen = [(axis, few) for axis, few in zip(axes, least, strict=True) if (axis.name == KV_GROUPS) == heads]
+    if not chosen:
+        return _Alike()
+    names = sorted({axis.name for axis, _ in chosen})
+    if len(names) > 1:
+        raise UserError(
+            f"--allocate one-width doesn't know layers with {' and '.join(names)} yet; use --allocate uniform"
+        )
+    found = {(axis.units, few) for axis, few in chosen}
+    if len(found) > 1:
+        units = ", ".join(str(count) for count in sorted({axis.units for axis, _ in chosen}))
+        raise UserError(
+            f"--allocate one-width needs layers that are alike, but their {chosen[0][0].name} are {units}; "
+            "prune the dense model that this one came from"
+        )
+    (units_, few_) = found.pop()
+    return _Alike(units_, few_, sum(axis.unit_params for axis, _ in chosen))
+
+
+def _whole_heads(arch: Arch, groups: _Alike, share: float) -> list[int]:
+    """Numbers of KV groups from the nearest to their share outwards; `[0]` when heads aren't cut."""
+    if not groups.cost:
+        return [0]
+    size = arch.queries_per_group
+    fitting = [n for n in range(groups.least, groups.units) if arch.model.config.hidden_size % (n * size) == 0]
+    return sorted([*fitting, groups.units], key=lambda n: abs(n - groups.units * (1 - share)))

@@ -1,1 +1,0 @@
-"""seap serve: an OpenAI-compatible server over one task runtime."""

@@ -1,0 +1,78 @@
+"""The commands around one model with many tasks, over files: what can be refused is refused before anything loads."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from seap.environment import provenance
+from seap.errors import UserError
+from seap.evaluation.evaluate import load_test
+from seap.evaluation.options import Evaluation
+from seap.files import check_output_file
+from seap.models import loader
+from seap.models.arch import describe
+from seap.serving.networks.network import free_layers, load_networks
+from seap.serving.networks.runtime import DENSE, TaskRuntime
+from seap.serving.options import Routing
+from seap.serving.routing.endtoend import end_to_end
+from seap.serving.routing.router import load_router
+from seap.serving.routing.routing import load_prompts, make_router
+
+Options = Mapping[str, Any]
+
+
+def fit_router(
+    name: str,
+    tasks: Sequence[str],
+    out: Path,
+    options: Routing,
+    *,
+    masks: Path | None = None,
+    overwrite: bool = False,
+    loading: Options | None = None,
+) -> dict[str, Any]:
+    """`seap route fit`: write the router; its report is returned, and stands in the file's metadata."""
+    check_output_file(out, suffix=".safetensors", overwrite=overwrite)
+    load_prompts(tasks, "test", options)
+    model, tokenizer = loader.load_for_work(name, **(loading or {}))
+    networks = {} if masks is None else load_networks(masks, model)
+    free = free_layers(networks, len(describe(model).layers)) if networks else 0
+    router = make_router(model, tokenizer, tasks, options, free=free)
+    router.save(out)
+    told = {"tasks": list(router.tasks), "depth": router.depth, "threshold": router.threshold, "limit": router.limit}
+    return told | dict(router.about["report"])
+
+
+def predict_routes(
+    name: str, prompts: Sequence[str], path: Path, *, loading: Options | None = None
+) -> list[dict[str, Any]]:
+    """`seap route predict`: one route a prompt."""
+    if not prompts:
+        raise UserError("no prompt to route: give one or more after the model")
+    load_router(path)
+    model, tokenizer = loader.load_for_work(name, **(loading or {}))
+    return [asdict(route) for route in load_router(path, model).predict(model, tokenizer, prompts)]
+
+
+def evaluate_routing(
+    name: str,
+    tasks: Sequence[str],
+    router: Path,
+    masks: Path,
+    options: Evaluation,
+    *,
+    fallback: str = DENSE,
+    loading: Options | None = None,
+) -> dict[str, Any]:
+    """`seap route eval`: the tasks' tests on the routed networks, beside the true task's and the dense model."""
+    tests = [load_test(spec, options) for spec in tasks]
+    tests = [replace(test, items=test.items[: options.num_items]) for test in tests]
+    load_router(router)
+    model, tokenizer = loader.load_for_work(name, **(loading or {}))
+    guide = load_router(router, model)
+    runtime = TaskRuntime(model, load_networks(masks, model))
+    for test in tests:
+        runtime.known(test.name)
+    found = end_to_end(runtime, tokenizer, guide, tests, options, fallback=runtime.known(fallback))
+    return found | {"model": name, "router_key": guide.about.get("key")} | provenance()

@@ -1,0 +1,113 @@
+"""Options of the commands that route, pack and serve. Imports no torch.
+
+Field docstrings become the help texts of the command line.
+"""
+
+from dataclasses import dataclass
+
+from seap.errors import UserError, at_least
+
+USUAL_DEPTH = 2  # eight kinds of text, one unknown: noticed 35%, 60% and 80% with 0, 1 and 2 (docs/serving.md)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routing:
+    """How a router is made."""
+
+    num_prompts: int = 256
+    """Most prompts per task to learn from; as many others are held out to test it."""
+    depth: int | None = None
+    """First layers whose output is a feature too; by default 2, or those that no network of --masks changes where they
+    are more. 0 reads embeddings alone: nearly free, but unknown tasks are noticed far less often."""
+    max_prompt_tokens: int = 256
+    """Tokens of a prompt that the router reads, from its beginning."""
+    abstain: float = 0.02
+    """Share of held-out prompts of the known tasks that may be given up; what is less sure than those is no task's."""
+    plain: bool = False
+    """Learn from the prompts as they are alone, not also wrapped in a chat, without template, shortened and altered."""
+    router_seed: int = 0
+    """Draws the prompts and the words that altered ones lose."""
+
+    def __post_init__(self) -> None:
+        at_least("num_prompts", self.num_prompts, 10)
+        at_least("max_prompt_tokens", self.max_prompt_tokens, 1)
+        if self.depth is not None:
+            at_least("depth", self.depth, 0)
+        if not 0 <= self.abstain < 0.5:
+            raise UserError(f"--abstain {self.abstain}: must be at least 0 and below 0.5, such as 0.02")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """What a network may own beside the dense model, whose weights all networks share."""
+
+    share: float | None = None
+    """Most parameters of a network's own, as a share of the dense model's, such as 0.025: reconstruction then goes into
+    corrections of low rank, the best ones first. By default every weight that reconstruction changed is its own."""
+
+    def __post_init__(self) -> None:
+        if self.share is not None and not 0 < self.share <= 1:
+            raise UserError(f"--share {self.share}: must be above 0 and at most 1, such as 0.025")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much a server takes on at once."""
+
+    max_rows: int = 64
+    """Requests of one task that are decoded together."""
+    max_tokens_in_flight: int = 32_768
+    """Tokens, prompts and answers, that the KV caches may hold."""
+    max_queue: int = 256
+    """Requests that may wait; beyond it the answer is 429."""
+    max_queued_tokens: int = 262_144
+    """Tokens, prompts and answers, that may wait; beyond it the answer is 429."""
+    prefill_tokens: int = 2048
+    """Tokens of prompts that are read together."""
+    steps: int = 4
+    """Tokens that a task's rows get before another task's turn."""
+    retry_after: int = 1
+    """Least seconds that a client is told to wait before it tries again."""
+
+    def __post_init__(self) -> None:
+        names = ("max_rows", "max_tokens_in_flight", "max_queue", "max_queued_tokens", "prefill_tokens", "steps")
+        for name in (*names, "retry_after"):
+            at_least(name, getattr(self, name), 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """How a server listens, and what it holds."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 is every one, and wants --api-key."""
+    port: int = 8000
+    """Port to listen on; 0 takes a free one."""
+    api_key: str | None = None
+    """Key that clients must send, as Authorization: Bearer KEY."""
+    fallback: str | None = None
+    """Network of requests that the router gives to no task; dense by default."""
+    min_slice_kb: int = 256
+    """Kilobytes that slices of a dense weight have in the mean where a linear is made of several; below it, a network
+    gets a packed copy. 0 never packs for that: the least memory, slower where the weights are small."""
+    cache_mb: int | None = None
+    """Most megabytes of packed copies; the network used longest ago goes first. No limit by default."""
+    drain_seconds: float = 30.0
+    """How long running requests may take to finish when the server is told to stop."""
+    backend: str | None = None
+    """Run the router alone and forward: a URL that ends in /v1, or a JSON file of task → URL or {"url", "model"}."""
+    backend_key: str | None = None
+    """Key to send to the backends."""
+    demo: bool = False
+    """Serve the built-in model with networks of its nine tasks and a router, made on the spot."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 65536:
+            raise UserError(f"--port {self.port}: must be from 0 to 65535")
+        at_least("min_slice_kb", self.min_slice_kb, 0)
+        if self.cache_mb is not None:
+            at_least("cache_mb", self.cache_mb, 0)
+        if self.api_key is not None and not self.api_key:
+            raise UserError("--api-key is empty; give a key, or leave the option out")
+        if self.drain_seconds < 0:
+            raise UserError(f"--drain-seconds {self.drain_seconds}: must be 0 or more")

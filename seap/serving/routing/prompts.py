@@ -1,0 +1,63 @@
+"""What users may send in place of a task's test prompt: wrapped in a chat, without its template, shortened, altered."""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from seap.text.items import Item
+
+CHAT = "User: {}\nAssistant:"
+COMMON = 0.5  # a first or last word that so many prompts share belongs to the template
+LOST_WORDS = 0.15
+
+
+def prompt_of(item: Item) -> str:
+    """What a user would send: the prompt, or the question, or the text."""
+    return item.prompt or item.question or item.text
+
+
+def in_chat(prompts: Sequence[str], rng: random.Random) -> list[str]:
+    return [CHAT.format(prompt) for prompt in prompts]
+
+
+def without_template(prompts: Sequence[str], rng: random.Random) -> list[str]:
+    """Without the first and last words that at least half of the prompts share; one that is all template stays."""
+    split = [prompt.split() for prompt in prompts]
+    for end in (0, -1):
+        while True:
+            counts = Counter(words[end] for words in split if len(words) > 1)
+            word, count = counts.most_common(1)[0] if counts else ("", 0)
+            if count < COMMON * len(split):
+                break
+            split = [_without(words, end) if len(words) > 1 and words[end] == word else words for words in split]
+    return [" ".join(words) for words in split]
+
+
+def _without(words: list[str], end: int) -> list[str]:
+    return words[:-1] if end else words[1:]
+
+
+def shortened(prompts: Sequence[str], rng: random.Random) -> list[str]:
+    """The first half of the words."""
+    split = [prompt.split() for prompt in prompts]
+    return [" ".join(words[: (len(words) + 1) // 2]) for words in split]
+
+
+def altered(prompts: Sequence[str], rng: random.Random) -> list[str]:
+    """Lower case, a courtesy in front, one word in seven lost: a light paraphrase that needs no other model."""
+    courtesies = ("please: ", "hi, ", "can you help? ", "")
+    made = []
+    for prompt in prompts:
+        words = prompt.lower().split()
+        kept = [word for word in words if rng.random() >= LOST_WORDS] or words
+        made.append(rng.choice(courtesies) + " ".join(kept))
+    return made
+
+
+VARIANTS: dict[str, Callable[[Sequence[str], random.Random], list[str]]] = {
+    "as it is": lambda prompts, rng: list(prompts),
+    "in a chat": in_chat,
+    "without template": without_template,
+    "first half": shortened,
+    "altered": altered,
+}

@@ -1,0 +1,8 @@
+"""Requests → rows that are decoded together.
+
+In: tickets (`tickets.py`) from clients. Out: tokens, event by event, as the model makes them.
+
+Open `scheduler.py` first: whose turn it is. `rows.py` steps the rows of one network.
+
+Not here: HTTP (server/), the networks themselves (networks/).
+"""

@@ -1,0 +1,79 @@
+"""What goes into the scheduler and what comes out: requests, tickets and their events."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from seap.serving.routing.router import Route
+from seap.writing.sampling import Sampler, Token, Writer
+
+
+class FullError(Exception):
+    """No more requests can wait; `retry_after` in seconds."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"the server is full; try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is asked for. task None: route it by `prompt`, its text."""
+
+    ids: tuple[int, ...]
+    prompt: str
+    max_tokens: int
+    task: str | None = None
+    sampler: Sampler = field(default_factory=Sampler)
+    stop: tuple[str, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Most tokens that it will hold in the cache."""
+        return len(self.ids) + self.max_tokens
+
+
+@dataclass(frozen=True)
+class Started:
+    """The task is known."""
+
+    task: str
+    route: Route | None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One token, and the text that it made certain (often its own, at times none or more)."""
+
+    text: str
+    token: Token
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end: `stop` (end of text or a stop sequence) or `length`; text: what was held back."""
+
+    reason: str
+    text: str
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """It could not be run; the message is for the user."""
+
+    message: str
+
+
+Event = Started | Piece | Finished | Failed
+
+
+class Ticket:
+    """A request on its way. `sink` gets its events, on the scheduler's thread."""
+
+    def __init__(self, request: Request, sink: Callable[[Event], None], writer: Writer) -> None:
+        self.request, self.sink, self.writer = request, sink, writer
+        self.task = request.task
+        self.submitted = time.monotonic()
+        self.num_tokens = 0
+        self.cancelled = False

@@ -1,0 +1,232 @@
+"""The HTTP side of seap serve: routes, keys, limits and errors, each as OpenAI's clients expect them."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from seap.errors import UserError, unknown
+from seap.serving.scheduling.scheduler import Scheduler
+from seap.serving.scheduling.tickets import Finished
+from seap.serving.scheduling.tickets import Request as GenerationRequest
+from seap.serving.server.answers import Answer, Body, Choice
+from seap.serving.server.calls import Call, ModelError, Outbox
+from seap.serving.server.common import AUTO, BodyLimit, add_errors, key_check
+from seap.serving.server.metrics import Metrics
+from seap.serving.server.page import PAGE
+from seap.serving.server.prompts import DEFAULT_COMPLETION, MOST_BY_DEFAULT, Prompt, answer_length, encode, encode_chat
+from seap.serving.server.protocol import Asked, ChatRequest, CompletionRequest
+from seap.writing.sampling import Sampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """What the routes need."""
+
+    scheduler: Scheduler
+    tokenizer: Any
+    name: str
+    key: str | None = None
+    drain_seconds: float = 30.0
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names that a request's `model` may have."""
+        return (*([AUTO] if self.scheduler.router else []), *self.scheduler.runtime.tasks)
+
+    @property
+    def context(self) -> int | None:
+        found: int | None = getattr(self.scheduler.runtime.model.config, "max_position_embeddings", None)
+        return found
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events; what the stack holds is let go however the response ends."""
+
+    def __init__(self, content: Any, stack: contextlib.ExitStack, headers: dict[str, str]) -> None:
+        super().__init__(content, headers=headers | {"cache-control": "no-cache"}, media_type="text/event-stream")
+        self.stack = stack
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self.stack:
+            await super().__call__(scope, receive, send)
+
+
+def create_app(service: Service) -> FastAPI:
+    """The application; its lifespan is the scheduler's."""
+    metrics, outbox = Metrics(service.scheduler), Outbox()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.scheduler.start()
+        yield
+        await asyncio.to_thread(service.scheduler.close, timeout=service.drain_seconds)
+
+    app = FastAPI(title="seap", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(BodyLimit)
+    add_errors(app, lambda status: metrics.refused.labels(str(status)).inc())
+    needs_key = [Depends(key_check(service.key))]
+    _add_models(app, service, needs_key)
+
+    @app.get("/health")
+    async def health() -> Body:
+        return {"status": "ok", "model": service.name}
+
+    @app.get("/", response_class=HTMLResponse)
+    async def page() -> str:
+        return PAGE
+
+    @app.get("/metrics", dependencies=needs_key)
+    async def numbers() -> PlainTextResponse:
+        return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.post("/v1/completions", dependencies=needs_key)
+    async def completions(asked: CompletionRequest, request: Request) -> Response:
+        size = service.scheduler.runtime.model.config.vocab_size
+        given = asked.prompts
+        if len(given) * asked.n > 128:
+            raise UserError(f"{len(given)} prompts with n {asked.n}: at most 128 answers in one request")
+        prompts = await asyncio.to_thread(lambda: [encode(service.tokenizer, one, size) for one in given])
+        tickets = _requests(service, asked, prompts, asked.max_tokens, asked.logprobs, DEFAULT_COMPLETION)
+        answer = _answer(service, asked, chat=False, logprobs=asked.logprobs is not None)
+        return await _run(service, metrics, outbox, asked, tickets, answer, request)
+
+    @app.post("/v1/chat/completions", dependencies=needs_key)
+    async def chat(asked: ChatRequest, request: Request) -> Response:
+        prompt = await asyncio.to_thread(encode_chat, service.tokenizer, asked.messages)
+        top = (asked.top_logprobs or 0) if asked.logprobs else None
+        tickets = _requests(service, asked, [prompt], asked.limit, top, MOST_BY_DEFAULT)
+        answer = _answer(service, asked, chat=True, logprobs=asked.logprobs)
+        return await _run(service, metrics, outbox, asked, tickets, answer, request)
+
+    return app
+
+
+def _add_models(app: FastAPI, service: Service, needs_key: Sequence[Any]) -> None:
+    def described(name: str) -> Body:
+        found: Body = {"id": name, "object": "model", "created": 0, "owned_by": "seap", "root": service.name}
+        if name == AUTO:
+            return found
+        runtime = service.scheduler.runtime
+        layers = [{axis: round(share, 4) for axis, share in layer.items()} for layer in runtime.layer_shares(name)]
+        return found | {"seap": {"weights": round(runtime.weights_at_work(name), 6), "layers": layers}}
+
+    @app.get("/v1/models", dependencies=[*needs_key])
+    async def models() -> Body:
+        return {"object": "list", "data": [described(name) for name in service.models]}
+
+    @app.get("/v1/models/{name}", dependencies=[*needs_key])
+    async def model(name: str) -> Body:
+        _check_model(service, name)
+        return described(name)
+
+
+def _check_model(service: Service, name: str) -> None:
+    if name not in service.models:
+        raise HTTPException(404, str(unknown("model", name, service.models)))
+
+
+def _requests(
+    service: Service,
+    asked: Asked,
+    prompts: Sequence[Prompt],
+    max_tokens: int | None,
+    logprobs: int | None,
+    default: int,
+) -> list[tuple[GenerationRequest, int]]:
+    """n requests for each prompt, with the tokens that the prompt counts for in the usage: once."""
+    _check_model(service, asked.model)
+    found = []
+    for prompt in prompts:
+        length = answer_length(max_tokens, prompt, service.context, default=default)
+        request = GenerationRequest(
+            ids=prompt.ids,
+            prompt=prompt.text,
+            max_tokens=length,
+            task=None if asked.model == AUTO else asked.model,
+            stop=asked.stops,
+        )
+        for number in range(asked.n):
+            seed = None if asked.seed is None else (asked.seed + number) % 2**63
+            sampler = Sampler(asked.temperature, asked.top_p, seed, logprobs)
+            found.append((replace(request, sampler=sampler), len(prompt.ids) if number == 0 else 0))
+    return found
+
+
+def _answer(service: Service, asked: Asked, *, chat: bool, logprobs: bool) -> Answer:
+    weights = service.scheduler.runtime.shares
+    return Answer(service.tokenizer, asked.model, chat=chat, logprobs=logprobs, weights=weights)
+
+
+async def _run(
+    service: Service,
+    metrics: Metrics,
+    outbox: Outbox,
+    asked: Asked,
+    tickets: Sequence[tuple[GenerationRequest, int]],
+    answer: Answer,
+    request: Request,
+) -> Response:
+    """Submit, wait for the tasks, and answer whole or as a stream; a client that hangs up frees its places."""
+    with contextlib.ExitStack() as stack:
+        call = stack.enter_context(Call(service.scheduler, metrics, outbox))
+        call.submit([one for one, _ in tickets], [tokens for _, tokens in tickets])
+        await _unless_gone(request, call.started())
+        started = call.choices[0].started
+        assert started is not None
+        headers = answer.headers(started)
+        if asked.stream:
+            usage = bool(asked.stream_options and asked.stream_options.include_usage)
+            return EventStream(_stream(call, answer, usage=usage), stack.pop_all(), headers)
+        await _unless_gone(request, _read(call))
+        return JSONResponse(answer.whole(call.choices), headers=headers)
+
+
+async def _read(call: Call) -> None:
+    async for _ in call.events():
+        pass
+
+
+async def _unless_gone(request: Request, work: Awaitable[None]) -> None:
+    """Wait for something, or raise ClientDisconnect when the client hangs up before."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(gone())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise ClientDisconnect
+        tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _stream(call: Call, answer: Answer, *, usage: bool) -> AsyncIterator[str]:
+    def line(body: Body) -> str:
+        return f"data: {json.dumps(body)}\n\n"
+
+    try:
+        async for choice, event in call.events():
+            if event.text or answer.logprobs or isinstance(event, Finished) or _is_first(choice):
+                yield line(answer.chunk(choice, event))
+        if usage:
+            yield line(answer.last_chunk(call.choices))
+    except ModelError as failure:
+        yield line({"error": {"message": str(failure), "type": "server_error", "param": None, "code": None}})
+    yield "data: [DONE]\n\n"
+
+
+def _is_first(choice: Choice) -> bool:
+    return not choice.tokens

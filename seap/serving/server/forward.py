@@ -1,0 +1,213 @@
+"""seap serve --backend: the router here, the tasks' networks behind OpenAI-compatible servers, such as vLLM's.
+
+Requests go on as they came, with `model` replaced by the backend's own name for it; answers come back as they are,
+streams included, with seap's headers. A request is tried again, on errors of connection and 502 to 504, only before the
+first byte of an answer was passed on.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from seap.errors import UserError, unknown
+from seap.serving.routing.router import Route, Router
+from seap.serving.server.common import AUTO, BodyLimit, add_errors, key_check
+
+RETRIED = (502, 503, 504)
+HOP_BY_HOP = {"connection", "content-length", "content-encoding", "transfer-encoding", "keep-alive", "date", "server"}
+PASSED_ON = {"content-type", "accept", "user-agent", "x-request-id"}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A server for a task. model: its name there, None where the task's own name is meant."""
+
+    url: str
+    model: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forwarder:
+    """What the routes need."""
+
+    backends: Mapping[str, Backend]
+    router: Router
+    model: Any
+    tokenizer: Any
+    fallback: str
+    key: str | None = None
+    backend_key: str | None = None
+    retries: int = 2
+    timeout: float = 300.0
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def route(self, prompt: str) -> Route:
+        async with self.lock:
+            return (await asyncio.to_thread(self.router.predict, self.model, self.tokenizer, [prompt]))[0]
+
+    def place(self, task: str | None) -> str:
+        """The backend of a task, or of the fallback."""
+        return task if task is not None and task in self.backends else self.fallback
+
+
+def read_backends(given: str) -> dict[str, Backend]:
+    """`URL`, which serves every model, or a JSON file of task → URL or {"url": …, "model": …}."""
+    if given.startswith(("http://", "https://")):
+        return {"": Backend(given.rstrip("/"))}
+    try:
+        found = json.loads(Path(given).read_text())
+        entries = {task: {"url": entry} if isinstance(entry, str) else entry for task, entry in found.items()}
+        return {task: Backend(entry["url"].rstrip("/"), entry.get("model")) for task, entry in entries.items()}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(
+            f'--backend {given}: neither a URL nor a JSON file such as {{"gsm8k": "http://host:8001/v1"}} ({error})'
+        ) from error
+
+
+async def find_backends(given: str, key: str | None) -> dict[str, Backend]:
+    """`read_backends`, with a lone URL as one backend for each of the models that it lists."""
+    backends = read_backends(given)
+    if [*backends] != [""]:
+        return backends
+    url = backends[""].url
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    try:
+        async with httpx.AsyncClient(timeout=10, headers=headers) as client:
+            listed = (await client.get(f"{url}/models")).raise_for_status().json()["data"]
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError) as error:
+        raise UserError(f"--backend {url}: can't list its models ({error}); is it an OpenAI-compatible /v1?") from error
+    return {model["id"]: Backend(url, model["id"]) for model in listed if model["id"] != AUTO}
+
+
+def text_of(body: Mapping[str, Any]) -> str:
+    """What the router reads of a request: the prompt, or what the user said."""
+    if "messages" in body:
+        said = [message for message in body["messages"] if message.get("role") == "user"] or body["messages"][-1:]
+        return "\n".join(_content(message.get("content")) for message in said)
+    prompt = body.get("prompt")
+    first = prompt[0] if isinstance(prompt, list) and prompt else prompt
+    if not isinstance(first, str):
+        raise HTTPException(400, "prompt: the router reads text; give a string, or name the model")
+    return first
+
+
+def _content(given: Any) -> str:
+    return given if isinstance(given, str) else "".join(part.get("text", "") for part in given or [])
+
+
+def create_forwarder(forwarder: Forwarder) -> FastAPI:
+    """The application that routes and forwards."""
+    client = httpx.AsyncClient(
+        timeout=httpx.Timeout(forwarder.timeout, connect=5), transport=httpx.AsyncHTTPTransport(retries=0)
+    )
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with client:
+            yield
+
+    app = FastAPI(title="seap", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(BodyLimit)
+    add_errors(app, lambda status: None)
+    needs_key = [Depends(key_check(forwarder.key))]
+
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        """Each backend's own health; 503 where one doesn't answer."""
+        names = [*forwarder.backends]
+        found = await asyncio.gather(*[_is_up(client, forwarder.backends[name]) for name in names])
+        state = "ok" if all(found) else "degraded"
+        return JSONResponse(
+            {"status": state, "backends": dict(zip(names, found, strict=True))}, 200 if all(found) else 503
+        )
+
+    @app.get("/v1/models", dependencies=needs_key)
+    async def models() -> dict[str, Any]:
+        names = (AUTO, *forwarder.backends)
+        return {
+            "object": "list",
+            "data": [{"id": n, "object": "model", "created": 0, "owned_by": "seap"} for n in names],
+        }
+
+    @app.post("/v1/completions", dependencies=needs_key)
+    @app.post("/v1/chat/completions", dependencies=needs_key)
+    async def forward(request: Request) -> Response:
+        body = await _body(request)
+        task, headers = await _choose(forwarder, body)
+        backend = forwarder.backends[task]
+        content = json.dumps(body | {"model": backend.model or task}).encode()
+        url = backend.url + request.url.path.removeprefix("/v1")
+        sent = {name: value for name, value in request.headers.items() if name in PASSED_ON}
+        if forwarder.backend_key:
+            sent["authorization"] = f"Bearer {forwarder.backend_key}"
+        answer = await _send(client, url, content, sent, forwarder.retries)
+        kept = {name: value for name, value in answer.headers.items() if name.lower() not in HOP_BY_HOP}
+        return StreamingResponse(_parts(answer), answer.status_code, headers=kept | headers)
+
+    return app
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    try:
+        body = json.loads(await request.body())
+    except ValueError as error:
+        raise HTTPException(400, "the body is no JSON") from error
+    if not isinstance(body, dict) or not isinstance(body.get("model"), str):
+        raise HTTPException(400, "model: give its name, as a string")
+    return body
+
+
+async def _choose(forwarder: Forwarder, body: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    """The backend's task and the headers that say so."""
+    if body["model"] != AUTO:
+        if body["model"] not in forwarder.backends:
+            raise HTTPException(404, str(unknown("model", body["model"], (AUTO, *forwarder.backends))))
+        return body["model"], {"x-seap-task": body["model"]}
+    try:
+        prompt = text_of(body)
+    except (AttributeError, TypeError, IndexError) as error:
+        raise HTTPException(400, "messages: give a list of objects with role and content") from error
+    route = await forwarder.route(prompt)
+    task = forwarder.place(route.task)
+    return task, {"x-seap-task": task, "x-seap-confidence": f"{route.confidence:.4f}"}
+
+
+async def _send(
+    client: httpx.AsyncClient, url: str, content: bytes, headers: Mapping[str, str], retries: int
+) -> httpx.Response:
+    """The backend's answer, its body still to come. Raises HTTPException 502 where there is none after all tries."""
+    for attempt in range(retries + 1):
+        try:
+            answer = await client.send(client.build_request("POST", url, content=content, headers=headers), stream=True)
+            if answer.status_code not in RETRIED or attempt == retries:
+                return answer
+            await answer.aclose()
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.RemoteProtocolError) as error:
+            if attempt == retries:
+                raise HTTPException(502, f"the task's server doesn't answer ({type(error).__name__})") from error
+        except httpx.HTTPError as error:
+            raise HTTPException(504, f"the task's server failed ({type(error).__name__})") from error
+        await asyncio.sleep(0.2 * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+async def _parts(answer: httpx.Response) -> AsyncIterator[bytes]:
+    try:
+        async for part in answer.aiter_bytes():
+            yield part
+    finally:
+        await answer.aclose()
+
+
+async def _is_up(client: httpx.AsyncClient, backend: Backend) -> bool:
+    with contextlib.suppress(httpx.HTTPError):
+        return (await client.get(f"{backend.url}/models", timeout=5)).status_code < 500
+    return False

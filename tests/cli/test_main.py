@@ -1,0 +1,131 @@
+"""The command line as a user types it: JSON on standard output, everything else on standard error, exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from toy import folder, texts_file
+
+from seap.cli.main import app, main
+from seap.selection.options import Pruning
+
+COMMANDS = [
+    *"prune calibrate mask merge eval compare sweep analyze report inspect tasks demo export check push".split(),
+    "corpus write",
+]
+
+
+@pytest.fixture
+def dense(tmp_path: Path) -> str:
+    return str(folder(tmp_path / "dense"))
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> str:
+    return f"toy={texts_file(tmp_path / 'toy.txt')}"
+
+
+def test_prune_prints_one_json_object(
+    dense: str, task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    assert (
+        main(["prune", dense, "--task", task, "--sparsity", "0.4", "--min-channels", "4", "--out", out, "--json"]) == 0
+    )
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert printed.err == ""
+    assert report["target_sparsity"] == 0.4 and abs(report["realised_sparsity"] - 0.4) < 0.01
+    assert report["params_after"] < report["params_before"] and 0 < report["total_sparsity"] < 0.4
+    assert [set(layer) for layer in report["layers"]] == [{"kv_groups", "channels"}] * 3
+    assert report["seconds"] > 0 and report["out"] == out and report["num_tokens"] > 100
+
+
+def test_prune_tells_people_what_it_did(
+    dense: str, task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--sparsity", "0.4", "--min-channels", "4", "--allocate", "uniform", "--logistic-k", "2"]
+    assert main(["prune", dense, "--task", task, *arguments, "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr()
+    assert "of the prunable parameters, asked 0.4" in printed.out and "kv groups" in printed.out
+    assert "note: --logistic-k has no effect" in printed.err
+
+
+def test_the_stages_one_by_one(dense: str, task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stats, mask, out = str(tmp_path / "stats"), str(tmp_path / "mask.safetensors"), str(tmp_path / "out")
+    statistics = f"{stats}/toy.safetensors"
+    assert main(["calibrate", dense, "--task", task, "--out", stats, "--json"]) == 0
+    [made] = json.loads(capsys.readouterr().out)["files"]
+    assert made["path"] == statistics and not made["skipped"]
+    assert main(["calibrate", dense, "--task", task, "--out", stats]) == 0
+    assert "was there already" in capsys.readouterr().out
+    assert main(["mask", dense, statistics, "--sparsity", "0.4", "--min-channels", "4", "--out", mask, "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert abs(about["realised_sparsity"] - 0.4) < 0.01
+    assert main(["prune", dense, "--mask-file", mask, "--stats", statistics, "--out", out, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["realised_sparsity"] == about["realised_sparsity"] and report["target_sparsity"] == 0.4
+    for path, kind in ((statistics, "stats"), (mask, "mask"), (out, "pruned checkpoint"), (dense, "dense model")):
+        assert main(["inspect", path, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["kind"] == kind and len(found["layers"]) == 3
+        assert main(["inspect", path]) == 0
+        assert "kv groups" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["prune", "M", "--task", "t", "--out", "o", "--sparsity", "1.5"], 1, "--sparsity 1.5: must be at least 0"),
+        (["prune", "M", "--task", "gsm8q", "--out", "o"], 1, "did you mean 'gsm8k'"),
+        (["prune", "no/such/model", "--out", "o", "--method", "random"], 1, "can't load model 'no/such/model'"),
+        (["prune", "M", "--out", "o", "--method", "seab"], 1, "did you mean 'seap'"),
+        (["inspect", "nowhere"], 1, "no such file or folder: nowhere"),
+        (["mask", "builtin", "--out", "m.safetensors"], 1, "needs statistics"),
+        (["prune", "M", "--out", "o", "--spasity", "0.5"], 2, "Did you mean"),
+        (["prun"], 2, "prune"),
+    ],
+)
+def test_mistakes_get_one_line_and_an_exit_code(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:
+    run = [sys.executable, "-m", "seap", *arguments]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr and "Traceback" not in done.stderr and done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_and_defaults(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command.split(), "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"seap {command}" in text and "Example" in text
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = "import sys; from seap.cli import main; main(['--help']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("False")
+
+
+def test_the_stages_import_transformers_where_they_use_it() -> None:
+    program = "import sys; import seap.pruning, seap.sweep, seap.bench; print('transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("False")
+
+
+def test_tasks_lists_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tasks", "--json"]) == 0
+    named = json.loads(capsys.readouterr().out)
+    assert "gsm8k" in named["hub"] and len(named["builtin"]) >= 8
+
+
+def test_what_a_preset_turns_on_can_be_turned_off() -> None:
+    words = ["prune", "builtin", "--task", "arithmetic", "--out", "x"]
+    for more, expected in (([], None), (["--no-sequential"], False), (["--sequential"], True)):
+        _, bound, _ = app.parse_args([*words, *more], exit_on_error=False, print_error=False)
+        chosen = bound.arguments.get("pruning", Pruning())
+        assert chosen.sequential is expected
+        assert chosen.resolved().sequential is (expected is not False)

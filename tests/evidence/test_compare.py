@@ -1,0 +1,167 @@
+"""Comparisons: every row that was promised, at equal sparsity and tokens, resumable, and refused early when wrong."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy import TEXTS, WORDS, folder, texts_file
+
+from seap.cli.main import main
+from seap.errors import UserError
+from seap.evaluation.options import Evaluation
+from seap.evidence import compare as comparing
+from seap.evidence.compare import compare
+from seap.evidence.plan import Comparison, numbers
+from seap.selection.options import Pruning
+from seap.text.options import Calibration
+
+LOADING = {"device": "cpu"}
+
+
+@pytest.fixture
+def dense(tmp_path: Path) -> str:
+    return str(folder(tmp_path / "dense"))
+
+
+@pytest.fixture
+def specs(tmp_path: Path) -> tuple[str, str]:
+    rows = [{"prompt": text, "answer": WORDS[i]} for i, text in enumerate(TEXTS)]
+    (tmp_path / "asked.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    plain = texts_file(tmp_path / "plain.txt", [f"{text} {text} {text}" for text in TEXTS])
+    return f"plain={plain}", f"asked={tmp_path / 'asked.jsonl'}"
+
+
+def plan(specs: tuple[str, str], tmp_path: Path, **changes: Any) -> Comparison:
+    options: dict[str, Any] = {
+        "tasks": specs,
+        "methods": ("seap", "seap-gen", "flap", "random", "seap-reference"),
+        "sparsities": (0.2, 0.5),
+        "calibration": Calibration(num_texts=20),
+        "evaluation": Evaluation(context=4, continuation=3, window=16, max_new_tokens=2, num_items=6),
+        "pruning": Pruning(min_channels=4),
+    }
+    return Comparison(**(options | changes))
+
+
+def test_every_method_at_equal_sparsity_and_tokens(dense: str, specs: tuple[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = compare(dense, plan(specs, tmp_path, seeds=2), out, loading=LOADING, progress=False)
+    rows = result["rows"]
+    assert json.loads((out / "compare.json").read_text()) == json.loads(json.dumps(result))
+    # two dense rows; 5 methods × 2 sparsities × 2 seeds × 2 tasks
+    assert len(rows) == 2 + 5 * 2 * 2 * 2
+    needed = ("method", "task", "target_sparsity", "realised_sparsity", "loss", "ppl", "acc", "acc_stderr", "n", "seed")
+    assert all(row.keys() >= set(needed) for row in rows)
+    tokens = {row["calibration_tokens"] for row in rows if row["method"] in ("seap", "flap")}
+    # a single token left over predicts nothing, so one may be missing
+    assert result["calibration_tokens"] - 1 <= min(tokens) <= max(tokens) == result["calibration_tokens"]
+    general = {row["calibration_tokens"] for row in rows if row["method"] == "seap-gen"}
+    assert all(abs(found - result["calibration_tokens"]) <= 4 for found in general)
+    for row in rows:
+        if row["method"] == "dense":
+            assert row["target_sparsity"] == row["realised_sparsity"] == row["kl"] == 0
+        elif row["method"] == "seap-reference":
+            assert row["realised_sparsity"] < row["target_sparsity"] - 0.05
+        else:
+            assert row["realised_sparsity"] == pytest.approx(row["target_sparsity"], abs=0.01)
+    losses = {(r["method"], r["task"], r["target_sparsity"], r["seed"]): r["loss"] for r in rows}
+    assert losses["seap", "plain", 0.5, 0] != losses["seap", "plain", 0.5, 1]
+    assert {entry["axis"] for entry in result["overlap"]} == {"kv_groups", "channels"}
+    assert all(entry["jaccard"][0][0] == 1 and entry["tasks"] == ["plain", "asked"] for entry in result["overlap"])
+
+
+def test_controls_are_there_and_named(dense: str, specs: tuple[str, str], tmp_path: Path) -> None:
+    general = texts_file(tmp_path / "general.txt", TEXTS[::-1])
+    asked = {"controls": True, "general": f"general={general}", "methods": ("seap", "flap"), "sparsities": (0.4,)}
+    result = compare(dense, plan(specs, tmp_path, **asked), tmp_path / "out", loading=LOADING, progress=False)
+    found = {(row["method"], row["control"], row["made_for"], row["task"]) for row in result["rows"]}
+    for method in ("seap", "flap"):
+        for task in ("plain", "asked"):
+            assert (method, None, task, task) in found
+            assert (method, "pooled", "pooled", task) in found
+            assert (method, "general-text", "general-text", task) in found
+    assert ("seap", "other-task", "asked", "plain") in found and ("seap", "other-task", "plain", "asked") in found
+    assert ("seap", "no-answers", "asked", "asked") in found
+    assert not any(control == "no-answers" and task == "plain" for _, control, _, task in found)
+    assert ("flap", "published-flap", "flap-1024x128", "plain") in found
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    dense: str, specs: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = plan(specs, tmp_path, methods=("seap", "random"))
+    whole = compare(dense, asked, tmp_path / "whole", loading=LOADING, progress=False)
+    real, calls = comparing._prune, []
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(comparing, "_prune", counted)
+    with pytest.raises(KeyboardInterrupt):
+        compare(dense, asked, tmp_path / "out", loading=LOADING, progress=False)
+    resumed = compare(dense, asked, tmp_path / "out", loading=LOADING, progress=False)
+    assert len(calls) == 3 + 4  # two done, one interrupted; of the six networks four were left
+    ignored = ("seconds",)
+    strip = [[{k: v for k, v in row.items() if k not in ignored} for row in r["rows"]] for r in (whole, resumed)]
+    assert strip[0] == strip[1] and whole["overlap"] == resumed["overlap"]
+    compare(dense, asked, tmp_path / "out", loading=LOADING, progress=False)
+    assert len(calls) == 7
+
+
+def test_the_command(dense: str, specs: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["compare", dense, "--tasks", ",".join(specs), "--methods", "seap,random", "--sparsity", "0.3"]
+    words += ["--context", "4", "--continuation", "3", "--max-new-tokens", "2", "--num-items", "6"]
+    words += ["--min-channels", "4", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert main([*words, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["kind"] == "compare" and {row["method"] for row in result["rows"]} == {"dense", "seap", "random"}
+    assert main(words) == 0
+    assert "added loss" in capsys.readouterr().out
+    words = ["eval", dense, "--task", specs[0], "--dense", dense, "--context", "4", "--continuation", "3", "--json"]
+    assert main(words) == 0
+    [row] = json.loads(capsys.readouterr().out)["rows"]
+    assert row["kl"] == pytest.approx(0, abs=1e-6) and row["agreement"] == 1
+
+
+def test_what_is_wrong_is_said_before_the_model_loads(specs: tuple[str, str], tmp_path: Path) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"methods": ("seab",)}, "did you mean 'seap'"),
+        ({"sparsities": (1.5,)}, "--sparsity 1.5"),
+        ({"tasks": (specs[0], specs[0])}, "two tasks have one name"),
+        ({"controls": True}, "--controls needs general text"),
+        ({"seeds": 0}, "at least one"),
+        ({"tasks": ("nope",)}, "unknown task 'nope'"),
+        ({"controls": True, "general": f"general={tmp_path / 'none.txt'}"}, "doesn't exist"),
+        ({"evaluation": Evaluation(metric="multiple-choice")}, "lacks columns question"),
+    ]
+    for changes, message in cases:
+        with pytest.raises(UserError, match=message):
+            compare("no/model", plan(specs, tmp_path, **changes), tmp_path / "out", progress=False)
+    with pytest.raises(UserError, match="expected numbers with commas"):
+        numbers("--sparsity", "0.2;0.5")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_seed_lets_calibration_see_the_test(tmp_path: Path) -> None:
+    """A single file is split once: another seed draws other training texts, never test ones."""
+    from tiny import model
+    from toy import tokenizer
+
+    from seap.evaluation.evaluate import load_test
+    from seap.pruning.prune import build_corpora
+
+    spec = f"plain={texts_file(tmp_path / 'plain.txt', [f'{text} {text} {text}' for text in TEXTS])}"
+    words = tokenizer()
+    asked = {tuple(words(item.text)["input_ids"]) for item in load_test(spec, Evaluation(num_items=1000)).items}
+    for seed in range(4):
+        corpus = build_corpora(model("llama"), words, spec, Calibration(seed=seed, num_texts=1000, seq_len=60))["plain"]
+        assert len(corpus.rows) + len(asked) == len(TEXTS) and not asked & set(corpus.rows)
+
+
+def test_names_that_stand_for_other_text_are_refused(specs: tuple[str, str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="can't be named pooled"):
+        plan((f"pooled={tmp_path / 'asked.jsonl'}", specs[0]), tmp_path)
