@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from seap.models.prepack import prepack_ as prepack_
     from seap.pruning.prune import calibrate as calibrate
     from seap.pruning.prune import prune as prune
+    from seap.serving.networks.network import load_networks as load_networks
     from seap.serving.networks.runtime import TaskRuntime as TaskRuntime
 
 _EXPORTS = {
@@ -30,9 +31,20 @@ _EXPORTS = {
     "prepack_": "seap.models.prepack",
     "quantize_": "seap.export.quantization",
     "load": "seap.models.loader",
+    "load_networks": "seap.serving.networks.network",
     "TaskRuntime": "seap.serving.networks.runtime",
 }
-__all__ = ["TaskRuntime", "__version__", "calibrate", "load", "prepack_", "prune", "prune_to_promise", "quantize_"]
+__all__ = [
+    "TaskRuntime",
+    "__version__",
+    "calibrate",
+    "load",
+    "load_networks",
+    "prepack_",
+    "prune",
+    "prune_to_promise",
+    "quantize_",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -24,9 +24,9 @@ from seap.files import write_json
 CHILD = """
 import json, re, sys, time
 from pathlib import Path
-from seap import pruning
-from seap.commands import prune_to_folder
-from seap.config_streaming import Streaming
+from seap.pruning import prune as pruning
+from seap.pruning.commands import prune_to_folder
+from seap.models.options import Streaming
 name, out, tokens, stream, method = sys.argv[1:]
 cut, begun = pruning.cut_streamed_, []
 def timed(*args, **kwargs):

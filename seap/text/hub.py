@@ -1,6 +1,6 @@
 """Data sets of the SEAP paper on the Hugging Face Hub: where they are, and what their columns mean.
 
-`columns` turns one upstream row into the columns that `seap.tasks` accepts. `corpus` makes the calibration
+`columns` turns one upstream row into the columns that `tasks.py` accepts. `corpus` makes the calibration
 text of the SEAP paper (its code: src/data_preparation/task_processors.py, column `corpus`) from that row and
 its gold answer; where it is None, that text is question + " " + gold choice.
 """

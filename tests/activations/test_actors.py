@@ -53,7 +53,7 @@ def test_two_actors_give_what_one_process_gives(tmp_path: Path) -> None:
 
 DYING = """
 import os
-from seap import actors
+from seap.activations import actors
 
 class Dying(actors.Measurer):
     def __call__(self, batch):

@@ -66,8 +66,8 @@ def test_shards_are_merged_to_what_one_process_gives(tmp_path: Path) -> None:
 
 REDUCED = """
 import torch, torch.distributed as dist
-from seap.distributed import Ranks, _added, joined
-from seap.moments import Moments
+from seap.activations.distributed import Ranks, _added, joined
+from seap.activations.moments import Moments
 ranks = Ranks.here()
 rows = torch.randn(40, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 3
 whole = Moments.of(rows, second=True, blocks=2)
@@ -89,7 +89,7 @@ def test_the_sum_over_ranks_is_exact_to_float64_rounding(tmp_path: Path) -> None
 
 FAILING = """
 import os, sys
-import seap.distributed as distributed
+import seap.activations.distributed as distributed
 from seap.cli import main
 measure = distributed.measure
 
