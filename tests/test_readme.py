@@ -1,10 +1,12 @@
-"""The README says what is so: its tree is the tree on disk, and its commands and snippets run."""
+"""README and docs say what is so: the tree is that on disk, commands and snippets run, figures are those measured."""
 
+import ast
 import gc
 import json
 import re
 import shlex
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,14 @@ from seap.cli.main import app, main
 from seap.methods import METHODS
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = [line.split("   ")[0].strip() for line in README.splitlines() if re.match(r"seap [a-z]+ ", line)]
+USAGE = (ROOT / "docs" / "usage.md").read_text()
+
+
+def commands(page: str) -> list[str]:
+    return [line.split("   ")[0].strip() for line in page.splitlines() if re.match(r"seap [a-z]+ ", line)]
+
+
+COMMANDS = commands(USAGE)
 
 
 def tracked() -> list[str]:
@@ -25,13 +34,25 @@ def tracked() -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_the_tree_names_every_module_and_nothing_else() -> None:
+def test_the_tree_names_every_room_in_the_order_of_the_imports() -> None:
     tree = README.split("## Tree")[1].split("```")[1]
-    named = set(re.findall(r"\b([a-z_]+\.py)\b", tree))
-    package = {Path(name).name for name in tracked() if re.fullmatch(r"seap/\w+\.py", name)}
-    assert named - {"tiny.py"} == package - {"__init__.py", "__main__.py"}
+    rooms = re.findall(r"^  ([a-z]+)/ ", tree, flags=re.MULTILINE)
+    assert set(rooms) == {name.split("/")[1] for name in tracked() if re.match(r"seap/\w+/", name)}
+    layers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
+    assert rooms == [layer for layer in reversed(layers) if layer in rooms]
     folders = {line.split("/")[0] for line in tree.splitlines() if re.match(r"[a-z]+/", line)}
     assert folders == {name.split("/")[0] for name in tracked() if "/" in name and not name.startswith(".")}
+
+
+ROOMS = sorted(path.parent for path in (ROOT / "seap").rglob("__init__.py"))
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: str(room.relative_to(ROOT)))
+def test_a_room_says_what_it_is_and_names_files_that_are_there(room: Path) -> None:
+    told = ast.get_docstring(ast.parse((room / "__init__.py").read_text())) or ""
+    assert told.count("\n") >= 2
+    named = {name for name in re.findall(r"`([\w/]+\.(?:py|html))`", told)}
+    assert all((room / name).is_file() or (ROOT / "seap" / name).is_file() for name in named), named
 
 
 @pytest.mark.parametrize("folder", ["runs", "results", "results/archive"])
@@ -45,7 +66,7 @@ def test_every_script_and_every_result_has_its_line(folder: str) -> None:
 
 
 def test_the_table_of_methods_is_that_of_the_code() -> None:
-    table = README.split("| `--method` |")[1].split("\n\n")[0].splitlines()
+    table = USAGE.split("| `--method` |")[1].split("\n\n")[0].splitlines()
     for name, method in METHODS.items():
         row = next(line for line in table if re.match(rf"\| .*`{name}`", line))
         assert method.allocate in row and (method.compensate in row or method.compensate == "none")
@@ -64,7 +85,7 @@ DEPLOY = [
 ]
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *DEPLOY])
+@pytest.mark.parametrize("command", [*commands(README), *COMMANDS, *DEPLOY])
 def test_every_command_parses(command: str) -> None:
     chosen, _, _ = app.parse_args(shlex.split(command)[1:], exit_on_error=False, print_error=False)
     assert chosen.__name__.removesuffix("uate") in command.split()[1:3]
@@ -129,12 +150,13 @@ def test_the_commands_run_one_after_the_other(tmp_path: Path, monkeypatch: pytes
     assert "<html" in Path("report.html").read_text()
 
 
-def test_the_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("page", "made"), [(README, {"model"}), (USAGE, {"model", "report"})], ids=["README", "usage"])
+def test_the_snippets_run(page: str, made: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder(Path("my-model"), intermediate_size=120)
     Path("tickets.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
     assert main(["prune", "my-model", "--task", "tickets=tickets.jsonl", "--out", "small"]) == 0
     names: dict[str, object] = {}
-    for snippet in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
-        exec(snippet.replace('"small")', '"small")'), names)
-    assert {"model", "report"} <= names.keys()
+    for snippet in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(snippet, names)
+    assert made <= names.keys()

@@ -11,6 +11,12 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from rich.markup import escape
 
+from seap.cli import bench as bench  # the commands of these six join the application
+from seap.cli import corpus as corpus
+from seap.cli import deploy as deploy
+from seap.cli import evidence as evidence
+from seap.cli import frontier as frontier
+from seap.cli import serving as serving
 from seap.cli.app import Flat, Json, Model, TaskOption, app, errors, given, merged_options, note, print_json, results
 from seap.errors import UserError
 from seap.evaluation.options import Evaluation
