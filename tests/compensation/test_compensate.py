@@ -1,0 +1,54 @@
+"""Reconstruction against arithmetic by brute force."""
+
+import pytest
+import torch
+from correlated import moments
+
+from seap.activations.moments import Moments
+from seap.compensation.compensate import mean_bias, output_error, ridge, ridge_or_bias
+
+
+def test_ridge_is_the_least_squares_solution() -> None:
+    found, rows, weight = moments()
+    keep = torch.tensor([True, True, False, True, False, True])
+    repair = ridge(weight, found, keep, 1e-12)
+    inputs = torch.cat([rows[:, keep], torch.ones(len(rows), 1, dtype=torch.float64)], 1)
+    solution = torch.linalg.lstsq(inputs, rows @ weight.t()).solution
+    assert repair.weight is not None
+    torch.testing.assert_close(repair.weight, solution[:-1].t(), atol=1e-7, rtol=1e-7)
+    torch.testing.assert_close(repair.bias, solution[-1], atol=1e-7, rtol=1e-7)
+    left = (rows @ weight.t() - rows[:, keep] @ repair.weight.t() - repair.bias).square().sum(1).mean()
+    assert output_error(weight, found, keep, repair) == pytest.approx(float(left), abs=1e-8)
+
+
+@pytest.mark.parametrize("count", [8, 20, 60])
+@pytest.mark.parametrize("seed", range(4))
+def test_ridge_is_never_worse_than_the_bias_on_held_out_rows(count: int, seed: int) -> None:
+    """Also with hardly more tokens than channels."""
+    found, _, weight = moments(count, seed=seed)
+    keep = torch.tensor([True, False, True, True, False, False])
+    chosen = ridge_or_bias(weight, found, keep)
+    fit, held = found.without_held(), found.held
+    assert held is not None
+    damping = float(chosen.about.split()[1]) if chosen.weight is not None else None
+    mine = mean_bias(weight, fit, keep) if damping is None else ridge(weight, fit, keep, damping)
+    assert output_error(weight, held, keep, mine) <= output_error(weight, held, keep, mean_bias(weight, fit, keep))
+
+
+def test_in_blocks_each_block_is_fitted_and_scored_alone() -> None:
+    """Where inputs of different blocks are uncorrelated, as one block gives; else each block's own solution."""
+    generator = torch.Generator().manual_seed(0)
+    data, weight = torch.randn(80, 8, generator=generator), torch.randn(4, 8, generator=generator, dtype=torch.float64)
+    keep = torch.tensor([True, False, True, True, False, True, True, False])
+    found = Moments.of(data, second=True, blocks=2)
+    repair = ridge(weight, found, keep, 1e-3)
+    halves = [
+        ridge(weight[:, place], Moments.of(data[:, place], second=True), keep[place], 1e-3)
+        for place in (slice(4), slice(4, 8))
+    ]
+    assert repair.weight is not None
+    torch.testing.assert_close(repair.weight, torch.cat([half.weight for half in halves], 1))  # type: ignore[misc]
+    torch.testing.assert_close(repair.bias, halves[0].bias + halves[1].bias)
+    assert found.co is not None
+    apart = Moments(found.count, found.mean, found.m2, torch.block_diag(*found.co))
+    assert output_error(weight, found, keep, repair) == pytest.approx(output_error(weight, apart, keep, repair))
