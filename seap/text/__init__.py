@@ -3,8 +3,9 @@
 In: `NAME`, `NAME=PATH` or texts in memory. Out: a `Corpus` of token rows in batches (`corpus.py`).
 
 Open `tasks.py` first: what a task is and where it comes from. `readers.py` knows file formats, `hub.py` datasets on the
-Hub, `items.py` what columns mean, `builtin.py` the nine procedural tasks that come with seap. `options.py` says how
-much text is read.
+Hub, `columns.py` under which names a column is known, `shapes.py` which of them make an item, `items.py` makes items of
+rows and says what was left out, `builtin.py` the nine procedural tasks that come with seap. `options.py` says how much
+text is read.
 
 Not here: what a model does with the rows, and how answers are judged (evaluation/).
 """

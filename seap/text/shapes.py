@@ -1,0 +1,193 @@
+"""What one example of a task is, and the shapes of a row that make one.
+
+A shape is a set of fields (`columns.py`: the names under which they may stand), the first whose fields are all there:
+
+    question, choices, answer   multiple choice (or label for answer); text = question + " " + gold choice
+    prompt, answer              text = prompt + answer, with a space between where there is no whitespace; with choices
+                                multiple choice
+    question, answer            the same with prompt = "Question: {question}\\nAnswer:"
+    text                        alone, or beside one of the above: then it replaces the text made there
+
+A context beside a question or a prompt comes before it, on lines of its own.
+"""
+
+import json
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from seap.errors import UserError
+from seap.text.columns import is_missing
+
+SHAPES_TOLD = ("question + choices + answer", "prompt + answer (or question + answer)", "text")
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One example of a task.
+
+    `answer` carries the whitespace that joins it to `prompt`: the model is to go on with `answer` right after
+    `prompt`; compare answers after strip().
+    """
+
+    text: str
+    """What calibration sees: prompt and gold answer, or the text."""
+    prompt: str | None = None
+    """What generation is given."""
+    answer: str | None = None
+    """Gold answer of generation."""
+    question: str | None = None
+    """Multiple choice: what every choice is appended to, after a space."""
+    choices: tuple[str, ...] = ()
+    contexts: tuple[str, ...] = ()
+    """Multiple choice the other way round (WinoGrande): a context for each choice, all choices the same."""
+    label: int | None = None
+    """Index of the gold choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Fields that make an item: `needs` must be there, `reads` may be. Of any shape `text` replaces the text.
+
+    item: the item of a row's fields, None where one that it needs is blank. Raises UserError for what can't be meant.
+    """
+
+    needs: tuple[str, ...]
+    reads: tuple[str, ...] = ()
+    item: Callable[[Values], Item | None]
+
+    def fields(self, there: Collection[str]) -> list[str]:
+        """Those of a row's fields that it reads."""
+        return [name for name in (*self.needs, *self.reads, "text") if name in there]
+
+
+def shape_of(fields: Collection[str]) -> Shape | None:
+    """The first shape whose fields are there."""
+    return next((shape for shape in SHAPES if all(name in fields for name in shape.needs)), None)
+
+
+def made(shape: Shape, values: Values) -> Item | None:
+    """The item of a row's fields; None for a row that is blank or without a label."""
+    item, text = shape.item(values), values.get("text")
+    return item if item is None or is_missing(text) else replace(item, text=string("text", text))
+
+
+def _text_item(values: Values) -> Item | None:
+    return None if is_missing(values["text"]) else Item(text=string("text", values["text"]))
+
+
+def _prompt_item(values: Values) -> Item | None:
+    if is_missing(values.get("choices")):
+        return _answered(values, "prompt", "{}")
+    return _choice_item(values | {"question": values["prompt"]})
+
+
+def _question_item(values: Values) -> Item | None:
+    return _answered(values, "question", "Question: {}\nAnswer:")
+
+
+def _answered(values: Values, name: str, template: str) -> Item | None:
+    asked, answer = values[name], values["answer"]
+    if is_missing(asked) or is_missing(answer):
+        return None
+    prompt = in_context(values, template.format(string(name, asked)))
+    answer = string("answer", answer)
+    if not prompt[-1].isspace() and not answer[0].isspace():
+        answer = f" {answer}"
+    return Item(text=prompt + answer, prompt=prompt, answer=answer)
+
+
+def in_context(values: Values, asked: str) -> str:
+    """A question or prompt with the context before it, unless it has that in it already."""
+    context: str = values.get("context") or ""
+    return asked if context.strip() in asked else f"{context.rstrip()}\n{asked}"
+
+
+def _choice_item(values: Values) -> Item | None:
+    answer = values["answer" if "answer" in values else "label"]
+    if any(is_missing(value) for value in (values["question"], values["choices"], answer)):
+        return None
+    question = in_context(values, string("question", values["question"]))
+    choices, labels = _choices(values["choices"])
+    label = _gold(answer, choices, labels)
+    if label is None:
+        return None
+    return Item(text=f"{question} {choices[label]}", question=question, choices=choices, label=label)
+
+
+def _choices(value: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Texts and labels (or none) of `choices`: a list, {"text": [...], "label": [...]}, or either as JSON."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise UserError(f'choices {value!r:.60}: not JSON; allowed: ["first", "second"]') from error
+    texts, labels = (value.get("text"), value.get("label") or []) if isinstance(value, dict) else (value, [])
+    if not isinstance(texts, list) or not isinstance(labels, list):
+        raise UserError(f'choices {value!r:.60}; allowed: [string, …] or {{"text": […], "label": […]}}')
+    if len(texts) < 2:
+        raise UserError(f"{len(texts)} choices; at least 2 are needed")
+    if labels and len(labels) != len(texts):
+        raise UserError(f"{len(labels)} labels for {len(texts)} choices")
+    for number, text in enumerate(texts, start=1):
+        if is_missing(string(f"choice {number}", text)):
+            raise UserError(f"choice {number} is blank")
+    return tuple(texts), tuple(str(label).strip() for label in labels)
+
+
+def _gold(answer: Any, choices: Sequence[str], labels: Sequence[str]) -> int | None:
+    """The index of the gold choice; None for -1, the Hub's mark of a row without a label.
+
+    A number is an index from 0. A string is, the first that fits: one of the labels, where there are labels;
+    the text of a choice; digits, an index from 0; a letter, "A" the first. Labels come first because ARC has
+    a row whose choice A is the text "C".
+    """
+    index: int | None = None
+    if isinstance(answer, float) and answer.is_integer():
+        answer = int(answer)
+    if isinstance(answer, int) and not isinstance(answer, bool):
+        index = answer
+    elif isinstance(answer, str):
+        index = _gold_from_text(answer.strip(), [choice.strip() for choice in choices], labels)
+    if index == -1:
+        return None
+    if index is None or not 0 <= index < len(choices):
+        allowed = [f"an index 0 to {len(choices) - 1}", f"a letter A to {chr(64 + min(len(choices), 26))}"]
+        allowed += [f"a label ({', '.join(labels)})"] if labels else []
+        allowed.append("the text of a choice")
+        raise UserError(f"answer {answer!r} is none of the choices; allowed: {', '.join(allowed)}")
+    return index
+
+
+def _gold_from_text(answer: str, choices: Sequence[str], labels: Sequence[str]) -> int | None:
+    if answer in labels:
+        return labels.index(answer)
+    if answer in choices:
+        return choices.index(answer)
+    if re.fullmatch(r"-?[0-9]+", answer):
+        # Labels 1 to 4 say that digits count from 1: a digit that is no label is a mistake, not an index.
+        return None if any(label.isdigit() for label in labels) and answer != "-1" else int(answer)
+    if re.fullmatch(r"[A-Za-z]", answer):
+        return ord(answer.upper()) - ord("A")
+    return None
+
+
+def string(name: str, value: Any) -> str:
+    """The value of a field, which must be a string (of an answer a number too)."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and name == "answer":
+        return str(value)
+    if not isinstance(value, str):
+        raise UserError(f"{name} is {value!r:.60}, a {type(value).__name__}; it must be a string")
+    return value
+
+
+SHAPES = (
+    Shape(needs=("question", "choices", "answer"), reads=("context",), item=_choice_item),
+    Shape(needs=("question", "choices", "label"), reads=("context",), item=_choice_item),
+    Shape(needs=("prompt", "answer"), reads=("context", "choices"), item=_prompt_item),
+    Shape(needs=("question", "answer"), reads=("context",), item=_question_item),
+    Shape(needs=("text",), item=_text_item),
+)
