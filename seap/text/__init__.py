@@ -7,5 +7,7 @@ Hub, `columns.py` under which names a column is known, `shapes.py` which of them
 rows and says what was left out, `builtin.py` the nine procedural tasks that come with seap. `options.py` says how much
 text is read.
 
+`templates.py` writes messages by a chat template, in a process of its own.
+
 Not here: what a model does with the rows, and how answers are judged (evaluation/).
 """

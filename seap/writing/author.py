@@ -11,6 +11,7 @@ import torch
 from seap.errors import UserError
 from seap.evaluation.metrics import Row, log_likelihoods
 from seap.files import digest
+from seap.text.templates import render
 from seap.writing.options import Writing
 from seap.writing.sieve import Candidate
 
@@ -110,9 +111,7 @@ def prompt_about(author: Author, about: str) -> Prompts:
     """One prompt: in the tokenizer's chat template if it has one, else a line that leads to such a text."""
     if author.tokenizer.chat_template:
         asked = [{"role": "user", "content": ABOUT_CHAT.format(about.strip())}]
-        text = author.tokenizer.apply_chat_template(
-            asked, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
+        text = render(author.tokenizer, asked, enable_thinking=False)
         ids = author.encode(text)
     else:
         ids = author.mark + author.encode(ABOUT_PLAIN.format(about.strip()))

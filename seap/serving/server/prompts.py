@@ -6,6 +6,7 @@ from typing import Any
 
 from seap.errors import UserError
 from seap.serving.server.protocol import Message
+from seap.text.templates import render
 
 NAMES = {"user": "User", "assistant": "Assistant"}
 DEFAULT_COMPLETION = 16  # OpenAI's
@@ -42,10 +43,7 @@ def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> Prompt:
     said = "\n".join(message.text for message in messages if message.role == "user") or messages[-1].text
     turns = [{"role": message.role, "content": message.text} for message in messages]
     if getattr(tokenizer, "chat_template", None):
-        try:
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # templates raise what they like, for roles out of turn for instance
-            raise UserError(f"the model's chat template refuses these messages: {error}") from error
+        text = render(tokenizer, turns)
         return Prompt(tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]), said)
     if len(messages) == 1:
         text = messages[0].text
