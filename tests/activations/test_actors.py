@@ -71,7 +71,7 @@ def test_an_actor_that_dies_ends_the_run(tmp_path: Path) -> None:
     words = ["calibrate", dense, "--task", task, "--out", "two", "--device", "cpu", "--ray", "2"]
     started = time.monotonic()
     (tmp_path / "dying.py").write_text(DYING)  # a module, which Ray's processes can import too
-    done = launch(words, tmp_path, "import sys, dying; from seap.cli import main; sys.exit(main(sys.argv[1:]))")
+    done = launch(words, tmp_path, "import sys, dying; from seap.cli.main import main; sys.exit(main(sys.argv[1:]))")
     assert done.returncode == 1 and time.monotonic() - started < 150
     assert "an actor of Ray's is gone" in done.stderr, done.stderr
     assert not (tmp_path / "two" / "toy.safetensors").exists()

@@ -90,7 +90,7 @@ def test_the_sum_over_ranks_is_exact_to_float64_rounding(tmp_path: Path) -> None
 FAILING = """
 import os, sys
 import seap.activations.distributed as distributed
-from seap.cli import main
+from seap.cli.main import main
 measure = distributed.measure
 
 def fail(*args, **kwargs):

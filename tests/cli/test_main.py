@@ -105,7 +105,7 @@ def test_help_has_an_example_and_defaults(command: str, capsys: pytest.CaptureFi
 
 
 def test_help_imports_nothing_heavy() -> None:
-    program = "import sys; from seap.cli import main; main(['--help']); print('torch' in sys.modules)"
+    program = "import sys; from seap.cli.main import main; main(['--help']); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("False")
 
