@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+LEAST = -9999.0  # the log-probability of what has none: JSON knows no infinity
 UNFINISHED = "�"  # what a tokenizer decodes the first bytes of a character to
 
 
@@ -22,15 +23,55 @@ class Token:
     top: tuple[tuple[int, float], ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Adjustments:
+    """What is added to logits before a token is chosen.
+
+    repetition divides positive and multiplies negative logits of tokens in the prompt or the answer; presence is taken
+    off those in the answer once, frequency as often as they are there; bias: token ids with what they get.
+    """
+
+    repetition: float = 1.0
+    presence: float = 0.0
+    frequency: float = 0.0
+    bias: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def neutral(self) -> bool:
+        return self == Adjustments()
+
+    def applied(self, logits: Tensor, prompt: Sequence[int], written: Sequence[int]) -> Tensor:
+        """New logits (V,), in float32 on the CPU."""
+        logits = logits.clone()
+        if self.bias:
+            ids, values = zip(*self.bias, strict=True)
+            logits[list(ids)] += torch.tensor(values)
+        seen = list({*prompt, *written} if self.repetition != 1 else ())
+        logits[seen] = torch.where(logits[seen] > 0, logits[seen] / self.repetition, logits[seen] * self.repetition)
+        if written and (self.presence or self.frequency):
+            counts = torch.bincount(torch.tensor(written), minlength=len(logits)).float()
+            logits -= self.presence * (counts > 0) + self.frequency * counts
+        return logits
+
+
 @dataclass
 class Sampler:
-    """How one request's tokens are chosen. temperature 0 takes the likeliest; logprobs: how many to report, or None."""
+    """How one request's tokens are chosen. temperature 0 takes the likeliest; logprobs: how many to report, or None.
+
+    top_k 0 and min_p 0 leave all tokens in; min_p: least probability, as a share of the likeliest one's. prompt: ids
+    that the adjustments count as seen.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int | None = None
     logprobs: int | None = None
+    top_k: int = 0
+    min_p: float = 0.0
+    adjustments: Adjustments = field(default_factory=Adjustments)
+    prompt: Sequence[int] = ()
     generator: torch.Generator = field(init=False)
+    written: list[int] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator()
@@ -41,25 +82,50 @@ class Sampler:
 
     def choose(self, logits: Tensor, likeliest: int | None = None) -> Token:
         """logits (V,) on any device. likeliest: where they are largest, if that is known."""
-        if self.temperature == 0 and self.logprobs is None and likeliest is not None:
+        plain = self.adjustments.neutral
+        if plain and self.temperature == 0 and self.logprobs is None and likeliest is not None:
             return Token(likeliest)
         logits = logits.float().cpu()
-        chosen = int(logits.argmax()) if self.temperature == 0 else self._draw(logits)
+        adjusted = logits if plain else self.adjustments.applied(logits, self.prompt, self.written)
+        chosen = int(adjusted.argmax()) if self.temperature == 0 else self._draw(adjusted)
+        self.written.append(chosen)
         if self.logprobs is None:
             return Token(chosen)
         known = logits.log_softmax(-1)
-        values, places = known.topk(min(self.logprobs, len(known)))
-        return Token(chosen, float(known[chosen]), tuple(zip(places.tolist(), values.tolist(), strict=True)))
+        return tokens_of(known[None], torch.tensor([chosen]), self.logprobs)[0]
 
     def _draw(self, logits: Tensor) -> int:
         scaled = (logits - logits.max()) / max(self.temperature, 1e-5)
         probabilities = scaled.softmax(-1)
-        if self.top_p < 1:
+        if self.top_p < 1 or self.top_k or self.min_p:
             ordered, places = probabilities.sort(descending=True, stable=True)
-            before = ordered.cumsum(-1) - ordered
             probabilities = torch.zeros_like(probabilities)
-            probabilities[places] = ordered.where(before < self.top_p, torch.zeros(()))
+            probabilities[places] = self._kept(ordered)
         return int(torch.multinomial(probabilities, 1, generator=self.generator))
+
+    def _kept(self, ordered: Tensor) -> Tensor:
+        """Probabilities from the largest (V,), with zeros for those that top_k, min_p and top_p leave out.
+
+        The first one always stays, whatever the numbers round to.
+        """
+        nothing = torch.zeros(())
+        if self.top_k or self.min_p:
+            ordered = ordered.where(ordered >= self.min_p * ordered[0], nothing)
+            ordered[self.top_k or len(ordered) :] = 0
+            ordered = ordered / ordered.sum()
+        inside = ordered.cumsum(-1) - ordered < self.top_p
+        inside[0] = True
+        return ordered.where(inside, nothing)
+
+
+def tokens_of(known: Tensor, chosen: Tensor, num_top: int) -> list[Token]:
+    """Tokens (T,) with their log-probabilities and the num_top likeliest; known (T, V), nothing below LEAST."""
+    own = known.gather(1, chosen[:, None].to(known.device)).clamp_min(LEAST)[:, 0].tolist()
+    values, places = known.topk(min(num_top, known.shape[1]), dim=-1)
+    tops = [
+        tuple(zip(*row, strict=True)) for row in zip(places.tolist(), values.clamp_min(LEAST).tolist(), strict=True)
+    ]
+    return [Token(*found) for found in zip(chosen.tolist(), own, tops, strict=True)]
 
 
 class Writer:

@@ -15,7 +15,7 @@ from seap.errors import UserError
 from seap.files import read_about
 from seap.serving.networks.network import Network, free_layers
 from seap.serving.routing import prompts
-from seap.serving.routing.router import Features, Route, Router, features_of, load_router
+from seap.serving.routing.router import Features, Route, Router, features_of, load_router, read_features
 from seap.serving.routing.routing import _scatter, load_prompts, make_router, reliability
 
 
@@ -145,3 +145,15 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_every_family_has_features() -> None:
     for name in ROWS:
         assert features_of(model(name), [[5, 6], [7]], 1).values.isfinite().all()
+
+
+def test_a_token_beyond_the_embedding_is_named_before_the_model_reads_it() -> None:
+    with pytest.raises(UserError, match=r"token 96 \('w96'\), the model's embedding 90 tokens"):
+        read_features(model(vocab_size=90), tokenizer(), ["w5 w96"], 0, 256)
+
+
+def test_prompts_longer_than_the_models_positions_are_read_as_far_as_these_go() -> None:
+    net, words = model("gpt2"), tokenizer()
+    longest = net.config.max_position_embeddings
+    long, cut = (read_features(net, words, ["w5 " * number], 1, 256) for number in (longest + 9, longest))
+    assert torch.equal(long.values, cut.values) and long.lengths.tolist() == [longest]

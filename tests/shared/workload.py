@@ -54,7 +54,8 @@ class Asked:
 
     def __init__(self, scheduler: Scheduler, ids: list[int], task: str | None, max_tokens: int, **options: Any) -> None:
         self.events: queue.Queue[Event] = queue.Queue()
-        sampler = Sampler(temperature=options.pop("temperature", 0), seed=options.pop("seed", 0))
+        usual = Sampler(temperature=options.pop("temperature", 0), seed=options.pop("seed", 0))
+        sampler = options.pop("sampler", usual)
         prompt = options.pop("prompt", "")
         request = Request(ids=tuple(ids), prompt=prompt, max_tokens=max_tokens, task=task, sampler=sampler, **options)
         self.ticket: Ticket = scheduler.submit(request, self.events.put)

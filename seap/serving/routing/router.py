@@ -127,9 +127,20 @@ def load_router(path: Path, model: Any = None) -> Router:
 
 
 def read_features(model: Any, tokenizer: Any, prompts: Sequence[str], depth: int, max_tokens: int) -> Features:
-    """Features of prompts; a prompt without a token is read as the token that begins or ends texts."""
+    """Features of prompts; a prompt without a token is read as the token that begins or ends texts.
+
+    Raises UserError for a token that the model has no embedding of: on a GPU reading it would end the process.
+    """
+    max_tokens = min(max_tokens, getattr(model.config, "max_position_embeddings", None) or max_tokens)
     empty = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     encoded = [tokenizer(prompt, verbose=False)["input_ids"][:max_tokens] for prompt in prompts]
+    size = model.get_input_embeddings().weight.shape[0]
+    if beyond := {token for ids in encoded for token in ids if token >= size}:
+        first = min(beyond)
+        raise UserError(
+            f"a prompt has token {first} ({tokenizer.decode([first])!r}), the model's embedding {size} tokens; "
+            "take it out of the text"
+        )
     return features_of(model, [ids or [empty or 0] for ids in encoded], depth)
 
 

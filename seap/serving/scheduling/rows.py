@@ -17,6 +17,9 @@ from transformers import DynamicCache
 
 from seap.activations.layerwise import cache_name
 from seap.models.cache import SPARE, growing_cache
+from seap.writing.sampling import Token, tokens_of
+
+SCORED = 1 << 24  # logits of prompts, all their tokens', that are held at a time
 
 
 @dataclass
@@ -71,6 +74,21 @@ class Rows:
         for place, owner in zip(free, joining.values(), strict=True):
             self.owners[place] = owner
 
+    @torch.inference_mode()
+    def part(self, places: Sequence[int]) -> "Rows":
+        """A copy of some rows."""
+        index, cache = self._index(places), growing_cache()
+        for number, layer in enumerate(self.cache.layers):
+            cache.update(layer.keys[index], layer.values[index], number)
+        return Rows(cache, self.mask[index], self.last[index], [self.owners[place] for place in places])
+
+    @torch.inference_mode()
+    def rewind_(self, length: int) -> None:
+        """Forget what a step that failed has written: layers before the failure hold a token more than the others."""
+        self.mask = self.mask[:, :length]
+        for layer in self.cache.layers:
+            layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
+
     def _widen_(self, length: int, num_rows: int) -> None:
         """Make room for so many tokens and rows: padding on the left, free rows at the end."""
         columns = max(length - self.mask.shape[1], 0)
@@ -90,24 +108,54 @@ class Rows:
 @torch.inference_mode()
 def prefill(model: Any, prompts: Sequence[Sequence[int]], owners: Sequence[Any]) -> tuple[Rows, Tensor]:
     """Read prompts together. Returns their rows, `last` still to be set, and the next token's logits (B, V)."""
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
-    mask = torch.tensor([[False] * (width - len(p)) + [True] * len(p) for p in prompts])
-    device = next(model.parameters()).device
-    rows = Rows(growing_cache(), mask.to(device), ids[:, -1].to(device), list(owners))
-    return rows, _forward(model, rows, ids.to(device))
+    rows, ids = _padded(model, prompts, owners)
+    return rows, _forward(model, rows, ids)[:, -1]
+
+
+@torch.inference_mode()
+def prefill_scored(
+    model: Any, prompts: Sequence[Sequence[int]], owners: Sequence[Any], num_top: Sequence[int]
+) -> tuple[Rows, Tensor, list[tuple[Token, ...]]]:
+    """`prefill`, and each prompt's tokens with their log-probabilities and so many likeliest ones.
+
+    Reads in pieces, so that no more than SCORED logits are held at a time.
+    """
+    rows, ids = _padded(model, prompts, owners)
+    mask, width = rows.mask, ids.shape[1]
+    piece = max(SCORED // (len(prompts) * model.get_input_embeddings().weight.shape[0]), 1)
+    scored = [[Token(prompt[0])] for prompt in prompts]
+    for start in range(0, width, piece):
+        rows.mask = mask[:, : start + piece]
+        logits = _forward(model, rows, ids[:, start : start + piece], keep=0)
+        end = min(start + piece, width - 1)  # nothing is known of what follows the last token
+        for place, prompt in enumerate(prompts):
+            first = max(width - len(prompt), start)
+            if first < end:
+                known = logits[place, first - start : end - start].float().log_softmax(-1)
+                scored[place] += tokens_of(known, ids[place, first + 1 : end + 1], num_top[place])
+    return rows, logits[:, -1], [tuple(found) for found in scored]
 
 
 @torch.inference_mode()
 def decode(model: Any, rows: Rows) -> Tensor:
     """One step: feed `last`, return the next token's logits (B, V)."""
     rows.mask = pad(rows.mask, (0, 1), value=True)
-    return _forward(model, rows, rows.last.unsqueeze(1))
+    return _forward(model, rows, rows.last.unsqueeze(1))[:, -1]
 
 
-def _forward(model: Any, rows: Rows, ids: Tensor) -> Tensor:
+def _padded(model: Any, prompts: Sequence[Sequence[int]], owners: Sequence[Any]) -> tuple[Rows, Tensor]:
+    """Rows with an empty cache and the mask of the whole prompts, and ids (B, T), on the model's device."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
+    mask = torch.tensor([[False] * (width - len(p)) + [True] * len(p) for p in prompts])
+    device = next(model.parameters()).device
+    return Rows(growing_cache(), mask.to(device), ids[:, -1].to(device), list(owners)), ids.to(device)
+
+
+def _forward(model: Any, rows: Rows, ids: Tensor, *, keep: int = 1) -> Tensor:
+    """Logits of the last `keep` places (0: of all) of ids (B, T), whose mask the rows hold."""
     mask = rows.mask.long()
     positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
     inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, cache_name(model): rows.cache}
-    logits: Tensor = model(**inputs, use_cache=True, logits_to_keep=1).logits
-    return logits[:, -1]
+    logits: Tensor = model(**inputs, use_cache=True, logits_to_keep=keep).logits
+    return logits

@@ -15,15 +15,15 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from seap.errors import UserError
 from seap.serving.networks.runtime import DENSE, TaskRuntime
 from seap.serving.options import Limits
 from seap.serving.routing.router import Route, Router
-from seap.serving.scheduling.rows import Rows, decode, prefill
-from seap.serving.scheduling.tickets import Event, Failed, Finished, FullError, Piece, Request, Started, Ticket
-from seap.writing.sampling import Token, Writer
+from seap.serving.scheduling.rows import Rows
+from seap.serving.scheduling.steps import Stepped, isolated, read, step
+from seap.serving.scheduling.telling import Teller, failed
+from seap.serving.scheduling.tickets import Event, FullError, Request, Started, Ticket
+from seap.writing.sampling import Writer
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,8 @@ class Scheduler:
         self.blocked: Ticket | None = None  # found no room: nobody else may join before it
         self.speed = 100.0  # tokens per second, over the last turns
         self.num_tokens = 0
-        self.ends = _end_tokens(runtime.model, tokenizer)
+        size = runtime.model.get_input_embeddings().weight.shape[0]
+        self.teller = Teller(frozenset(_end_tokens(runtime.model, tokenizer)), size)
         self._changed = threading.Condition()
         self._closing = self._dropping = False
         self._thread = threading.Thread(target=self._run, name="seap-scheduler", daemon=True)
@@ -143,13 +144,7 @@ class Scheduler:
         with self._changed:
             tickets = [*self.unrouted]
             self.unrouted.clear()
-        routes: Sequence[Route | None] = [None] * len(tickets)
-        if self.router is not None and tickets:
-            try:
-                prompts = [ticket.request.prompt for ticket in tickets]
-                routes = self.router.predict(self.runtime.model, self.tokenizer, prompts)
-            except Exception:  # the requests still run, on the fallback
-                log.exception("routing failed")
+        routes = self._routes(tickets)
         for ticket, route in zip(tickets, routes, strict=True):
             known = route is not None and route.task in self.waiting
             task = route.task if known and route is not None and route.task else self.fallback
@@ -158,26 +153,42 @@ class Scheduler:
                     self._enqueue(ticket, task)
             ticket.sink(Started(task, route))
 
+    def _routes(self, tickets: Sequence[Ticket]) -> list[Route | None]:
+        """One each; None where the router fails on a prompt: that request still runs, on the fallback."""
+        router = self.router
+        if router is None or not tickets:
+            return [None] * len(tickets)
+
+        def attempt(some: Sequence[int]) -> list[tuple[int, Route]]:
+            prompts = [tickets[place].request.prompt for place in some]
+            return [*zip(some, router.predict(self.runtime.model, self.tokenizer, prompts), strict=True)]
+
+        made, failed = isolated(attempt, range(len(tickets)))
+        for _, error in failed:
+            log.error("routing failed", exc_info=error)
+        known = dict(pair for pairs in made for pair in pairs)
+        return [known.get(place) for place in range(len(tickets))]
+
     def _turn(self, task: str) -> None:
         """Let waiting rows of a task join, and decode a few steps."""
         started, before = time.perf_counter(), self.num_tokens
         joining = self._admit(task)
+        at_work = [*joining, *(self.running[task].live.values() if task in self.running else ())]
         try:
             with self.runtime.task(task) as model:
                 if joining:
-                    self._join(model, task, joining)
+                    self._settle(task, read(model, joining), self.running.get(task))
                 for _ in range(self.limits.steps):
                     self._sweep(task)
                     if task not in self.running:
                         break
-                    rows = self.running[task]
-                    self._advance(rows, decode(model, rows))
+                    self._settle(task, step(model, self.running[task]))
                 self._sweep(task)
-        except Exception as error:
-            log.exception("a turn of task %s failed", task)
-            owners = self.running.pop(task).live.values() if task in self.running else ()
-            for ticket in {*joining, *owners}:
-                ticket.sink(Failed(f"the model failed: {type(error).__name__}"))
+        except Exception as error:  # no row's fault: the network couldn't be switched to, or there is no room to join
+            log.error("a turn of task %s failed", task)
+            self.running.pop(task, None)
+            for ticket in at_work:
+                failed(ticket, error)
         seconds = time.perf_counter() - started
         self.served[task] += seconds
         if made := self.num_tokens - before:
@@ -212,35 +223,21 @@ class Scheduler:
             self.blocked = queue[0]
             return None
 
-    def _join(self, model: Any, task: str, tickets: Sequence[Ticket]) -> None:
-        rows, logits = prefill(model, [ticket.request.ids for ticket in tickets], tickets)
-        self._advance(rows, logits)
-        if task in self.running:
-            self.running[task].join_(rows)
-        elif len(rows):
-            self.running[task] = rows
-
-    def _advance(self, rows: Rows, logits: Tensor) -> None:
-        """Choose every row's next token, tell its owner, and let finished rows leave."""
-        likeliest = logits.argmax(-1).tolist()
-        chosen = {
-            place: owner.request.sampler.choose(logits[place], likeliest[place]) for place, owner in rows.live.items()
-        }
-        rows.last = rows.last.new_tensor([chosen[i].id if i in chosen else 0 for i in range(len(rows.owners))])
-        self.num_tokens += len(chosen)
-        rows.leave_([place for place, token in chosen.items() if self._told(rows.owners[place], token)])
-
-    def _told(self, ticket: Ticket, token: Token) -> bool:
-        """Pass a token on; whether it was the last one."""
-        ticket.num_tokens += 1
-        ended = token.id in self.ends
-        text = "" if ended else ticket.writer.push(token.id)
-        ticket.sink(Piece(text, token))
-        if ended or ticket.writer.stopped or ticket.num_tokens >= ticket.request.max_tokens:
-            reason = "stop" if ended or ticket.writer.stopped else "length"
-            ticket.sink(Finished(reason, ticket.writer.flush(), ticket.num_tokens))
-            return True
-        return False
+    def _settle(self, task: str, made: Stepped, running: Rows | None = None) -> None:
+        """Choose tokens after a step, and put what goes on together, beside what was running before."""
+        for ticket, error in made.failed:
+            failed(ticket, error)
+        together = running
+        for part in made.parts:
+            self.num_tokens += self.teller.advance_(part)
+            if together is None or not len(together):
+                together = part.rows
+            else:
+                together.join_(part.rows)
+        if together is None or not len(together):
+            self.running.pop(task, None)
+        else:
+            self.running[task] = together
 
     def _sweep(self, task: str) -> None:
         """Drop rows whose clients hung up, and a group without rows."""
@@ -253,7 +250,7 @@ class Scheduler:
     def _fail_all(self, message: str) -> None:
         running = [owner for rows in self.running.values() for owner in rows.live.values()]
         for ticket in [*self._all_waiting(), *running]:
-            ticket.sink(Failed(message))
+            ticket.fail(message)
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> set[int]:

@@ -18,7 +18,12 @@ class FullError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is asked for. task None: route it by `prompt`, its text."""
+    """What is asked for. task None: route it by `prompt`, its text.
+
+    max_tokens 0 reads the prompt and writes nothing. scored: how many likeliest tokens to tell of each place in the
+    prompt, beside its own; None tells nothing. stop_ids: tokens that end the text, beside the model's own unless
+    ignore_ends.
+    """
 
     ids: tuple[int, ...]
     prompt: str
@@ -26,6 +31,9 @@ class Request:
     task: str | None = None
     sampler: Sampler = field(default_factory=Sampler)
     stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    ignore_ends: bool = False
+    scored: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -39,6 +47,13 @@ class Started:
 
     task: str
     route: Route | None
+
+
+@dataclass(frozen=True)
+class Read:
+    """The prompt's tokens with their log-probabilities; nothing predicts the first one."""
+
+    tokens: tuple[Token, ...]
 
 
 @dataclass(frozen=True)
@@ -65,7 +80,7 @@ class Failed:
     message: str
 
 
-Event = Started | Piece | Finished | Failed
+Event = Started | Read | Piece | Finished | Failed
 
 
 class Ticket:
@@ -76,4 +91,14 @@ class Ticket:
         self.task = request.task
         self.submitted = time.monotonic()
         self.num_tokens = 0
-        self.cancelled = False
+        self.cancelled = self.done = False
+
+    def fail(self, message: str) -> None:
+        """Tell the failure, unless the end was told before."""
+        if not self.done:
+            self.done = True
+            self.sink(Failed(message))
+
+    def finish(self, reason: str, text: str) -> None:
+        self.done = True
+        self.sink(Finished(reason, text, self.num_tokens))

@@ -19,6 +19,7 @@ class Choice:
     index: int
     prompt_tokens: int
     started: Started | None = None
+    read: tuple[Token, ...] = ()  # the prompt, where it is scored
     text: str = ""
     tokens: list[Token] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)

@@ -9,7 +9,7 @@ from typing import Any
 
 from seap.errors import UserError
 from seap.serving.scheduling.scheduler import Scheduler
-from seap.serving.scheduling.tickets import Event, Failed, Finished, FullError, Piece, Request, Started, Ticket
+from seap.serving.scheduling.tickets import Event, Failed, Finished, FullError, Piece, Read, Request, Started, Ticket
 from seap.serving.server.answers import Choice
 from seap.serving.server.metrics import Metrics
 
@@ -98,6 +98,9 @@ class Call:
         if isinstance(event, Started):
             self.choices[place].started = event
             self.metrics.saw(event.route)
+            return None
+        if isinstance(event, Read):
+            self.choices[place].read = event.tokens
             return None
         return self.choices[place], event
 
