@@ -225,7 +225,9 @@ def fingerprint(model: Any) -> str:
 def identity(model: Any) -> dict[str, Any]:
     """What statistics and masks remember of their model, so that `check_same_model` can know it again."""
     name = getattr(model.config, "_name_or_path", "")
-    return {"model": name, "fingerprint": fingerprint(model), "structure": structure(model), "samples": samples(model)}
+    known = {"model": name, "fingerprint": fingerprint(model), "structure": structure(model), "samples": samples(model)}
+    read_from = getattr(model.config, "dequantized_from", None)
+    return known if read_from is None else known | {"dequantized_from": read_from}
 
 
 def check_same_model(paths: Sequence[Path], abouts: Sequence[Mapping[str, Any]], model: Any) -> None:

@@ -33,7 +33,8 @@ given: set[str] = set()  # options that stand on the command line, as --out; set
 
 Flat = Parameter(name="*")
 Model = Annotated[
-    str, Parameter(help="Model folder or Hub id (safetensors); `builtin` is the one that comes with seap.")
+    str,
+    Parameter(help="Model folder, GGUF file or Hub id (safetensors); `builtin` is the one that comes with seap."),
 ]
 TaskOption = Annotated[
     tuple[str, ...],

@@ -1,7 +1,8 @@
 """A folder or a Hub name → a model seen as axes that can be cut.
 
-In: a checkpoint of any family in `families.py` (one row each). Out: the model (`loader.py`) and its `Arch` (`arch.py`),
-whose layers have axes: KV groups and MLP channels, experts where there are some (`experts.py`).
+In: a checkpoint of any family in `families.py` (one row each). Out: the model (`loader.py`, of GGUF files `gguf.py`)
+and its `Arch` (`arch.py`), whose layers have axes: KV groups and MLP channels, experts where there are some
+(`experts.py`).
 
 Open `arch.py` first, `families.py` for the names of a family's submodules, which nothing else knows.
 `modeling_seap.py` builds layers of different widths and travels with every checkpoint. `residency.py` keeps weights in

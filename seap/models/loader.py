@@ -12,7 +12,7 @@ from torch import nn
 
 from seap.errors import UserError, first_line, missing_extra
 from seap.files import folder_beside
-from seap.models import modeling_seap
+from seap.models import gguf, modeling_seap
 from seap.models.families import find_family, refuse_experts
 from seap.models.options import Streaming
 from seap.models.residency import Streamed, mark_
@@ -41,6 +41,10 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     """The model's config, with the family checked before any weight is read."""
     from transformers import AutoConfig, PretrainedConfig
 
+    if gguf.is_gguf(name):
+        config = gguf.config_of(Path(name).expanduser())
+        find_family(config)
+        return config
     path = resolve_model(name)
     try:
         raw, _ = PretrainedConfig.get_config_dict(path)
@@ -78,15 +82,36 @@ def load(
 
     dtype: auto (the checkpoint's), float32, bfloat16 or float16. device: auto (a GPU if there is one), cpu, cuda …
     quantization_config: transformers' own, for weights that take fewer bits as they are loaded.
-    Only safetensors are read, and no code of the checkpoint's runs unless `trust_remote_code`. Raises UserError for
-    what isn't there, is damaged or incomplete, or is of an unknown family.
+    Only safetensors and GGUF files are read, and no code of the checkpoint's runs unless `trust_remote_code`. Raises
+    UserError for what isn't there, is damaged or incomplete, or is of an unknown family.
     """
+    modeling_seap.install()
+    place = check_device(device)
+    config = load_config(name, trust_remote_code=trust_remote_code)
+    if gguf.is_gguf(name):
+        model, tokenizer, loading = _load_gguf(name, config, dtype, quantization_config)
+    else:
+        model, tokenizer, loading = _load_folder(name, dtype, trust_remote_code, quantization_config)
+    absent = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
+    if absent:
+        raise UserError(
+            f"can't load model {name!r}: {len(absent)} weights are missing or misshapen, such as {absent[0]}"
+        )
+    return model.to(place).eval(), tokenizer
+
+
+def _load_gguf(name: str, config: Any, dtype: str, quantization_config: Any) -> tuple[Any, Any, Mapping[str, Any]]:
+    if quantization_config is not None:
+        raise UserError(f"{name} is a GGUF file, whose weights can't be quantized as they are loaded; give a folder")
+    return gguf.load(Path(name).expanduser(), config, dtype)
+
+
+def _load_folder(
+    name: str, dtype: str, trust_remote_code: bool, quantization_config: Any
+) -> tuple[Any, Any, Mapping[str, Any]]:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    modeling_seap.install()
-    place = check_device(device)
-    load_config(name, trust_remote_code=trust_remote_code)
     path = resolve_model(name)
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
@@ -100,12 +125,7 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, RuntimeError, ImportError, AttributeError, SafetensorError) as error:
         raise _readable(name, error) from error
-    absent = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
-    if absent:
-        raise UserError(
-            f"can't load model {name!r}: {len(absent)} weights are missing or misshapen, such as {absent[0]}"
-        )
-    return model.to(place).eval(), tokenizer
+    return model, tokenizer, loading
 
 
 def load_for_work(
@@ -133,6 +153,11 @@ def load_streamed(
 
     dtype and device are those of the arithmetic; auto is as in `load_for_work`. shards: a folder for finished layers.
     """
+    if gguf.is_gguf(name):
+        raise UserError(
+            f"--stream reads weights where they lie in safetensors files, and {name} is a GGUF file; leave it out, "
+            "or give the model's safetensors folder"
+        )
     place = torch.device(check_device(device))
     own_config = load_config(name, trust_remote_code=trust_remote_code)
     refuse_experts(own_config, "--stream", "leave it out, on a machine whose memory holds the model")
@@ -184,8 +209,13 @@ def free_memory() -> int:
 
 def check_memory(name: str) -> None:
     """Raise UserError for a model folder whose weights don't fit in memory."""
-    files = Path(resolve_model(name)).glob("*.safetensors")
-    needed, free = sum(file.stat().st_size for file in files), free_memory()
+    if gguf.is_gguf(name):
+        needed = gguf.weight_bytes(Path(name).expanduser(), "float32")  # as transformers reads it
+    else:
+        needed = sum(file.stat().st_size for file in Path(resolve_model(name)).glob("*.safetensors"))
+    free = free_memory()
+    if needed > free and gguf.is_gguf(name):
+        raise UserError(f"{name} takes {needed / 1e9:.1f} GB as it is read, and {free / 1e9:.1f} GB of memory is free")
     if needed > free:
         raise UserError(
             f"{name} has {needed / 1e9:.1f} GB of weights and {free / 1e9:.1f} GB of memory is free; add --stream"

@@ -12,6 +12,7 @@ from seap.errors import UserError
 from seap.files import read_about, read_tensors
 from seap.models.arch import describe as describe_arch
 from seap.models.axes import EXPERTS, KV_GROUPS, WIDTH_NAMES, units_of
+from seap.models.gguf import is_gguf
 from seap.models.loader import BUILTIN, load_config, resolve_model
 from seap.page.terminal import show_promise
 from seap.pruning.checkpoint import read_provenance
@@ -21,6 +22,8 @@ from seap.selection.usage import Usage
 def describe(name: str) -> dict[str, Any]:
     """Everything worth knowing about a statistics or mask file, a pruned checkpoint or a dense model, for JSON."""
     path = Path(name).expanduser()
+    if is_gguf(name):
+        return {"path": str(path)} | _model(name)
     if path.is_file():
         if path.suffix != ".safetensors":
             raise UserError(f"{path}: inspect takes a model folder, or a statistics or mask file (.safetensors)")

@@ -99,8 +99,14 @@ def build_report(model: Any, before: Before, masks: Masks, run: Run, *, target: 
         seconds=seconds,
         notes=(*run.notes, *left_out),
         masks=masks,
-        provenance=provenance(before.fingerprint, run),
+        provenance=provenance(before.fingerprint, run) | _dequantized(model),
     )
+
+
+def _dequantized(model: Any) -> dict[str, str]:
+    """What file the model's weights were made from, where they were quantized in it."""
+    read_from = getattr(model.config, "dequantized_from", None)
+    return {} if read_from is None else {"dequantized_from": read_from}
 
 
 def choices(options: Pruning) -> dict[str, str]:
