@@ -9,23 +9,17 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 from seap.errors import UserError
 from seap.text import hub
 from seap.text.columns import Fields, LeftOut, fields_of, is_missing
+from seap.text.decoding import say_once
 from seap.text.readers import Row
 from seap.text.shapes import SHAPES_TOLD, made, shape_of
 from seap.text.shapes import Item as Item
 
 log = logging.getLogger(__name__)
-
-
-@cache
-def say_once(text: str) -> None:
-    """A warning that the same command doesn't repeat for the other split."""
-    log.warning("%s", text)
 
 
 def to_items(rows: Iterable[Row], name: str) -> list[Item]:

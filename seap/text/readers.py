@@ -3,9 +3,8 @@
 A Row remembers where it stood, so that whoever rejects it can say so.
 """
 
-import csv
-import io
 import json
+import os.path
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,7 +13,11 @@ from typing import Any
 
 from seap.errors import UserError
 from seap.files import BESIDE
+from seap.text.decoding import say_once, text_of, without_halves
+from seap.text.tables import parquet, table
 
+MOST_DEEP = 100  # levels of lists and objects in one row
+HALF = re.compile(r"\\u[dD][89a-fA-F]")
 SPLIT_WORDS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
@@ -42,10 +45,12 @@ def split_files(folder: Path) -> dict[str, list[Path]]:
     `train-00000-of-00002.parquet`, `plain_text_train_0000.parquet`. Where a file is named by the word alone,
     the others are left out.
     """
-    there = sorted(
-        path for path in folder.iterdir() if not path.name.startswith(".") and not path.name.endswith(BESIDE)
-    )
-    files = [path for path in there if path.is_file() and path.suffix.lower() in READERS]
+    try:
+        found_here = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"{folder}: can't be read: {error.strerror or error}") from error
+    there = sorted(path for path in found_here if not path.name.endswith(BESIDE))
+    files = [path for path in there if os.path.isfile(path) and path.suffix.lower() in READERS]
     found = {split: _files_of(split, files) for split in SPLIT_WORDS}
     if not any(found.values()):
         listed = ", ".join(path.name for path in there[:20]) or "nothing"
@@ -100,52 +105,98 @@ def _types() -> str:
     return ", ".join(READERS)
 
 
-def _text_of(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: can't be read: {error.strerror or error}") from error
-    try:
-        return data.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise UserError(
-            f"{path} line {line}: byte 0x{data[error.start]:02x} isn't UTF-8; save the file as UTF-8"
-        ) from error
-
-
 def _jsonl(path: Path) -> Iterator[Row]:
-    # Not splitlines(): JSON strings may hold U+2028 and its like.
-    for number, line in enumerate(_text_of(path).split("\n"), start=1):
-        if line.strip():
-            where = f"{path} line {number}"
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{where}: broken JSON: {error.msg} at column {error.colno}") from error
-            yield _object(where, value)
+    text, halves = text_of(path), _Halves(path)
+    if text.lstrip()[:1] == "[":  # all rows as one list, under the wrong name
+        yield from _listed(path, text, halves)
+    else:
+        # Not splitlines(): JSON strings may hold U+2028 and its like.
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                where = f"{path} line {number}"
+                row = _object(where, _parsed(where, line))
+                yield halves.mended(row) if HALF.search(line) else row
+    halves.say()
 
 
 def _json(path: Path) -> Iterator[Row]:
-    text = _text_of(path)
-    if not text.strip():
-        return
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path} line {error.lineno}: broken JSON: {error.msg} at column {error.colno}; "
-            "a file with one object a line must be named .jsonl"
-        ) from error
+    text, halves = text_of(path), _Halves(path)
+    if text.strip():
+        yield from _listed(path, text, halves, more="; a file with one object a line must be named .jsonl")
+    halves.say()
+
+
+def _listed(path: Path, text: str, halves: "_Halves", more: str = "") -> Iterator[Row]:
+    values = _parsed(str(path), text, more)
     if not isinstance(values, list):
         raise UserError(f"{path}: top level is {_kind(values)}; allowed: a list of objects")
+    odd = HALF.search(text) is not None
     for number, value in enumerate(values, start=1):
-        yield _object(f"{path} row {number}", value)
+        row = _object(f"{path} row {number}", value)
+        yield halves.mended(row) if odd else row
+
+
+class _Twice(dict[str, Any]):
+    """An object with one name twice, of which JSON would keep the last."""
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else _Twice(found, **{"": [name for name, _ in pairs]})
+
+
+def _parsed(where: str, text: str, more: str = "") -> Any:
+    """A JSON value of bounded depth."""
+    try:
+        value = json.loads(text, object_pairs_hook=_pairs)
+    except json.JSONDecodeError as error:
+        line = f" line {error.lineno}" if error.lineno > 1 or " line " not in where else ""
+        raise UserError(f"{where}{line}: broken JSON: {error.msg} at column {error.colno}{more}") from error
+    except RecursionError:
+        raise UserError(f"{where}: JSON nested too deeply; at most {MOST_DEEP} levels are read") from None
+    except ValueError as error:
+        raise UserError(f"{where}: a number of more digits than can be read; write it as text") from error
+    level, depth = [value], 0
+    while level := [child for part in level if isinstance(part, (dict, list)) for child in _children(part)]:
+        depth += 1
+        if depth > MOST_DEEP:
+            raise UserError(f"{where}: JSON nested too deeply; at most {MOST_DEEP} levels are read")
+    return value
+
+
+def _children(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
+
+
+class _Halves:
+    """Rows with half of a surrogate pair (an emoji cut in two), said in one line when the file has been read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.found = path, 0
+        self.first = ""
+
+    def mended(self, row: Row) -> Row:
+        values = without_halves(row.values)
+        if values != row.values:
+            self.first = self.first or row.where
+            self.found += 1
+        return Row(row.where, values)
+
+    def say(self) -> None:
+        if self.found:
+            say_once(
+                f"{self.path}: {self.found} rows have half of a character (a lone surrogate), the first in "
+                f"{self.first.removeprefix(f'{self.path} ')}; read as U+FFFD"
+            )
 
 
 def _object(where: str, value: Any) -> Row:
     if not isinstance(value, dict):
         raise UserError(f"{where}: got {_kind(value)}; allowed: an object such as {{'text': …}}")
+    if isinstance(value, _Twice):
+        names = value[""]
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise UserError(f"{where}: column {twice!r} is there twice; name columns apart")
     return Row(where, value)
 
 
@@ -155,48 +206,19 @@ def _kind(value: Any) -> str:
 
 
 def _csv(path: Path) -> Iterator[Row]:
-    return _table(path, delimiter=",")
+    return (Row(*row) for row in table(path, delimiter=","))
 
 
 def _tsv(path: Path) -> Iterator[Row]:
-    return _table(path, delimiter="\t")
-
-
-def _table(path: Path, *, delimiter: str) -> Iterator[Row]:
-    csv.field_size_limit(2**31 - 1)  # long texts are ordinary here
-    reader = csv.reader(io.StringIO(_text_of(path), newline=""), delimiter=delimiter, strict=True)
-    try:
-        header = next(reader, [])
-        for cells in reader:
-            where = f"{path} line {reader.line_num}"
-            if cells and len(cells) != len(header):
-                raise UserError(
-                    f"{where}: {len(cells)} cells under {len(header)} columns ({', '.join(header)}); "
-                    'put "…" around a cell that has the delimiter or a line break in it'
-                )
-            if cells:
-                yield Row(where, dict(zip(header, cells, strict=True)))
-    except csv.Error as error:
-        where = f"{path} line {reader.line_num}"
-        raise UserError(f"{where}: broken table: {error}; mend the quotes, or use .jsonl") from error
+    return (Row(*row) for row in table(path, delimiter="\t"))
 
 
 def _parquet(path: Path) -> Iterator[Row]:
-    try:
-        import pyarrow  # type: ignore[import-untyped, unused-ignore]
-        import pyarrow.parquet  # type: ignore[import-untyped, unused-ignore]
-    except ImportError as error:
-        raise UserError(f"{path}: pyarrow, needed for parquet, is missing: pip install pyarrow") from error
-    try:
-        values = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable parquet file: {error}") from error
-    for number, value in enumerate(values, start=1):
-        yield Row(f"{path} row {number}", value)
+    return (Row(*row) for row in parquet(path))
 
 
 def _plain(path: Path) -> Iterator[Row]:
-    for number, text in enumerate(paragraphs(_text_of(path).split("\n")), start=1):
+    for number, text in enumerate(paragraphs(text_of(path).split("\n")), start=1):
         yield Row(f"{path} text {number}", {"text": text})
 
 

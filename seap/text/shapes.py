@@ -123,7 +123,7 @@ def _choices(value: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f'choices {value!r:.60}: not JSON; allowed: ["first", "second"]') from error
     texts, labels = (value.get("text"), value.get("label") or []) if isinstance(value, dict) else (value, [])
     if not isinstance(texts, list) or not isinstance(labels, list):
@@ -167,7 +167,7 @@ def _gold_from_text(answer: str, choices: Sequence[str], labels: Sequence[str]) 
         return labels.index(answer)
     if answer in choices:
         return choices.index(answer)
-    if re.fullmatch(r"-?[0-9]+", answer):
+    if re.fullmatch(r"-?[0-9]{1,9}", answer):
         # Labels 1 to 4 say that digits count from 1: a digit that is no label is a mistake, not an index.
         return None if any(label.isdigit() for label in labels) and answer != "-1" else int(answer)
     if re.fullmatch(r"[A-Za-z]", answer):

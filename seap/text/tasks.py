@@ -3,6 +3,7 @@
 Which columns a row may have is said in `seap.items`.
 """
 
+import os.path
 import random
 import re
 from collections.abc import Sequence
@@ -35,9 +36,9 @@ class TaskSpec:
         if self.path is None and self.name not in KNOWN:
             error = unknown("task", self.name, KNOWN)
             raise UserError(f"{error}; for data of your own give {self.name}=PATH")
-        if self.path is not None and not self.path.exists():
-            where = self.path.absolute()
-            raise UserError(f"task {self.name!r}: {where} doesn't exist; give a file or a folder")
+        if self.path is not None and not (os.path.isfile(self.path) or os.path.isdir(self.path)):
+            state = "is neither a file nor a folder" if os.path.lexists(self.path) else "doesn't exist"
+            raise UserError(f"task {self.name!r}: {self.path.absolute()} {state}; give a file or a folder")
 
 
 def parse_spec(spec: str) -> TaskSpec:
@@ -74,7 +75,7 @@ def load_items(spec: TaskSpec | str, split: str, *, seed: int = 0, test_fraction
         return [Item(text=item.text, prompt=item.prompt, answer=item.answer) for item in drawn]
     if spec.path is None:
         return _some(to_items(hub.fetch(spec.name, split), spec.name), spec_source(spec))
-    parts = {} if spec.path.is_file() else split_files(spec.path)
+    parts = {} if os.path.isfile(spec.path) else split_files(spec.path)
     if set(parts) <= {"train"}:
         items = to_items(read_rows(parts.get("train", [spec.path])), spec.name)
         return _split(_some(items, spec.path), spec.path, split, seed=seed, test_fraction=test_fraction)
@@ -88,11 +89,11 @@ def load_items(spec: TaskSpec | str, split: str, *, seed: int = 0, test_fraction
 def load_examples(given: str) -> tuple[list[Item], str]:
     """All items of a file, or those of the training part of a folder, NAME or NAME=PATH; and where they are from."""
     path = Path(given).expanduser()
-    if path.is_file():
+    if os.path.isfile(path):
         return _some(to_items(read_rows([path]), ""), path), str(path.absolute())
     if path.suffix.lower() in READERS and "=" not in given:
         raise UserError(f"no such file: {given}")
-    spec = TaskSpec(name="examples", path=path) if path.is_dir() else parse_spec(given)
+    spec = TaskSpec(name="examples", path=path) if os.path.isdir(path) else parse_spec(given)
     return load_items(spec, "train"), spec_source(spec)
 
 

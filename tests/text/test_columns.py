@@ -8,7 +8,7 @@ import paths
 import pytest
 
 from seap.errors import UserError
-from seap.text import items
+from seap.text import decoding
 from seap.text.items import Item
 from seap.text.tasks import TaskSpec, load_items
 
@@ -27,7 +27,7 @@ def one(tmp_path: Path, row: dict[str, Any]) -> Item:
 
 @pytest.fixture(autouse=True)
 def nothing_said_before() -> None:
-    items.say_once.cache_clear()
+    decoding.say_once.cache_clear()
 
 
 ASKED = {"question": "When?", "answer": "noon"}
