@@ -4,6 +4,10 @@ In: a checkpoint of any family in `families.py` (one row each). Out: the model (
 and its `Arch` (`arch.py`), whose layers have axes: KV groups and MLP channels, experts where there are some
 (`experts.py`).
 
+A folder is a stranger's: `kinds.py` says what it is and which of its files are read, `headers.py` what its weights'
+headers say, `configs.py` makes a config that agrees with them, `checkpoint_folder.py` loads it, and `left_out.py` sees
+to it that no weight is dropped in silence; `hub.py` fetches one.
+
 Open `arch.py` first, `families.py` for the names of a family's submodules, which nothing else knows.
 `modeling_seap.py` builds layers of different widths and travels with every checkpoint. `residency.py` keeps weights in
 their files; `prepack.py`, `cache.py` and `shapes.py` are for running and measuring models. `builtin_model/` is data.

@@ -34,6 +34,7 @@ class Header:
     num_weights: int
     rope_factors: tuple[float, ...]
     other_rope: str | None = None
+    num_layers: int = 0  # that tensors belong to
 
     @property
     def architecture(self) -> str:
@@ -105,7 +106,8 @@ def _header(path: Path, changed: int, size: int) -> Header:
         factors = [tensor for tensor in file.tensors if tensor.name == ROPE_TENSORS[0]]
         other = next((tensor.name for tensor in file.tensors if tensor.name in ROPE_TENSORS[1:]), None)
         values = tuple(map(float, factors[0].data)) if factors else ()
-        return Header(fields, dict(types), sum(int(tensor.n_elements) for tensor in own), values, other)
+        layers = {tensor.name.split(".")[1] for tensor in own if tensor.name.startswith("blk.")}
+        return Header(fields, dict(types), sum(int(tensor.n_elements) for tensor in own), values, other, len(layers))
 
 
 def config_of(path: Path) -> Any:
@@ -113,6 +115,11 @@ def config_of(path: Path) -> Any:
     from transformers import AutoConfig
 
     said = header(path)
+    blocks = said.fields.get(f"{said.architecture}.block_count", said.num_layers)
+    if blocks != said.num_layers:  # before anything is built by it
+        raise UserError(
+            f"can't read {path}: it says {blocks} layers and has weights of {said.num_layers}; get it again"
+        )
     folder, given = arguments(path)
     with reading(path):
         config = AutoConfig.from_pretrained(folder, **given)

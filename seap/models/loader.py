@@ -4,16 +4,17 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
-from seap.errors import UserError, first_line, missing_extra
+from seap.errors import UserError, first_line
 from seap.files import folder_beside
-from seap.models import gguf, modeling_seap
+from seap.models import checkpoint_folder, configs, gguf, headers, hub, kinds, modeling_seap
+from seap.models.configs import Opened
 from seap.models.families import find_family, refuse_experts
+from seap.models.kinds import cant_load
 from seap.models.options import Streaming
 from seap.models.residency import Streamed, mark_
 
@@ -22,41 +23,40 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 def resolve_model(name: str) -> str:
-    """A folder or a Hub id; `builtin` is the model that comes with seap."""
+    """A folder or a Hub id; `builtin` is the model that comes with seap. Raises UserError for what is neither."""
     if name == BUILTIN:
         return str(model_path())
     path = Path(name).expanduser()
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise UserError(f"{name} has no config.json: not a Hugging Face model folder")
-    return str(path) if path.exists() else name
+    if gguf.is_gguf(name):
+        return str(path)
+    if path.exists():
+        if not path.is_dir() or not (path / "config.json").is_file():
+            kinds.look(path)  # says what it is
+        return str(path)
+    if not kinds.is_hub_name(name):
+        raise cant_load(name, "no such folder")
+    return name
 
 
-def _readable(name: str, error: Exception) -> UserError:
-    if isinstance(error, ImportError) and "torchao" in str(error):
-        return missing_extra("torchao", "torchao", f"the model {name!r}, whose weights are quantized,")
-    return UserError(f"can't load model {name!r}: {first_line(error)}")
+def open_model(name: str, *, weights: bool = True, trust_remote_code: bool = False) -> Opened:
+    """A model's folder with its config, checked against the headers of its weights; nothing is loaded yet.
+
+    weights: of a model on the Hub, whether to fetch them; without, only what is small is fetched.
+    """
+    modeling_seap.install()
+    path = Path(resolve_model(name))
+    if not path.is_dir():
+        path = hub.fetch(name, weights=weights, code=trust_remote_code)
+    return configs.open_folder(path, trust_remote_code=trust_remote_code)
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
-    """The model's config, with the family checked before any weight is read."""
-    from transformers import AutoConfig, PretrainedConfig
-
+    """The model's config, which agrees with its weights' headers; no weight is read."""
     if gguf.is_gguf(name):
         config = gguf.config_of(Path(name).expanduser())
         find_family(config)
         return config
-    path = resolve_model(name)
-    try:
-        raw, _ = PretrainedConfig.get_config_dict(path)
-        if not trust_remote_code:
-            find_family(SimpleNamespace(model_type=raw.get("model_type")))
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError) as error:
-        raise _readable(name, error) from error
-    find_family(config)
-    return config
+    return open_model(name, weights=False, trust_remote_code=trust_remote_code).config
 
 
 def check_device(device: str) -> str:
@@ -87,45 +87,25 @@ def load(
     """
     modeling_seap.install()
     place = check_device(device)
-    config = load_config(name, trust_remote_code=trust_remote_code)
     if gguf.is_gguf(name):
-        model, tokenizer, loading = _load_gguf(name, config, dtype, quantization_config)
+        config = load_config(name)
+        model, tokenizer = _load_gguf(name, config, dtype, quantization_config)
     else:
-        model, tokenizer, loading = _load_folder(name, dtype, trust_remote_code, quantization_config)
-    absent = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
-    if absent:
-        raise UserError(
-            f"can't load model {name!r}: {len(absent)} weights are missing or misshapen, such as {absent[0]}"
+        opened = open_model(name, trust_remote_code=trust_remote_code)
+        model, tokenizer = checkpoint_folder.load(
+            name, opened, dtype=dtype, trust_remote_code=trust_remote_code, quantization_config=quantization_config
         )
+        if str(opened.folder.path) != resolve_model(name):
+            model.config._name_or_path = name  # what the report says, not the place in the Hub's cache
     return model.to(place).eval(), tokenizer
 
 
-def _load_gguf(name: str, config: Any, dtype: str, quantization_config: Any) -> tuple[Any, Any, Mapping[str, Any]]:
+def _load_gguf(name: str, config: Any, dtype: str, quantization_config: Any) -> tuple[Any, Any]:
     if quantization_config is not None:
         raise UserError(f"{name} is a GGUF file, whose weights can't be quantized as they are loaded; give a folder")
-    return gguf.load(Path(name).expanduser(), config, dtype)
-
-
-def _load_folder(
-    name: str, dtype: str, trust_remote_code: bool, quantization_config: Any
-) -> tuple[Any, Any, Mapping[str, Any]]:
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    path = resolve_model(name)
-    try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            **({} if quantization_config is None else {"quantization_config": quantization_config}),
-        )
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, RuntimeError, ImportError, AttributeError, SafetensorError) as error:
-        raise _readable(name, error) from error
-    return model, tokenizer, loading
+    model, tokenizer, loading = gguf.load(Path(name).expanduser(), config, dtype)
+    checkpoint_folder.check_complete(name, loading)
+    return model, tokenizer
 
 
 def load_for_work(
@@ -153,11 +133,6 @@ def load_streamed(
 
     dtype and device are those of the arithmetic; auto is as in `load_for_work`. shards: a folder for finished layers.
     """
-    if gguf.is_gguf(name):
-        raise UserError(
-            f"--stream reads weights where they lie in safetensors files, and {name} is a GGUF file; leave it out, "
-            "or give the model's safetensors folder"
-        )
     place = torch.device(check_device(device))
     own_config = load_config(name, trust_remote_code=trust_remote_code)
     refuse_experts(own_config, "--stream", "leave it out, on a machine whose memory holds the model")
@@ -208,14 +183,19 @@ def free_memory() -> int:
 
 
 def check_memory(name: str) -> None:
-    """Raise UserError for a model folder whose weights don't fit in memory."""
+    """Raise UserError for a model folder whose weights, of the files that are read, don't fit in memory."""
+    path, free = Path(resolve_model(name)), free_memory()
     if gguf.is_gguf(name):
-        needed = gguf.weight_bytes(Path(name).expanduser(), "float32")  # as transformers reads it
-    else:
-        needed = sum(file.stat().st_size for file in Path(resolve_model(name)).glob("*.safetensors"))
-    free = free_memory()
-    if needed > free and gguf.is_gguf(name):
-        raise UserError(f"{name} takes {needed / 1e9:.1f} GB as it is read, and {free / 1e9:.1f} GB of memory is free")
+        needed = gguf.weight_bytes(path, "float32")  # as transformers reads it
+        if needed > free:
+            said = f"{needed / 1e9:.1f} GB as it is read, and {free / 1e9:.1f} GB of memory is free"
+            raise UserError(f"{name} takes {said}")
+        return
+    if not path.is_dir():
+        return
+    folder = kinds.look(path)
+    headers.read_headers(folder.weights)  # a damaged file is no large one
+    needed = folder.bytes
     if needed > free:
         raise UserError(
             f"{name} has {needed / 1e9:.1f} GB of weights and {free / 1e9:.1f} GB of memory is free; add --stream"

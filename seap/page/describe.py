@@ -10,6 +10,7 @@ from torch import Tensor
 
 from seap.errors import UserError
 from seap.files import read_about, read_tensors
+from seap.models import kinds
 from seap.models.arch import describe as describe_arch
 from seap.models.axes import EXPERTS, KV_GROUPS, WIDTH_NAMES, units_of
 from seap.models.gguf import is_gguf
@@ -76,7 +77,7 @@ def _layers(entries: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _checkpoint(folder: Path) -> dict[str, Any]:
-    return read_provenance(folder) | {"bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors"))}
+    return read_provenance(folder) | {"bytes": kinds.look(folder).bytes}
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from seap.activations import calibration as calibrating
 from seap.activations.stats import Statistics
 from seap.compensation.compensate import Repairs, repair_axes
 from seap.errors import UserError
+from seap.models import left_out
 from seap.models.arch import Arch, describe
 from seap.models.axes import Masks
 from seap.models.families import refuse_experts
@@ -249,7 +250,7 @@ def check(model: Any, options: Pruning, masks: Masks | None = None) -> list[str]
         allocate(arch, options, nothing, axes=keep_experts(arch, options, nothing))
     else:
         check_fits(arch, masks)
-    notes = [f"{name} has no effect with these choices" for name in options.unused()]
+    notes = left_out.note(model) + [f"{name} has no effect with these choices" for name in options.unused()]
     if not arch.can_cut_heads and options.axes is None and options.sparsity > 0:
         notes.append(
             f"only MLP channels are cut: the heads of {arch.family.model_type} stay, {arch.family.heads_refused}"

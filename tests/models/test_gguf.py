@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 import seap
 from seap.cli.main import main
 from seap.errors import UserError
+from seap.models import gguf
 from seap.models.gguf import header
 from seap.models.loader import load_config
 
@@ -126,6 +128,16 @@ def test_files_that_cant_be_read_are_refused_with_the_cause(
             seap.load(str(tmp_path / name))
     with pytest.raises(UserError, match="no such file"):
         seap.load(str(tmp_path / "absent.gguf"))
+
+
+def test_a_file_of_more_layers_than_it_has_weights_of_is_refused_at_once(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = header(file)
+    lying = replace(said, fields={**said.fields, "llama.block_count": 10**9})
+    monkeypatch.setattr(gguf, "header", lambda path: lying)
+    with pytest.raises(UserError, match=r"says 1000000000 layers and has weights of \d+"):
+        load_config(str(file))
 
 
 def test_a_file_cant_be_streamed(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

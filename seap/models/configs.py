@@ -1,0 +1,169 @@
+"""config.json → the config of a known family, agreed with the weights: the one place where constructors run first.
+
+What a config says about how a model is to run is not taken from it: the attention implementation (which may name a
+kernel for transformers to fetch and run), the file of the weights, other configs.
+"""
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from seap.errors import UserError, missing_extra
+from seap.models import headers, kinds
+from seap.models.families import FAMILIES, find_family, width_keys
+from seap.models.kinds import Folder, cant_load
+
+OURS = frozenset(  # to choose, at any depth of a config
+    f"{start}{name}{end}"
+    for name in ("attn_implementation", "experts_implementation")
+    for start in ("", "_")
+    for end in ("", "_internal")
+) | {"transformers_weights", "kernel_config", "use_kernels", "allow_all_kernels", "distributed_config", "tp_plan"}
+OURS |= {"configuration_files", "gguf_file", "adapter_kwargs", "_commit_hash", "device_map"}
+INNER = ("text_config", "llm_config", "language_config", "thinker_config", "text_model_config", "decoder")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A folder whose config agrees with its weights."""
+
+    folder: Folder
+    config: Any
+    shapes: headers.Shapes
+
+
+def open_folder(path: Path, *, trust_remote_code: bool = False) -> Opened:
+    """Config and headers of a model folder; nothing is in memory yet. Raises UserError with cause and what to do."""
+    folder = kinds.look(path)
+    raw = folder.config
+    model_type = raw.get("model_type")
+    if not trust_remote_code or model_type in FAMILIES:
+        _check_family(path, raw)
+    shapes = headers.read_headers(folder.weights)
+    if model_type in FAMILIES:
+        for key in _names_of_layers(model_type):
+            if key in raw:
+                headers.check_num_layers(path, raw[key], shapes, raw, FAMILIES[model_type])
+        check_spec(path, raw)
+    config = build_config(path, raw, trust_remote_code=trust_remote_code)
+    headers.check_num_layers(path, config.num_hidden_layers, shapes, raw, find_family(config))
+    if shapes and not trust_remote_code and getattr(config, "quantization_config", None) is None:
+        with reading(path):
+            model = on_meta(config)
+        headers.check_shapes(path, model, shapes)
+    return Opened(folder, config, shapes)
+
+
+def _check_family(path: Path, raw: Mapping[str, Any]) -> None:
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str):
+        raise cant_load(path, "config.json has no model_type, so it isn't known which model this is")
+    if model_type in FAMILIES:
+        return
+    for key in INNER:
+        inner = raw.get(key)
+        if isinstance(inner, dict):
+            name = inner.get("model_type", "unknown")
+            raise cant_load(
+                path,
+                f"{model_type} is a multimodal wrapper around a text decoder ({name}), which isn't supported yet; "
+                "save the decoder as a model of its own, if its family is known: " + ", ".join(sorted(FAMILIES)),
+            )
+    find_family(SimpleNamespace(model_type=model_type))
+
+
+def _names_of_layers(model_type: str) -> set[str]:
+    """The keys under which a config of the family says how many layers there are."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if model_type not in CONFIG_MAPPING:  # a transformers that is too old
+        return {"num_hidden_layers"}
+    mapped = getattr(CONFIG_MAPPING[model_type], "attribute_map", {})
+    return {"num_hidden_layers", mapped.get("num_hidden_layers", "num_hidden_layers")}
+
+
+def check_spec(path: Path, raw: Mapping[str, Any]) -> None:
+    """Raise UserError for a damaged `seap` entry, by which the layers of a pruned checkpoint are built."""
+    spec = raw.get("seap")
+    if spec is None:
+        return
+    known = {"num_attention_heads", "num_key_value_heads", *width_keys(FAMILIES[raw["model_type"]])}
+    per_layer = raw.get("per_layer_config")
+    added = spec.get("added_bias") if isinstance(spec, dict) else None
+    sound = (
+        isinstance(spec, dict)
+        and isinstance(spec.get("widths"), list)
+        and all(name in known for name in spec["widths"])
+        and isinstance(name := spec.get("layer_class"), str)
+        and name.isidentifier()
+        and name.endswith(("Layer", "Block"))
+        and isinstance(added, dict)
+        and all(isinstance(layers, list) and all(type(i) is int for i in layers) for layers in added.values())
+        and isinstance(per_layer, dict | list)
+        and all(isinstance(v, dict) for v in (per_layer.values() if isinstance(per_layer, dict) else per_layer))
+    )
+    if not sound:
+        raise cant_load(path, "the entry `seap` or `per_layer_config` of its config.json is damaged; prune again")
+
+
+def build_config(path: Path, raw: Mapping[str, Any], *, trust_remote_code: bool = False) -> Any:
+    """The config as transformers makes it, without what is ours to choose."""
+    from transformers import AutoConfig
+
+    with reading(path):
+        if trust_remote_code:
+            config = AutoConfig.from_pretrained(path, trust_remote_code=True)
+        else:
+            with tempfile.TemporaryDirectory(prefix="seap-config-") as place:
+                (Path(place) / "config.json").write_text(json.dumps(without_ours(raw)))
+                config = AutoConfig.from_pretrained(place, local_files_only=True)
+            config._name_or_path = str(path)
+        for name in ("_attn_implementation", "_experts_implementation"):
+            setattr(config, name, None)  # and of the configs inside
+    for name in ("transformers_weights", "kernel_config", "distributed_config"):
+        config.__dict__.pop(name, None)
+    find_family(config)
+    return config
+
+
+def without_ours(value: Any) -> Any:
+    """JSON without the keys that are ours to choose."""
+    if isinstance(value, Mapping):
+        return {key: without_ours(part) for key, part in value.items() if key not in OURS}
+    return [without_ours(part) for part in value] if isinstance(value, list) else value
+
+
+def on_meta(config: Any) -> Any:
+    """A model of this config that takes no memory."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+@contextlib.contextmanager
+def reading(name: Any, what: str = "its config.json doesn't fit its family") -> Iterator[None]:
+    """Turn whatever the constructors of configs, models and tokenizers raise into `can't load …: cause, what to do`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, ImportError) and "torchao" in str(error):
+            asking = f"the model {str(name)!r}, whose weights are quantized,"
+            raise missing_extra("torchao", "torchao", asking) from error
+        raise cant_load(name, f"{what} ({cause(error)}); correct it, or get the files again") from error
+
+
+def cause(error: BaseException) -> str:
+    """All of an error's message in a line, at most 300 characters; with its type where that says more."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, KeyError | AttributeError | TypeError | IndexError):
+        text = f"{type(error).__name__} {text}"
+    return text if len(text) <= 300 else f"{text[:299]}…"
