@@ -133,6 +133,11 @@ def load_streamed(
 
     dtype and device are those of the arithmetic; auto is as in `load_for_work`. shards: a folder for finished layers.
     """
+    if gguf.is_gguf(name):
+        raise UserError(
+            f"--stream reads weights where they lie in safetensors files, and {name} is a GGUF file; leave it out, "
+            "or give the model's safetensors folder"
+        )
     place = torch.device(check_device(device))
     own_config = load_config(name, trust_remote_code=trust_remote_code)
     refuse_experts(own_config, "--stream", "leave it out, on a machine whose memory holds the model")
