@@ -23,7 +23,8 @@ def machine() -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in _lines(info) if line.startswith("model name")]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": names[0] if names else platform.processor(), "cores": os.cpu_count(), "gpu": gpu}
+    cpu = names[0] if names else platform.processor()
+    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu}
 
 
 def _lines(path: Path) -> list[str]:

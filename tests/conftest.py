@@ -7,3 +7,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers that share the cores wait for
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import seap  # noqa: F401
+from seap import threads
+
+for _name, _value in threads.WAITS.items():  # before torch loads: threads that sleep, for whoever runs one worker alone
+    os.environ.setdefault(_name, _value)

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from rich.markup import escape
 
+from seap import threads
 from seap.cli import bench as bench  # the commands of these six join the application
 from seap.cli import corpus as corpus
 from seap.cli import deploy as deploy
@@ -271,6 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given.clear()
     given.update(argument.partition("=")[0] for argument in arguments if argument.startswith("--"))
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    threads.prepare()
     try:
         if arguments and not arguments[0].startswith("-") and "--help" not in arguments:
             check_alone(arguments[0])

@@ -17,6 +17,7 @@ from seap.models.families import find_family, refuse_experts
 from seap.models.kinds import cant_load
 from seap.models.options import Streaming
 from seap.models.residency import Streamed, mark_
+from seap.models.trial import settle_threads
 
 BUILTIN = "builtin"
 HALF = (torch.bfloat16, torch.float16)
@@ -97,7 +98,9 @@ def load(
         )
         if str(opened.folder.path) != resolve_model(name):
             model.config._name_or_path = name  # what the report says, not the place in the Hub's cache
-    return model.to(place).eval(), tokenizer
+    model = model.to(place).eval()
+    settle_threads(model)
+    return model, tokenizer
 
 
 def _load_gguf(name: str, config: Any, dtype: str, quantization_config: Any) -> tuple[Any, Any]:
