@@ -3,9 +3,9 @@
 In: `NAME`, `NAME=PATH` or texts in memory. Out: a `Corpus` of token rows in batches (`corpus.py`).
 
 Open `tasks.py` first: what a task is and where it comes from. `readers.py` knows file formats (`decoding.py` their
-bytes and their size, `tables.py` CSV and Parquet), `hub.py` datasets on the Hub, `columns.py` under which names a
-column is known, `shapes.py` which of them make an item; `items.py` makes items of rows and says what was left out.
-`builtin.py` has the nine procedural tasks that come with seap, `options.py` how much text is read.
+bytes and their size, `tables.py` CSV, and Parquet in a process of its own), `hub.py` datasets on the Hub, `columns.py`
+under which names a column is known, `shapes.py` which of them make an item; `items.py` makes items of rows and says
+what was left out. `builtin.py` has the nine tasks that come with seap, `options.py` how much text is read.
 
 `templates.py` writes messages by a chat template, in a process of its own.
 

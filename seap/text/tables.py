@@ -2,8 +2,12 @@
 
 import csv
 import io
+import json
 import re
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -58,70 +62,38 @@ def _check_columns(path: Path, names: list[str]) -> None:
 
 
 def parquet(path: Path) -> Iterator[tuple[str, Values]]:
-    """Rows of a Parquet file. Its texts are read as dictionaries, so that what they unpack to is known before."""
-    try:
-        import pyarrow  # type: ignore[import-untyped, unused-ignore]
-        import pyarrow.parquet  # type: ignore[import-untyped, unused-ignore]
-    except ImportError as error:
-        raise UserError(f"{path}: pyarrow, needed for parquet, is missing: pip install pyarrow") from error
-    number, size, most = 0, 0, limit()
-    try:
-        with pyarrow.parquet.ParquetFile(path) as opened:
-            leaves = _leaves(path, opened.metadata, most)
-        with pyarrow.parquet.ParquetFile(path, read_dictionary=leaves) as file:
-            _check_columns(path, file.schema_arrow.names)
-            for batch in file.iter_batches(batch_size=256):
-                size += sum(_unpacked(column) for column in batch.columns)
-                if size > most:
-                    raise too_large(path, size, most)
-                columns = [_values(column) for column in batch.columns]
-                for cells in zip(*columns, strict=True):
-                    number += 1
-                    yield f"{path} row {number}", dict(zip(batch.schema.names, cells, strict=True))
-    except UserError:
-        raise
-    except MemoryError as error:
-        raise UserError(f"{path}: not enough memory to read it; give a part of it") from error
-    except Exception as error:  # each layer of pyarrow raises its own for what is damaged
-        told = str(error).strip().split("\n")[0]
-        raise UserError(f"{path}: not a readable parquet file: {told or type(error).__name__}") from error
+    """Rows of a Parquet file, read in a process of its own, which a damaged file may end."""
+    if find_spec("pyarrow") is None:
+        raise UserError(f"{path}: pyarrow, needed for parquet, is missing: pip install pyarrow")
+    most = limit()
+    script = Path(__file__).with_name("parquet_worker.py")
+    # -P: this folder's modules stand in nobody's way
+    command = [sys.executable, "-P", str(script), str(path), str(most)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8") as process:
+        assert process.stdout is not None
+        try:
+            yield from _read(path, process.stdout, most)
+        finally:
+            process.kill()
 
 
-def _values(array: Any) -> list[Any]:
-    """Times as text: Python's own hold no nanoseconds."""
-    import pyarrow
-
-    return list((array.cast(pyarrow.string()) if pyarrow.types.is_temporal(array.type) else array).to_pylist())
-
-
-def _leaves(path: Path, metadata: Any, most: int) -> list[str]:
-    """The columns of text. Raises UserError where even their dictionaries and the numbers beside them are too large."""
-    texts: dict[str, None] = {}
-    size = 64 * metadata.num_rows
-    for group in range(metadata.num_row_groups):
-        row_group = metadata.row_group(group)
-        for i in range(row_group.num_columns):
-            column = row_group.column(i)
-            size += column.total_uncompressed_size + 16 * column.num_values
-            if column.physical_type == "BYTE_ARRAY":
-                texts[column.path_in_schema] = None
-    if size > most:
-        raise too_large(path, size, most)
-    return list(texts)
-
-
-def _unpacked(array: Any) -> int:
-    """Bytes of an array's values, each text counted as often as it is there."""
-    import pyarrow
-    import pyarrow.compute
-
-    if isinstance(array, pyarrow.DictionaryArray):
-        lengths = pyarrow.compute.binary_length(array.dictionary).take(array.indices)
-        return int(pyarrow.compute.sum(pyarrow.compute.cast(lengths, pyarrow.int64())).as_py() or 0)
-    if isinstance(array, pyarrow.StructArray):
-        return sum(_unpacked(part) for part in array.flatten())
-    if isinstance(array, pyarrow.MapArray):
-        return _unpacked(array.keys) + _unpacked(array.items)
-    if isinstance(array, (pyarrow.ListArray, pyarrow.LargeListArray, pyarrow.FixedSizeListArray)):
-        return 8 * len(array) + _unpacked(array.flatten())
-    return int(array.nbytes)
+def _read(path: Path, lines: Iterable[str], most: int) -> Iterator[tuple[str, Values]]:
+    columns: list[str] | None = None
+    number, last = 0, ""
+    for last in lines:
+        if not last.endswith("\n") or last.startswith("{"):
+            break
+        values = json.loads(last)
+        if columns is None:
+            columns = values
+            _check_columns(path, values)
+        else:
+            number += 1
+            yield f"{path} row {number}", dict(zip(columns, values, strict=True))
+    told: dict[str, Any] = (
+        json.loads(last) if last.startswith("{") and last.endswith("\n") else {"error": "it ends its reader"}
+    )
+    if "size" in told:
+        raise too_large(path, told["size"] or most, most, at_least=told["size"] is None)
+    if "error" in told:
+        raise UserError(f"{path}: not a readable parquet file: {told['error']}")

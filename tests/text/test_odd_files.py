@@ -232,33 +232,44 @@ def good(path: Path) -> bytes:
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "tsv", "txt", "parquet"])
+def damaged(data: bytes, seed: int) -> bytes:
+    rng, found = random.Random(seed), bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        place = rng.randrange(len(found) + 1)
+        kind = rng.randrange(4)
+        if kind == 0:
+            del found[place : place + rng.randint(1, 20)]
+        elif kind == 1:
+            found[place:place] = rng.randbytes(rng.randint(1, 4))
+        elif kind == 2:
+            found[place:place] = rng.choice(
+                [b'"', b"[", b"{", b"\\ud83d", b"null", b"1e999", b"\0", b",", b"\n", b"NaN"]
+            )
+        else:
+            found[place : place + 1] = bytes([rng.randrange(256)])
+    return bytes(found)
+
+
+def read_or_refused(path: Path, seed: int) -> None:
+    path.write_bytes(damaged(good(path), seed))
+    try:
+        load_items(f"t={path}", "train")
+    except UserError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "tsv", "txt"])
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_a_damaged_file_is_read_or_refused_in_one_line(
     ending: str, seed: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    rng = random.Random(seed)
-    path = tmp_path_factory.getbasetemp() / f"damaged.{ending}"
-    data = bytearray(good(path))
-    for _ in range(rng.randint(1, 4)):
-        place = rng.randrange(len(data) + 1)
-        kind = rng.randrange(4)
-        if kind == 0:
-            del data[place : place + rng.randint(1, 20)]
-        elif kind == 1:
-            data[place:place] = rng.randbytes(rng.randint(1, 4))
-        elif kind == 2:
-            data[place:place] = rng.choice(
-                [b'"', b"[", b"{", b"\\ud83d", b"null", b"1e999", b"\0", b",", b"\n", b"NaN"]
-            )
-        else:
-            data[place : place + 1] = bytes([rng.randrange(256)])
-    path.write_bytes(data)
-    try:
-        load_items(f"t={path}", "train")
-    except UserError as error:
-        assert str(path) in str(error) and "\n" not in str(error)
+    read_or_refused(tmp_path_factory.getbasetemp() / f"damaged.{ending}", seed)
+
+
+@pytest.mark.parametrize("seed", [774, 1, 2, 3])  # the first ended the process that read it, with pyarrow 26
+def test_damaged_parquet_ends_nothing_but_its_reader(tmp_path: Path, seed: int) -> None:
+    read_or_refused(tmp_path / "a.parquet", seed)
 
 
 def test_cases_that_failed() -> None:
