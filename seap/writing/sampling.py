@@ -129,12 +129,18 @@ def tokens_of(known: Tensor, chosen: Tensor, num_top: int) -> list[Token]:
 
 
 class Writer:
-    """Turns one sequence's tokens into text as they come, holding back what may yet be part of a stop sequence."""
+    """Turns one sequence's tokens into text as they come, holding back what may yet be part of a stop sequence.
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+    after: the last tokens of a text that this one is put behind: tokenizers leave a space out where a text begins.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), after: Sequence[int] = ()) -> None:
         self.tokenizer, self.stop = tokenizer, tuple(stop)
-        self.ids: list[int] = []
-        self.start = self.read = 0  # tokens before `start` don't matter any more; those before `read` are text already
+        self.ids = [*after]
+        self.start, self.read = (
+            0,
+            len(after),
+        )  # tokens before `start` don't matter any more; before `read` they are text
         self.text = ""
         self.sent = 0
         self.stopped = False

@@ -151,7 +151,7 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"model": "red", "prompt": "w5", "top_p": 0}, 400, "top_p"),
     ({"model": "red", "prompt": "w5", "n": 99}, 400, "n"),
     ({"model": "red", "prompt": "w5", "stop": [""]}, 400, "stop"),
-    ({"model": "red", "prompt": "w5", "echo": True}, 400, "echo is not supported"),
+    ({"model": "red", "prompt": "w5", "suffix": "w6"}, 400, "suffix: 'w6' is not supported"),
     ({"model": "red", "prompt": "w5 " * 70, "max_tokens": 1}, 400, "context 64"),
     ({"model": "red", "prompt": "w5 " * 60, "max_tokens": 9}, 400, "lower max_tokens"),
     ({"model": "red", "prompt": ["w5"] * 100, "n": 2}, 400, "128 answers"),

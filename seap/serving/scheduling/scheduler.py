@@ -25,6 +25,8 @@ from seap.serving.scheduling.telling import Teller, failed
 from seap.serving.scheduling.tickets import Event, FullError, Request, Started, Ticket
 from seap.writing.sampling import Writer
 
+CONTEXT = 8  # tokens of a prompt that decide how an answer's first one is written behind it
+
 log = logging.getLogger(__name__)
 
 
@@ -73,7 +75,8 @@ class Scheduler:
             raise UserError(
                 f"{request.tokens} tokens with max_tokens; the server holds {self.limits.max_tokens_in_flight} in all"
             )
-        ticket = Ticket(request, sink, Writer(self.tokenizer, request.stop))
+        before = request.ids[-CONTEXT:] if request.echoed else ()
+        ticket = Ticket(request, sink, Writer(self.tokenizer, request.stop, before))
         with self._changed:
             if self._closing:
                 raise FullError(self.limits.retry_after)

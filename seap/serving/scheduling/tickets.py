@@ -22,7 +22,7 @@ class Request:
 
     max_tokens 0 reads the prompt and writes nothing. scored: how many likeliest tokens to tell of each place in the
     prompt, beside its own; None tells nothing. stop_ids: tokens that end the text, beside the model's own unless
-    ignore_ends.
+    ignore_ends. echoed: the client gets the prompt's text before the answer's.
     """
 
     ids: tuple[int, ...]
@@ -34,6 +34,7 @@ class Request:
     stop_ids: tuple[int, ...] = ()
     ignore_ends: bool = False
     scored: int | None = None
+    echoed: bool = False
 
     @property
     def tokens(self) -> int:

@@ -5,11 +5,31 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from seap.serving.scheduling.tickets import Finished, Piece, Started
-from seap.writing.sampling import Token
+from seap.writing.sampling import Token, Writer
 
 Body = dict[str, Any]
+PLAIN = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")  # what headers hold as it is
+
+
+@dataclass(frozen=True)
+class Echo:
+    """A prompt that its answer begins with; offsets: where in the text each token begins."""
+
+    text: str
+    offsets: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokenizer: Any, ids: Sequence[int], given: str | Sequence[int]) -> "Echo":
+        """Offsets are those of the decoded ids, which differ from the given text where the tokenizer normalises it."""
+        writer, offsets, length = Writer(tokenizer), [], 0
+        for token in ids:
+            offsets.append(length)
+            length += len(writer.push(token))
+        text = given if isinstance(given, str) else writer.text + writer.flush()
+        return cls(text, tuple(min(offset, len(text)) for offset in offsets))
 
 
 @dataclass
@@ -18,6 +38,7 @@ class Choice:
 
     index: int
     prompt_tokens: int
+    echo: Echo = Echo("", ())
     started: Started | None = None
     read: tuple[Token, ...] = ()  # the prompt, where it is scored
     text: str = ""
@@ -54,7 +75,7 @@ class Answer:
 
     def headers(self, started: Started) -> dict[str, str]:
         about = self.about(started)
-        found = {"x-seap-task": about["task"], "x-seap-weights": f"{about['weights']:.4f}"}
+        found = {"x-seap-task": quote(about["task"], safe=PLAIN), "x-seap-weights": f"{about['weights']:.4f}"}
         return found if about["confidence"] is None else found | {"x-seap-confidence": f"{about['confidence']:.4f}"}
 
     def whole(self, choices: Sequence[Choice]) -> Body:
@@ -73,9 +94,11 @@ class Answer:
             delta = {"role": "assistant"} if first else {}
             body["delta"] = delta | ({"content": event.text} if event.text or first else {})
         else:
-            body["text"] = event.text
+            body["text"] = (choice.echo.text if first else "") + event.text
         if self.logprobs:
-            body["logprobs"] = self._logprobs(tokens, [len(choice.text)])
+            offsets = [len(choice.echo.text) + len(choice.text)] * len(tokens)
+            read = choice.read if first else ()
+            body["logprobs"] = self._logprobs([*read, *tokens], [*choice.echo.offsets[: len(read)], *offsets])
         return self._envelope(kind, choice) | {"choices": [body]}
 
     def last_chunk(self, choices: Sequence[Choice]) -> Body:
@@ -89,8 +112,10 @@ class Answer:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "seap": about}
 
     def _choice(self, choice: Choice) -> Body:
-        content = {"message": {"role": "assistant", "content": choice.text}} if self.chat else {"text": choice.text}
-        known = self._logprobs(choice.tokens, choice.offsets) if self.logprobs else None
+        text, echo = choice.echo.text + choice.text, choice.echo
+        content = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
+        offsets = [*echo.offsets[: len(choice.read)], *(len(echo.text) + offset for offset in choice.offsets)]
+        known = self._logprobs([*choice.read, *choice.tokens], offsets) if self.logprobs else None
         return {"index": choice.index, "finish_reason": choice.reason, "logprobs": known} | content
 
     def _logprobs(self, tokens: Sequence[Token], offsets: Sequence[int]) -> Body:
@@ -99,9 +124,13 @@ class Answer:
         return {
             "tokens": [self._text(token.id) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [{self._text(token): value for token, value in t.top} for t in tokens],
+            "top_logprobs": [None if token.logprob is None else self._by_text(token) for token in tokens],
             "text_offset": [*offsets][: len(tokens)],
         }
+
+    def _by_text(self, token: Token) -> Body:
+        """Of tokens with one text the likeliest."""
+        return {self._text(other): value for other, value in reversed(token.top)}
 
     def _top(self, token: Token) -> list[Body]:
         return [self._named(other, value) for other, value in token.top]

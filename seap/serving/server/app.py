@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,18 +13,29 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from seap.errors import UserError, unknown
+from seap.errors import unknown
 from seap.serving.scheduling.scheduler import Scheduler
 from seap.serving.scheduling.tickets import Finished
 from seap.serving.scheduling.tickets import Request as GenerationRequest
-from seap.serving.server.answers import Answer, Body, Choice
+from seap.serving.server.answers import Answer, Body, Choice, Echo
 from seap.serving.server.calls import Call, ModelError, Outbox
-from seap.serving.server.common import AUTO, BodyLimit, add_errors, key_check
+from seap.serving.server.common import AUTO, BodyLimit, add_errors, error_body, key_check
+from seap.serving.server.fields import FieldError, about
 from seap.serving.server.metrics import Metrics
 from seap.serving.server.page import PAGE
-from seap.serving.server.prompts import DEFAULT_COMPLETION, MOST_BY_DEFAULT, Prompt, answer_length, encode, encode_chat
+from seap.serving.server.prompts import (
+    DEFAULT_COMPLETION,
+    MOST_BY_DEFAULT,
+    Prompt,
+    answer_length,
+    check_readable,
+    encode,
+    encode_chat,
+)
 from seap.serving.server.protocol import Asked, ChatRequest, CompletionRequest
 from seap.writing.sampling import Sampler
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +52,12 @@ class Service:
     def models(self) -> tuple[str, ...]:
         """The names that a request's `model` may have."""
         return (*([AUTO] if self.scheduler.router else []), *self.scheduler.runtime.tasks)
+
+    @property
+    def size(self) -> int:
+        """How many tokens the model can read."""
+        found: int = self.scheduler.teller.num_embeddings
+        return found
 
     @property
     def context(self) -> int | None:
@@ -89,19 +107,24 @@ def create_app(service: Service) -> FastAPI:
 
     @app.post("/v1/completions", dependencies=needs_key)
     async def completions(asked: CompletionRequest, request: Request) -> Response:
-        size = service.scheduler.runtime.model.config.vocab_size
         given = asked.prompts
         if len(given) * asked.n > 128:
-            raise UserError(f"{len(given)} prompts with n {asked.n}: at most 128 answers in one request")
-        prompts = await asyncio.to_thread(lambda: [encode(service.tokenizer, one, size) for one in given])
+            raise FieldError("n", f"{len(given)} prompts with n {asked.n}: at most 128 answers in one request")
+        with about("prompt"):
+            prompts = await asyncio.to_thread(lambda: [encode(service.tokenizer, one, service.size) for one in given])
         tickets = _requests(service, asked, prompts, asked.max_tokens, asked.logprobs, DEFAULT_COMPLETION)
         answer = _answer(service, asked, chat=False, logprobs=asked.logprobs is not None)
-        return await _run(service, metrics, outbox, asked, tickets, answer, request)
+        echoes: Sequence[Echo] = ()
+        if asked.echo:
+            made = [(prompt.ids, one) for prompt, one in zip(prompts, given, strict=True)]
+            echoes = await asyncio.to_thread(lambda: [Echo.of(service.tokenizer, *one) for one in made])
+        return await _run(service, metrics, outbox, asked, tickets, answer, request, echoes)
 
     @app.post("/v1/chat/completions", dependencies=needs_key)
     async def chat(asked: ChatRequest, request: Request) -> Response:
-        prompt = await asyncio.to_thread(encode_chat, service.tokenizer, asked.messages)
-        top = (asked.top_logprobs or 0) if asked.logprobs else None
+        with about("messages"):
+            prompt = await asyncio.to_thread(encode_chat, service.tokenizer, asked.messages)
+        top = asked.top_logprobs if asked.logprobs else None
         tickets = _requests(service, asked, [prompt], asked.limit, top, MOST_BY_DEFAULT)
         answer = _answer(service, asked, chat=True, logprobs=asked.logprobs)
         return await _run(service, metrics, outbox, asked, tickets, answer, request)
@@ -143,19 +166,35 @@ def _requests(
 ) -> list[tuple[GenerationRequest, int]]:
     """n requests for each prompt, with the tokens that the prompt counts for in the usage: once."""
     _check_model(service, asked.model)
+    adjustments = asked.adjustments(service.size)
+    echoed = isinstance(asked, CompletionRequest) and asked.echo
     found = []
     for prompt in prompts:
-        length = answer_length(max_tokens, prompt, service.context, default=default)
+        with about("messages" if isinstance(asked, ChatRequest) else "prompt"):
+            check_readable(service.tokenizer, prompt.ids, service.size)
+            length = answer_length(max_tokens, prompt, service.context, default=default)
         request = GenerationRequest(
             ids=prompt.ids,
             prompt=prompt.text,
             max_tokens=length,
             task=None if asked.model == AUTO else asked.model,
-            stop=asked.stops,
+            stop=asked.stop,
+            stop_ids=tuple(asked.stop_token_ids),
+            ignore_ends=asked.ignore_eos,
+            scored=logprobs if echoed else None,
+            echoed=echoed,
         )
         for number in range(asked.n):
-            seed = None if asked.seed is None else (asked.seed + number) % 2**63
-            sampler = Sampler(asked.temperature, asked.top_p, seed, logprobs)
+            sampler = Sampler(
+                temperature=asked.temperature,
+                top_p=asked.top_p,
+                seed=None if asked.seed is None else (asked.seed + number) % 2**63,
+                logprobs=logprobs,
+                top_k=max(asked.top_k, 0),
+                min_p=asked.min_p,
+                adjustments=adjustments,
+                prompt=prompt.ids,
+            )
             found.append((replace(request, sampler=sampler), len(prompt.ids) if number == 0 else 0))
     return found
 
@@ -173,17 +212,20 @@ async def _run(
     tickets: Sequence[tuple[GenerationRequest, int]],
     answer: Answer,
     request: Request,
+    echoes: Sequence[Echo] = (),
 ) -> Response:
     """Submit, wait for the tasks, and answer whole or as a stream; a client that hangs up frees its places."""
     with contextlib.ExitStack() as stack:
         call = stack.enter_context(Call(service.scheduler, metrics, outbox))
         call.submit([one for one, _ in tickets], [tokens for _, tokens in tickets])
+        for choice in call.choices if echoes else ():
+            choice.echo = echoes[choice.index // asked.n]
         await _unless_gone(request, call.started())
         started = call.choices[0].started
         assert started is not None
         headers = answer.headers(started)
         if asked.stream:
-            usage = bool(asked.stream_options and asked.stream_options.include_usage)
+            usage = asked.stream_options.include_usage
             return EventStream(_stream(call, answer, usage=usage), stack.pop_all(), headers)
         await _unless_gone(request, _read(call))
         return JSONResponse(answer.whole(call.choices), headers=headers)
@@ -224,7 +266,10 @@ async def _stream(call: Call, answer: Answer, *, usage: bool) -> AsyncIterator[s
         if usage:
             yield line(answer.last_chunk(call.choices))
     except ModelError as failure:
-        yield line({"error": {"message": str(failure), "type": "server_error", "param": None, "code": None}})
+        yield line(error_body(500, str(failure)))
+    except Exception:
+        log.exception("a stream failed")
+        yield line(error_body(500, "the server failed on this request; its log says why"))
     yield "data: [DONE]\n\n"
 
 

@@ -14,6 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from seap.errors import UserError
 from seap.serving.scheduling.tickets import FullError
 from seap.serving.server.calls import ModelError
+from seap.serving.server.fields import FieldError
+from seap.serving.server.protocol import told
 
 AUTO = "auto"
 MAX_BODY = 8 << 20  # bytes
@@ -49,9 +51,14 @@ class BodyLimit:
 
 def error(status: int, message: str, *, headers: dict[str, str] | None = None, **more: Any) -> JSONResponse:
     """An error as OpenAI's clients read it."""
+    return JSONResponse(error_body(status, message, **more), status, headers=headers)
+
+
+def error_body(status: int, message: str, **more: Any) -> dict[str, Any]:
+    """Text that no answer can hold, such as half of a character that the client sent, is escaped."""
     kind = TYPES.get(status, "invalid_request_error")
-    body = {"message": message, "type": kind, "param": None, "code": None} | more
-    return JSONResponse({"error": body}, status, headers=headers)
+    plain = message.encode(errors="backslashreplace").decode()
+    return {"error": {"message": plain, "type": kind, "param": None, "code": None} | more}
 
 
 def key_check(key: str | None) -> Any:
@@ -73,15 +80,19 @@ def add_errors(app: FastAPI, count: Callable[[int], None]) -> None:
         return error(status, message, **more)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, found: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, found: RequestValidationError) -> JSONResponse:
         first = found.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "body")
-        what = "the body is no JSON" if first["type"] == "json_invalid" else first["msg"].removeprefix("Value error, ")
-        return refuse(400, f"{place}: {what}" if place and first["type"] != "json_invalid" else what, param=place)
+        if first["type"] == "json_invalid":
+            return refuse(400, "the body is no JSON")
+        kind = request.headers.get("content-type", "")
+        if first["loc"] == ("body",) and "json" not in kind:
+            return refuse(400, f"a body with {kind or 'no'} content-type; send content-type: application/json")
+        cause = told(first, found.body)
+        return refuse(400, str(cause), param=cause.param or None)
 
     @app.exception_handler(UserError)
     async def mistaken(_: Request, found: UserError) -> JSONResponse:
-        return refuse(400, str(found))
+        return refuse(400, str(found), param=found.param or None if isinstance(found, FieldError) else None)
 
     @app.exception_handler(FullError)
     async def full(_: Request, found: FullError) -> JSONResponse:
@@ -98,4 +109,4 @@ def add_errors(app: FastAPI, count: Callable[[int], None]) -> None:
     @app.exception_handler(StarletteHTTPException)
     async def other(_: Request, found: StarletteHTTPException) -> JSONResponse:
         code = "model_not_found" if found.status_code == 404 and "model" in str(found.detail) else None
-        return refuse(found.status_code, str(found.detail), code=code)
+        return refuse(found.status_code, str(found.detail), code=code, param="model" if code else None)

@@ -1,14 +1,13 @@
 """From what was asked to token rows: tokenised prompts, chat templates, and how long an answer may be."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from seap.errors import UserError
-from seap.serving.server.protocol import Message
+from seap.serving.server.messages import Message, as_lines, said, turns_for
 from seap.text.templates import render
 
-NAMES = {"user": "User", "assistant": "Assistant"}
 DEFAULT_COMPLETION = 16  # OpenAI's
 MOST_BY_DEFAULT = 512  # tokens of a chat answer whose length isn't asked for
 
@@ -40,24 +39,28 @@ def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> Prompt:
 
     The router reads what the user said, without template.
     """
-    said = "\n".join(message.text for message in messages if message.role == "user") or messages[-1].text
-    turns = [{"role": message.role, "content": message.text} for message in messages]
+    routed = said(messages)
     if getattr(tokenizer, "chat_template", None):
-        text = render(tokenizer, turns)
-        return Prompt(tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]), said)
-    if len(messages) == 1:
-        text = messages[0].text
-    else:
-        lines = [f"{NAMES.get(message.role, 'System')}: {message.text}" for message in messages]
-        text = "\n".join([*lines, "Assistant:"])
-    return encode(tokenizer, text, 0)
+        text = render(tokenizer, turns_for(tokenizer, messages))
+        return Prompt(tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]), routed)
+    return replace(encode(tokenizer, as_lines(messages), 0), text=routed)
+
+
+def check_readable(tokenizer: Any, ids: Sequence[int], size: int) -> None:
+    """Raise UserError for a token beyond the model's embedding: on a GPU, reading it would end the process."""
+    if beyond := [token for token in ids if not 0 <= token < size]:
+        raise UserError(
+            f"token {beyond[0]} ({tokenizer.decode(beyond[:1])!r}) is beyond the model's embedding of {size} tokens; "
+            "take it out"
+        )
 
 
 def answer_length(asked: int | None, prompt: Prompt, context: int | None, *, default: int) -> int:
     """Tokens that the answer may have. Raises UserError where prompt and answer don't fit into the context."""
     length = len(prompt.ids)
+    usual = default if asked is None else asked
     if context is None:
-        return asked or default
+        return usual
     if length >= context:
         raise UserError(f"the prompt has {length} tokens, the model's context {context}; shorten it")
     if asked is not None and length + asked > context:
@@ -65,4 +68,4 @@ def answer_length(asked: int | None, prompt: Prompt, context: int | None, *, def
             f"{length} tokens of prompt and max_tokens {asked} exceed the model's context of {context}; "
             "lower max_tokens"
         )
-    return asked or min(default, context - length)
+    return min(usual, context - length)
