@@ -48,6 +48,7 @@ def prune(
         Parameter(help="Of the weights on disk; by default --dtype, and with auto the checkpoint's own."),
     ] = None,
     overwrite: Annotated[bool, Parameter(help="Replace what --out holds.")] = False,
+    verify: Annotated[bool, Parameter(help="Load and run what was written before it takes its name.")] = True,
     json: Json = False,
 ) -> None:
     """Cut a model down for a task and save it as a checkpoint that reloads.
@@ -67,6 +68,7 @@ def prune(
         mask_file=mask_file,
         general=general,
         overwrite=overwrite,
+        verify=verify,
         progress=not json,
         loading=asdict(loading),
         save_dtype=save_dtype,

@@ -42,8 +42,15 @@ class Arch:
         return int(config.num_attention_heads // config.num_key_value_heads)
 
     @property
+    def heads_refused(self) -> str:
+        """Why the heads can't be cut, by the family or by an option of this model's config; empty when they can."""
+        options = self.family.heads_refused_with.items()
+        own = next((why for entry, why in options if getattr(self.model.config, entry, False)), "")
+        return self.family.heads_refused or own
+
+    @property
     def can_cut_heads(self) -> bool:
-        return not self.family.heads_refused
+        return not self.heads_refused
 
     def weight(self, layer: int, module: str) -> Tensor:
         """The weight of a linear as (O, C), a view that can be assigned to; of all experts' last ones, a copy."""
@@ -182,8 +189,29 @@ class Arch:
         )
 
 
+# what models are wrapped in → what to give instead
+WRAPPERS = {
+    "peft.": "merge the adapter and give the model that this returns: model.merge_and_unload()",
+    "torch._dynamo.": "give the model itself, model._orig_mod: prune first, compile afterwards",
+    "torch.nn.parallel.": "give the model itself: model.module",
+    "torch.distributed.": "give the model itself, whole and in one process",
+    "transformers.pipelines.": "give its model: pipeline.model",
+}
+
+
+def _check_bare(model: Any) -> None:
+    """Raise UserError for what only holds a model, or is none."""
+    kind = type(model)
+    for start, what in WRAPPERS.items():
+        if kind.__module__.startswith(start):
+            raise UserError(f"a {kind.__name__} is no plain model; {what}")
+    if not hasattr(kind, "get_output_embeddings"):
+        raise UserError(f"a {kind.__name__} is no causal language model of transformers; give what seap.load gives")
+
+
 def describe(model: Any) -> Arch:
     """Look at a model through its family's row. Raises UserError for anything but a causal LM of a known family."""
+    _check_bare(model)
     family = find_family(model.config)
     if model.get_output_embeddings() is None:
         raise UserError(f"{type(model).__name__} has no output layer; give the whole causal language model")
@@ -197,7 +225,7 @@ def choose_axes(arch: Arch, names: Iterable[str] | None = None) -> tuple[Axis, .
     wanted = tuple(names)
     if KV_GROUPS in wanted and not arch.can_cut_heads:
         raise UserError(
-            f"the heads of {arch.family.model_type} can't be cut: {arch.family.heads_refused}; use --axes channels"
+            f"the heads of {arch.family.model_type} can't be cut: {arch.heads_refused}; use --axes channels"
         )
     there = dict.fromkeys(axis.name for axis in arch.axes)
     for name in wanted:

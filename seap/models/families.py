@@ -1,6 +1,7 @@
 """The model families: one row each. The only file that knows the names of a model's submodules."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from seap.errors import UserError
@@ -20,6 +21,7 @@ class Family:
     heads: dict[str, str]
     heads_consumer: str = "self_attn.o_proj"
     heads_refused: str = ""  # why the heads can't be cut; empty when they can
+    heads_refused_with: Mapping[str, str] = field(default_factory=dict)  # why not, where this config entry is true
     head_size: str = "self_attn.head_dim"
     mlp: dict[str, str]
     mlp_consumer: str = "mlp.down_proj"
@@ -32,7 +34,6 @@ class Family:
 _SEPARATE_HEADS = {"self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v"}
 _LLAMA = Family(model_type="llama", heads=_SEPARATE_HEADS, mlp={"mlp.gate_proj": "g", "mlp.up_proj": "u"})
 _LIKE_LLAMA = (
-    "cohere",
     "cohere2",
     "cwm",
     "ernie4_5",
@@ -81,6 +82,7 @@ _GPT_OSS = replace(
     transposed=True,
 )
 _NORM_OVER_HEADS = "its q/k norm spans all heads of a layer, so removing one changes the others"
+_NORM_PER_HEAD = "its q/k norm ({}) has a weight for each head, which isn't cut yet"
 _DERIVED_HEAD_SIZE = "its attention derives the head size from hidden_size / heads, so fewer heads can't be expressed"
 
 FAMILIES: dict[str, Family] = {
@@ -94,6 +96,7 @@ FAMILIES: dict[str, Family] = {
         replace(_LLAMA, model_type="gemma3_text"),
         replace(_LLAMA, model_type="smollm3"),
         *(replace(_LLAMA, model_type=name) for name in _LIKE_LLAMA),
+        replace(_LLAMA, model_type="cohere", heads_refused_with={"use_qk_norm": _NORM_PER_HEAD.format("use_qk_norm")}),
         *(replace(_LLAMA, model_type=name, mlp={"mlp.up_proj": "c"}) for name in ("apertus", "arcee", "nemotron")),
         *(replace(_LLAMA, model_type=name, mlp={"mlp.gate_up_proj": "gu"}) for name in ("glm", "glm4")),
         *(replace(_LLAMA, model_type=name, heads_refused=_DERIVED_HEAD_SIZE) for name in ("helium", "stablelm")),
@@ -108,6 +111,7 @@ FAMILIES: dict[str, Family] = {
         replace(
             _LLAMA,
             model_type="phi",
+            heads_refused_with={"qk_layernorm": _DERIVED_HEAD_SIZE + " (qk_layernorm)"},
             heads_consumer="self_attn.dense",
             mlp={"mlp.fc1": "c"},
             mlp_consumer="mlp.fc2",

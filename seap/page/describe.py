@@ -94,7 +94,7 @@ def _model(name: str) -> dict[str, Any]:
         "family": config.model_type,
         "params": sum(p.numel() for p in model.parameters()),
         "prunable_params": arch.prunable_params,
-        "heads": "can be cut" if arch.can_cut_heads else f"can't be cut: {arch.family.heads_refused}",
+        "heads": "can be cut" if arch.can_cut_heads else f"can't be cut: {arch.heads_refused}",
         "layers": _layers(units_of(arch.axes)),
     }
 

@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,19 @@ def check_space(out: Path, num_bytes: int) -> None:
         )
 
 
-def save(model: Any, tokenizer: Any, masks: Masks, provenance: Mapping[str, Any], out: Path) -> None:
+def save(
+    model: Any,
+    tokenizer: Any,
+    masks: Masks,
+    provenance: Mapping[str, Any],
+    out: Path,
+    *,
+    verify: Callable[[Path], None] = lambda folder: None,
+) -> None:
     """Write the checkpoint folder: weights, config, tokenizer, masks, provenance, model card. Whole or not at all.
 
-    provenance: what goes into seap.json, and under `mask` the metadata of the mask file.
+    provenance: what goes into seap.json, and under `mask` the metadata of the mask file. verify: looks at the folder
+    before it takes its name; what it raises leaves nothing behind.
     """
     with written_whole(out) as draft:
         draft.mkdir()
@@ -59,6 +68,7 @@ def save(model: Any, tokenizer: Any, masks: Masks, provenance: Mapping[str, Any]
         rest = {name: value for name, value in provenance.items() if name != "mask"}
         (draft / "seap.json").write_text(json.dumps(rest, indent=2) + "\n")
         (draft / "README.md").write_text(model_card(rest))
+        verify(draft)
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:

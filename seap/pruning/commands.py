@@ -14,6 +14,7 @@ from seap.models import loader
 from seap.models.axes import Masks
 from seap.models.options import Streaming
 from seap.pruning import checkpoint
+from seap.pruning.probe import check_saved
 from seap.pruning.prune import needs_text, prune, split_options
 from seap.pruning.report import Report
 from seap.pruning.stages import check_tasks, read_statistics
@@ -39,13 +40,15 @@ def prune_to_folder(
     streaming: Streaming = Streaming(),  # noqa: B008
     prune: Callable[..., Report] = prune,
     least: float | None = None,
+    verify: bool = True,
     **options: Any,
 ) -> Report:
     """`seap prune`: refuse what can be refused, load, prune, and save the folder whole or not at all.
 
     loading: the keyword arguments of `seap.load`. save_dtype: of the weights on disk; by default that of `loading`, the
     checkpoint's own where that is auto. prune: what cuts the model, with the arguments of `seap.prune`; least: the
-    share that it is sure to remove, by default the sparsity.
+    share that it is sure to remove, by default the sparsity. verify: load what was written and run it, before it takes
+    its name.
     """
     check_output(out, overwrite=overwrite, source=loader.resolve_model(name))
     stored = read_statistics(stats_files)
@@ -78,8 +81,9 @@ def prune_to_folder(
             report = replace(report, tasks=tuple(about_mask["tasks"]), num_tokens=tokens)
         if not streaming.stream:
             model.to(getattr(torch, save_dtype) if save_dtype else model.config.dtype or model.dtype)
-        save_pruned(model, tokenizer, report, out, made_with, before)
-        return report
+        trust = bool((loading or {}).get("trust_remote_code"))
+        notes = save_pruned(model, tokenizer, report, out, made_with, before, verify=verify, trust_remote_code=trust)
+        return replace(report, notes=(*report.notes, *notes))
 
 
 def check_texts(
@@ -115,8 +119,14 @@ def save_pruned(
     out: Path,
     made_with: Mapping[str, Any],
     before: tuple[Masks, Mapping[str, Any]] | None,
-) -> None:
-    """Save a checkpoint whose masks are over the original model's units, whatever was pruned before."""
+    *,
+    verify: bool = True,
+    trust_remote_code: bool = False,
+) -> list[str]:
+    """Save a checkpoint whose masks are over the original model's units, whatever was pruned before.
+
+    Returns what is to be said about verifying it.
+    """
     told, masks = report.to_dict(), report.masks
     about: dict[str, Any] = {**made_with, "seed": told["calibration"]["seed"]}
     told_too = ("tasks", "method", "options", "realised_sparsity", "num_tokens", "versions", "key")
@@ -126,4 +136,11 @@ def save_pruned(
         kept = sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
         earlier = {name: before[1].get(name) for name in ("model", "tasks", "method", "realised_sparsity")}
         told["pruned_before"] = about["pruned_before"] = earlier | {"units_kept_of_original": kept}
-    checkpoint.save(model, tokenizer, masks, told | {"mask": about}, out)
+    notes: list[str] = []
+
+    def run_again(folder: Path) -> None:
+        if verify and (note := check_saved(folder, model, trust_remote_code=trust_remote_code)):
+            notes.append(note)
+
+    checkpoint.save(model, tokenizer, masks, told | {"mask": about}, out, verify=run_again)
+    return notes

@@ -16,10 +16,12 @@ from seap.models.arch import Arch, describe
 from seap.models.axes import Masks
 from seap.models.families import refuse_experts
 from seap.models.residency import streamed
+from seap.pruning import probe
+from seap.pruning.ready import check_in_memory
 from seap.pruning.report import Before, Report, Run, build_report
 from seap.pruning.sequential import refit_layers
 from seap.pruning.streaming import check_streamable, cut_streamed_
-from seap.pruning.surgery import check_in_memory, cut_
+from seap.pruning.surgery import cut_
 from seap.selection.allocate import allocate
 from seap.selection.mask import check_fits
 from seap.selection.mixture import check_mixture, pool
@@ -132,6 +134,7 @@ def prune(
     Afterwards `model.save_pretrained` and `push_to_hub` work as for any model.
     """
     started = time.perf_counter()
+    check_in_memory(model)
     run = Run(*split_options(options), statistics=dict(ranking.statistics if ranking else statistics or {}))
     run.pruning, noted = with_rounding(model, run.pruning)
     run.notes += [*noted, *check(model, run.pruning, masks)]
@@ -149,7 +152,9 @@ def prune(
     before = Before.of(model, made)
     if streamed(model) is None:
         repairs = make_repairs(model, made, run.statistics, run.pruning, progress=progress)
+        expected = probe.before_cut(describe(model), made, repairs)
         cut_(model, made, repairs)
+        probe.check_cut(model, expected)
     else:
         source = pool(run.statistics, run.pruning) if run.statistics else {}
         repairs = cut_streamed_(model, made, source, run.pruning.resolved().compensate, progress=progress)
@@ -252,9 +257,7 @@ def check(model: Any, options: Pruning, masks: Masks | None = None) -> list[str]
         check_fits(arch, masks)
     notes = left_out.note(model) + [f"{name} has no effect with these choices" for name in options.unused()]
     if not arch.can_cut_heads and options.axes is None and options.sparsity > 0:
-        notes.append(
-            f"only MLP channels are cut: the heads of {arch.family.model_type} stay, {arch.family.heads_refused}"
-        )
+        notes.append(f"only MLP channels are cut: the heads of {arch.family.model_type} stay, {arch.heads_refused}")
     notes += notes_on_experts(arch, options)
     if options.cost == "milliseconds":
         notes.append("the sparsity is of the time that the linears take here, so the share of parameters differs")

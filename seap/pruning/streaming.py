@@ -21,7 +21,7 @@ from seap.methods import MEASURED
 from seap.models.arch import Arch, describe
 from seap.models.axes import Masks
 from seap.models.residency import modules_of, page_out, read_ahead, ready_, streamed
-from seap.pruning.surgery import cut_layer_, finish_
+from seap.pruning.surgery import check_buildable, cut_layer_, finish_
 from seap.selection.mask import check_fits
 from seap.selection.options import Pruning
 
@@ -57,6 +57,7 @@ def cut_streamed_(model: Any, masks: Masks, source: Source, compensate: str, *, 
     arch, plan = describe(model), streamed(model)
     assert plan is not None
     check_fits(arch, masks)
+    check_buildable(arch, masks, {} if compensate == "none" else dict.fromkeys(masks, Repair(torch.empty(0))))
     told: Repairs = {}
     for layer in tqdm(range(len(arch.layers)), desc="cut", unit="layer", disable=not progress, leave=False):
         read_ahead(value for one in arch.layers[layer : layer + 2] for value in one.parameters())

@@ -5,6 +5,8 @@ empty, by its family's own constructor with the new widths, and its attributes a
 it when the checkpoint is loaded, so the two can't differ.
 """
 
+import contextlib
+import copy
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -12,23 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from seap.compensation.compensate import Repair, Repairs, map_inputs
-from seap.errors import UserError
+from seap.errors import UserError, first_line
 from seap.models import modeling_seap
 from seap.models.arch import Arch, describe, layer_width_values
 from seap.models.axes import Axis, Masks, Slice
 from seap.models.families import width_keys
-from seap.models.loader import check_not_quantized
+from seap.pruning.ready import check_in_memory
 from seap.selection.mask import budgets_of, check_fits
 
 _PLAIN = (int, float, bool, str, tuple, type(None))
-
-
-def check_in_memory(model: nn.Module) -> None:
-    """Raise UserError when some weights aren't there to be cut (offloaded to disk, or quantized)."""
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta:
-            raise UserError(f"{name} is offloaded; load the model whole, without device_map offloading, to prune it")
-    check_not_quantized(model)
 
 
 @torch.no_grad()
@@ -36,14 +30,79 @@ def cut_(model: Any, masks: Masks, repairs: Repairs | None = None) -> Arch:
     """Remove what the masks don't keep and repair the consumers. Returns the model seen anew.
 
     Nothing changes, to the bit, where a mask keeps all and there is no repair. Raises UserError when the masks aren't
-    this model's.
+    this model's, or when its layers couldn't be built again as cut: then the model is as it was. What fails after that
+    says that the model isn't.
     """
     arch = describe(model)
     check_in_memory(model)
     check_fits(arch, masks)
-    for layer in range(len(arch.layers)):
-        cut_layer_(arch, layer, masks, repairs or {})
-    return finish_(arch, masks, (repairs or {}).keys())
+    check_buildable(arch, masks, repairs or {})
+    with partly_cut():
+        for layer in range(len(arch.layers)):
+            cut_layer_(arch, layer, masks, repairs or {})
+        return finish_(arch, masks, (repairs or {}).keys())
+
+
+@contextlib.contextmanager
+def partly_cut() -> Iterator[None]:
+    """Whatever fails inside leaves a model that is cut in part, and its error says so."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(
+            f"the cut failed half-way ({type(error).__name__}: {first_line(error)}): the model in memory is cut in "
+            "part; load it again"
+        ) from error
+    except BaseException as error:
+        error.add_note("the model in memory is cut in part; load it again")
+        raise
+
+
+def check_buildable(arch: Arch, masks: Masks, repairs: Repairs) -> None:
+    """Raise UserError unless the layers' own constructor makes what the cut will make, weight by weight.
+
+    It doesn't where an option of the config gives a layer weights that the family's row doesn't know.
+    """
+    config = copy.deepcopy(arch.model.config)
+    try:
+        _write_config_(arch, config, masks, repairs.keys())
+        for index in range(len(arch.layers)):
+            built = dict(built_layer(arch, config, index).named_parameters())
+            for name, shape in _shapes_after(arch, index, masks).items():
+                if name not in built or built[name].shape != shape:
+                    made = tuple(built[name].shape) if name in built else "none"
+                    raise UserError(
+                        f"layer {index} can't be cut as asked: its {name} would have the shape {tuple(shape)}, and "
+                        f"transformers builds {made}; an option of this config isn't in the row of "
+                        f"{arch.family.model_type} yet: try --axes channels"
+                    )
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"the layers of {type(arch.model).__name__} can't be built as cut ({type(error).__name__}: "
+            f"{first_line(error)}), so nothing was cut; give the model as transformers loads it"
+        ) from error
+
+
+def _shapes_after(arch: Arch, index: int, masks: Masks) -> dict[str, torch.Size]:
+    """Parameter name → shape once the layer is cut; without those of experts, which are cut in one go."""
+    shapes = {name: parameter.shape for name, parameter in arch.layers[index].named_parameters()}
+    for axis in arch.layer_axes(index):
+        if axis.usage_key:
+            layout = arch.experts_of(axis).layout
+            inside = (f"{layout.module}.", f"{layout.router}.")
+            shapes = {name: shape for name, shape in shapes.items() if not name.startswith(inside)}
+            continue
+        for part in axis.slices:
+            kept = len(part.indices(masks[axis.key]))
+            names = [(part.module, part.dim)] if part.values else [(f"{part.module}.weight", part.dim)]
+            if not part.values and not part.consumer:
+                names.append((f"{part.module}.bias", 0))
+            for name, dim in names:
+                if name in shapes:
+                    shapes[name] = torch.Size(kept if i == dim else n for i, n in enumerate(shapes[name]))
+    return shapes
 
 
 @torch.no_grad()
@@ -77,7 +136,7 @@ def _cut_experts_(arch: Arch, axis: Axis, mask: Tensor, repair: Repair | None) -
 def finish_(arch: Arch, masks: Masks, repaired: Collection[str]) -> Arch:
     """Tell config and layers of their new widths. repaired: the keys of the axes whose consumer got a bias."""
     model = arch.model
-    _write_config_(arch, masks, repaired)
+    _write_config_(arch, model.config, masks, repaired)
     _copy_attributes_(arch)
     modeling_seap.adopt_(model)
     if model.base_model is not model:
@@ -102,9 +161,9 @@ def _add_bias_(arch: Arch, axis: Axis, repair: Repair) -> None:
     consumer.bias.copy_((consumer.bias.cpu().double() + repair.bias.cpu()).to(consumer.bias))
 
 
-def _write_config_(arch: Arch, masks: Masks, repaired: Collection[str]) -> None:
+def _write_config_(arch: Arch, config: Any, masks: Masks, repaired: Collection[str]) -> None:
     """Per-layer widths for transformers, and under `seap` what modeling_seap.py needs to build the layers."""
-    config, family = arch.model.config, arch.family
+    family = arch.family
     budgets = budgets_of(arch.axes, masks)
     layers = range(len(arch.layers))
     added: dict[str, list[int]] = {
@@ -132,12 +191,17 @@ def _copy_attributes_(arch: Arch) -> None:
             setattr(layer.get_submodule(path), name, value)
 
 
-def layer_attributes(arch: Arch, config: Any, index: int) -> Iterator[tuple[str, str, Any]]:
-    """Path, name and value of all that a layer built from this config holds beside its weights."""
+def built_layer(arch: Arch, config: Any, index: int) -> nn.Module:
+    """A layer as its own class builds it from this config, without memory."""
     layer_class = modeling_seap.patch_layer_class(type(arch.model), arch.layer_class)
     with torch.device("meta"):
-        built = layer_class(config, layer_idx=index)
-    for path, module in built.named_modules():
+        made: nn.Module = layer_class(config, layer_idx=index)
+    return made
+
+
+def layer_attributes(arch: Arch, config: Any, index: int) -> Iterator[tuple[str, str, Any]]:
+    """Path, name and value of all that a layer built from this config holds beside its weights."""
+    for path, module in built_layer(arch, config, index).named_modules():
         for name, value in vars(module).items():
             plain = isinstance(value, _PLAIN) and not name.startswith("_") and name != "training"
             if plain or name == "config":

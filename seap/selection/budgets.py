@@ -153,7 +153,7 @@ def check_reachable(
     if options.protect_first or options.protect_last:
         reasons.append(f"{options.protect_first} first and {options.protect_last} last layers are protected")
     if not arch.can_cut_heads:
-        reasons.append(f"the heads of {arch.family.model_type} can't be cut: {arch.family.heads_refused}")
+        reasons.append(f"the heads of {arch.family.model_type} can't be cut: {arch.heads_refused}")
     elif len(set(options.axes or AXIS_NAMES)) < len(AXIS_NAMES):
         reasons.append(f"only {', '.join(options.axes or ())} are cut")
     raise UserError(

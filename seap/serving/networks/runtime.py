@@ -22,7 +22,8 @@ from seap.models.arch import Arch, describe, layer_width_values
 from seap.models.axes import Masks
 from seap.models.families import refuse_experts
 from seap.models.modeling_seap import LayerConfig
-from seap.pruning.surgery import check_in_memory, layer_attributes
+from seap.pruning.ready import check_in_memory
+from seap.pruning.surgery import layer_attributes
 from seap.selection.mask import budgets_of, check_fits
 from seap.serving.networks.network import Network, free_layers, layer_shares, network_of, weights_at_work
 from seap.serving.networks.order import unit_order

@@ -1,0 +1,139 @@
+"""A few tokens through a model before and after it is cut, and after it is saved: what can't run is never handed on.
+
+Before the cut the removed units are masked, and the repairs made, by hooks that copy no weight: the cut model must say
+the same. Shapes: T tokens, V vocabulary, C inputs and O outputs of a consumer.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seap.compensation.compensate import Repair, Repairs, kept_inputs
+from seap.errors import UserError, first_line
+from seap.models import loader
+from seap.models.arch import Arch
+from seap.models.axes import Axis, Masks
+
+TOKENS = 8
+WHOLE = 1e-2  # how far the outputs may be apart, as a share of their norm, where the arithmetic has 32 bits
+HALF = 0.2  # and where it has 16: rounding differs from layer to layer
+ROOM = 1.2  # memory that loading what was saved takes, as a multiple of its weights
+
+
+@torch.no_grad()
+def logits(model: Any) -> Tensor:
+    """(T, V) for a few tokens, in float32 on the CPU."""
+    given = (torch.arange(1, TOKENS + 1) % model.config.vocab_size)[None].to(model.device)
+    training = model.training
+    try:
+        return model.eval()(given, use_cache=False).logits[0].float().cpu()
+    finally:
+        model.train(training)
+
+
+def before_cut(arch: Arch, masks: Masks, repairs: Repairs) -> Tensor | None:
+    """What the cut model should say; None where the dense one already says nothing finite, or experts would be copied.
+
+    Raises UserError for a model that doesn't run as it is.
+    """
+    try:
+        if any(axis.usage_key for axis in arch.axes):
+            logits(arch.model)
+            return None
+        with masked(arch, masks, repairs):
+            found = logits(arch.model)
+    except Exception as error:
+        raise UserError(
+            f"the model doesn't run on {TOKENS} tokens, so it wasn't cut ({type(error).__name__}: {first_line(error)})"
+        ) from error
+    return found if bool(found.isfinite().all()) else None
+
+
+def check_cut(model: Any, expected: Tensor | None) -> None:
+    """Raise UserError unless the cut model runs, and says what the masked one said."""
+    try:
+        found = logits(model)
+    except Exception as error:
+        raise UserError(
+            f"the cut model doesn't run ({type(error).__name__}: {first_line(error)}); nothing was saved, and the "
+            "model in memory is cut: load it again, and try --axes channels"
+        ) from error
+    check_like(found, expected, model.dtype, "the cut model says something else than the masked one")
+
+
+def check_saved(folder: Path, model: Any, *, trust_remote_code: bool = False) -> str:
+    """Load what was saved and run it beside the model in memory. Returns a note where there is no room for that.
+
+    Raises UserError where it doesn't load, doesn't run or says something else.
+    """
+    needed, free = ROOM * loader.weight_bytes(model), loader.free_memory()
+    if needed > free:
+        return f"what was saved wasn't loaded again: it needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+    saved, _ = loader.load(str(folder), device="cpu", trust_remote_code=trust_remote_code)
+    try:
+        found = logits(saved)
+        same = saved.dtype == model.dtype and model.device.type == "cpu"
+        expected = logits(model) if same else None
+    except Exception as error:
+        raise UserError(
+            f"what was saved loads but doesn't run ({type(error).__name__}: {first_line(error)}); --no-verify keeps it"
+        ) from error
+    check_like(found, expected, saved.dtype, "what was saved says something else than the model in memory")
+    return ""
+
+
+def check_like(found: Tensor, expected: Tensor | None, dtype: torch.dtype, what: str) -> None:
+    """Raise UserError for logits that are far from those expected, or not finite where those are."""
+    if expected is None or not bool(expected.isfinite().all()):
+        return
+    apart = float((found - expected).norm() / expected.norm().clamp_min(1e-9))
+    if not apart <= (WHOLE if dtype in (torch.float32, torch.float64) else HALF):
+        raise UserError(
+            f"{what}: their outputs are {apart:.2g} apart, as a share of their norm. This is a fault of seap's: "
+            "please report it with the model's config.json; nothing was saved"
+        )
+
+
+@contextlib.contextmanager
+def masked(arch: Arch, masks: Masks, repairs: Repairs) -> Iterator[None]:
+    """The model as if it were cut: every consumer reads 0 from what goes, and is repaired."""
+    with contextlib.ExitStack() as stack:
+        for axis in arch.axes:
+            repair = repairs.get(axis.key)
+            keep = kept_inputs(axis, masks[axis.key])
+            for hook in _hooks(arch, axis, keep, repair):
+                stack.callback(hook.remove)
+        yield
+
+
+def _hooks(arch: Arch, axis: Axis, keep: Tensor, repair: Repair | None) -> list[Any]:
+    consumer: nn.Module = arch.consumer(axis)
+
+    def without(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0] * keep.to(inputs[0].device), *inputs[1:])
+
+    def repaired(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        assert repair is not None
+        bias = repair.bias.to(output)
+        if repair.weight is None:
+            return output + bias
+        new = inputs[0][..., keep.to(inputs[0].device)] @ repair.weight.to(output).t()
+        return new + bias if module.bias is None else new + bias + module.bias
+
+    made = [consumer.register_forward_pre_hook(without)]
+    if repair is not None:
+        made.append(consumer.register_forward_hook(repaired))
+        if repair.inputs is not None:
+            made += [_mapping(arch.linear(axis.layer, path), repair.inputs) for path in axis.producers]
+    return made
+
+
+def _mapping(linear: nn.Module, inputs: Tensor) -> Any:
+    def mapped(module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (given[0] @ inputs.to(given[0]).t(), *given[1:])
+
+    return linear.register_forward_pre_hook(mapped)
