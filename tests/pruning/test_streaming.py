@@ -89,7 +89,7 @@ def assert_same(one: Path, other: Path) -> None:
 
 
 def test_half_precision_is_computed_in_float32_layer_by_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "has_16_bit", lambda: False)
+    monkeypatch.setattr(loader, "has_16_bit", lambda: False)
     dense = tmp_path / "dense"
     folder(dense)
     model(dtype=torch.bfloat16).save_pretrained(dense)
@@ -166,7 +166,7 @@ def test_what_needs_the_whole_model_is_refused(
 
 
 def test_too_large_a_model_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "free_memory", lambda: 1000)
+    monkeypatch.setattr(loader, "free_memory", lambda: 1000)
     dense = folder(tmp_path / "dense")
     with pytest.raises(seap.errors.UserError, match="add --stream"):
         pruned(dense, tmp_path / "out", method="flap")
