@@ -165,9 +165,8 @@ async def ordinary(client: httpx.AsyncClient, asked: list[Asked], truth: Any, do
 
 def raw_request(**more: Any) -> bytes:
     content = json.dumps(body("dense", "Sort ascending: 12 98 40 ->", **more)).encode()
-    head = (
-        f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(content)}"
-    )
+    head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    head += f"content-length: {len(content)}"
     return head.encode() + b"\r\n\r\n" + content
 
 

@@ -12,7 +12,7 @@ from seap.cli.app import Flat, Json, Model, TaskOption, app, merged_options, not
 from seap.evaluation.options import Evaluation
 from seap.models.options import Loading
 from seap.selection.options import Pruning
-from seap.serving.options import Limits, Packing, Routing, Serving
+from seap.serving.options import Access, Connections, Limits, Packing, Routing, Serving
 from seap.text.options import Calibration
 
 route = App(name="route", help="Tell which task a prompt is of.")
@@ -158,6 +158,8 @@ def serve(
     router: RouterFile | None = None,
     serving: Annotated[Serving, Flat] = Serving(),  # noqa: B008
     limits: Annotated[Limits, Flat] = Limits(),  # noqa: B008
+    access: Annotated[Access, Flat] = Access(),  # noqa: B008
+    connections: Annotated[Connections, Flat] = Connections(),  # noqa: B008
     loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
 ) -> None:
     """Serve one model with all its tasks' networks to OpenAI's clients (seap[serve]).
@@ -167,7 +169,8 @@ def serve(
     from seap.serving.server.run import check, serve
 
     check(model, serving, masks, router)
-    serve(model, serving, limits, masks=masks, router=router, loading=asdict(loading), tell=note)
+    options = serving, limits, access, connections
+    serve(model, *options, masks=masks, router=router, loading=asdict(loading), tell=note)
 
 
 def show_router(report: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ Field docstrings become the help texts of the command line.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from seap.errors import UserError, at_least
 
@@ -68,11 +69,60 @@ class Limits:
     """Tokens that a task's rows get before another task's turn."""
     retry_after: int = 1
     """Least seconds that a client is told to wait before it tries again."""
+    client_share: float = 0.75
+    """Most of each of these limits, and of the connections, that one client may take, by its key or address."""
 
     def __post_init__(self) -> None:
         names = ("max_rows", "max_tokens_in_flight", "max_queue", "max_queued_tokens", "prefill_tokens", "steps")
         for name in (*names, "retry_after"):
             at_least(name, getattr(self, name), 1)
+        if not 0 < self.client_share <= 1:
+            raise UserError(f"--client-share {self.client_share}: must be above 0 and at most 1, such as 0.75")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connections:
+    """How long a server waits for its clients, and how much of them it holds."""
+
+    max_connections: int = 512
+    """Connections at a time. Where all are taken, one that does nothing gives way to a new one."""
+    header_timeout: float = 10.0
+    """Seconds within which a request's headers must have arrived."""
+    body_timeout: float = 30.0
+    """Seconds after its headers within which a request's body must have arrived."""
+    idle_timeout: float = 30.0
+    """Seconds that a connection may do nothing between requests, or take nothing of its answer."""
+    max_body_mb: int = 8
+    """Most megabytes of a request's body; beyond it the answer is 413. Bodies that are being read may have eight times
+    as much in all; beyond that it is 429."""
+
+    def __post_init__(self) -> None:
+        at_least("max_connections", self.max_connections, 1)
+        at_least("max_body_mb", self.max_body_mb, 1)
+        for name in ("header_timeout", "body_timeout", "idle_timeout"):
+            if not 0 < getattr(self, name) < float("inf"):
+                option = name.replace("_", "-")
+                raise UserError(f"--{option} {getattr(self, name)}: must be a number of seconds above 0, such as 30")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """Whom a server answers."""
+
+    api_key: str | None = None
+    """Key that clients must send, as Authorization: Bearer KEY. Other users of this machine see it in the list of
+    processes; the environment variable SEAP_API_KEY, or --api-key-file, don't show it."""
+    api_key_file: Path | None = None
+    """File with one key a line, for a client each: what one client may take is then counted by key, not by address."""
+    allowed_host: tuple[str, ...] = ()
+    """Name under which clients may ask for this server, without port; may be repeated; *.example.org is its subdomains
+    and * is any. By default localhost and loopback addresses where --host is one, so that no web page can reach it by a
+    name of its own; any name otherwise."""
+    allow_origin: tuple[str, ...] = ()
+    """Origin of web pages that may use this server, such as https://example.org; may be repeated; * is any. By default
+    its own page alone."""
+    trusted_proxy: tuple[str, ...] = ()
+    """Address of a proxy whose X-Forwarded-For is believed, so that its clients count one by one; may be repeated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +130,9 @@ class Serving:
     """How a server listens, and what it holds."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 is every one, and wants --api-key."""
+    """Address to listen on; 0.0.0.0 is every one, and wants a key."""
     port: int = 8000
     """Port to listen on; 0 takes a free one."""
-    api_key: str | None = None
-    """Key that clients must send, as Authorization: Bearer KEY."""
     fallback: str | None = None
     """Network of requests that the router gives to no task; dense by default."""
     min_slice_kb: int = 256
@@ -97,7 +145,9 @@ class Serving:
     backend: str | None = None
     """Run the router alone and forward: a URL that ends in /v1, or a JSON file of task → URL or {"url", "model"}."""
     backend_key: str | None = None
-    """Key to send to the backends."""
+    """Key to send to the backends; the environment variable SEAP_BACKEND_KEY doesn't show it to other users."""
+    backend_key_file: Path | None = None
+    """File with the key to send to the backends."""
     demo: bool = False
     """Serve the built-in model with networks of its nine tasks and a router, made on the spot."""
 
@@ -107,7 +157,5 @@ class Serving:
         at_least("min_slice_kb", self.min_slice_kb, 0)
         if self.cache_mb is not None:
             at_least("cache_mb", self.cache_mb, 0)
-        if self.api_key is not None and not self.api_key:
-            raise UserError("--api-key is empty; give a key, or leave the option out")
         if self.drain_seconds < 0:
             raise UserError(f"--drain-seconds {self.drain_seconds}: must be 0 or more")

@@ -19,6 +19,7 @@ from workload import TASKS, Bench
 from seap.cli.main import main
 from seap.errors import UserError
 from seap.serving.routing.routing import make_router
+from seap.serving.server.access import Guard
 from seap.serving.server.forward import Backend, Forwarder, create_forwarder, find_backends, read_backends
 
 
@@ -32,7 +33,8 @@ def forwarder(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """`red` and `dense` on one server with a key, `green` and `blue` on another."""
     specs = tasks_files(tmp_path_factory.mktemp("tasks"))
     router = make_router(bench.alone["dense"], bench.tokenizer, specs, OPTIONS)
-    with running(bench, key="inner") as one, running(Bench(), key="inner") as two:
+    inner = Guard(keys=("inner",))
+    with running(bench, guard=inner) as one, running(Bench(), guard=inner) as two:
         places = {"red": one, "dense": one, "green": two, "blue": two}
         yield Forwarder(
             backends={task: Backend(f"{url}/v1", task) for task, url in places.items()},
@@ -40,7 +42,7 @@ def forwarder(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             model=bench.alone["dense"],
             tokenizer=bench.tokenizer,
             fallback="dense",
-            key="outer",
+            guard=Guard(keys=("outer",)),
             backend_key="inner",
         )
 
@@ -81,7 +83,9 @@ def test_each_prompt_is_answered_by_its_tasks_server(forwarder: Forwarder, bench
             {"model": "auto", "prompt": [5]},
         ):
             assert httpx.post(f"{url}/v1/completions", json=body, headers=headers).status_code == 400, body
-        assert httpx.get(f"{url}/health").json()["backends"] == dict.fromkeys(forwarder.backends, True)
+        assert httpx.get(f"{url}/health").json() == {"status": "ok"}
+        told = httpx.get(f"{url}/v1/backends", headers=headers)
+        assert told.json() == dict.fromkeys(forwarder.backends, True)
 
 
 def test_faults_are_tried_again_and_then_told(forwarder: Forwarder) -> None:
@@ -95,14 +99,15 @@ def test_faults_are_tried_again_and_then_told(forwarder: Forwarder) -> None:
     gone = Backend("http://127.0.0.1:9/v1")
     with listening(app) as url:
         backends = {"red": Backend(f"{url}/v1"), "dense": gone}
-        broken = Forwarder(**{**vars(forwarder), "backends": backends, "key": None})
+        broken = Forwarder(**{**vars(forwarder), "backends": backends, "guard": Guard()})
         with listening(create_forwarder(broken)) as front:
             answer = httpx.post(f"{front}/v1/completions", json={"model": "red", "prompt": "w5"})
             assert answer.status_code == 200 and answer.json() == {"try": 3}
             answer = httpx.post(f"{front}/v1/completions", json={"model": "dense", "prompt": "w5"})
             assert answer.status_code == 502 and "doesn't answer" in answer.json()["error"]["message"]
             health = httpx.get(f"{front}/health")
-            assert health.status_code == 503 and health.json()["backends"] == {"red": True, "dense": False}
+            assert health.status_code == 503 and health.json() == {"status": "failing"}
+            assert httpx.get(f"{front}/v1/backends").json() == {"red": True, "dense": False}
 
 
 def test_backends(forwarder: Forwarder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

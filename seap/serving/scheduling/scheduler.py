@@ -11,7 +11,7 @@ it, `submit` refuses. Requests without a task are routed first, together.
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +19,7 @@ from seap.errors import UserError
 from seap.serving.networks.runtime import DENSE, TaskRuntime
 from seap.serving.options import Limits
 from seap.serving.routing.router import Route, Router
+from seap.serving.scheduling.fairness import FairQueue
 from seap.serving.scheduling.rows import Rows
 from seap.serving.scheduling.steps import Stepped, isolated, read, step
 from seap.serving.scheduling.telling import Teller, failed
@@ -45,7 +46,7 @@ class Scheduler:
         self.runtime, self.tokenizer, self.limits = runtime, tokenizer, limits
         self.router, self.fallback = router, runtime.known(fallback)
         self.unrouted: deque[Ticket] = deque()
-        self.waiting: dict[str, deque[Ticket]] = {task: deque() for task in runtime.tasks}
+        self.waiting = {task: FairQueue() for task in runtime.tasks}
         self.running: dict[str, Rows] = {}
         self.served = dict.fromkeys(runtime.tasks, 0.0)
         self.blocked: Ticket | None = None  # found no room: nobody else may join before it
@@ -80,9 +81,7 @@ class Scheduler:
         with self._changed:
             if self._closing:
                 raise FullError(self.limits.retry_after)
-            held = [one.request.tokens for one in self._all_waiting()]
-            if len(held) >= self.limits.max_queue or sum(held) + request.tokens > self.limits.max_queued_tokens:
-                raise FullError(self.retry_after(sum(held)))
+            self._check_room(request)
             if request.task is None:
                 self.unrouted.append(ticket)
             else:
@@ -91,13 +90,26 @@ class Scheduler:
             self._changed.notify()
         return ticket
 
+    def _check_room(self, request: Request) -> None:
+        """Raise FullError where no more may wait, of all or of this client's."""
+        waiting, limits = self._all_waiting(), self.limits
+        tokens = sum(one.request.tokens for one in waiting)
+        if len(waiting) >= limits.max_queue or tokens + request.tokens > limits.max_queued_tokens:
+            raise FullError(self.retry_after(tokens))
+        own = [one.request.tokens for one in waiting if one.request.client == request.client != ""]
+        share = limits.client_share
+        if own and (len(own) >= int(limits.max_queue * share) or sum(own) > limits.max_queued_tokens * share):
+            raise FullError(self.retry_after(sum(own)), "what waits of yours is the most for one client")
+
     def cancel(self, ticket: Ticket) -> None:
         """Free a ticket's place: at once where it waits, after the step at hand where it runs."""
         with self._changed:
             ticket.cancelled = True
-            for queue in (self.unrouted, *self.waiting.values()):
+            if ticket in self.unrouted:
+                self.unrouted.remove(ticket)
+            for queue in self.waiting.values():
                 if ticket in queue:
-                    queue.remove(ticket)
+                    queue.drop(ticket)
             if self.blocked is ticket:
                 self.blocked = None
             self._changed.notify()
@@ -105,6 +117,11 @@ class Scheduler:
     def retry_after(self, queued_tokens: int) -> int:
         """Seconds until about half of what waits is done, at the speed of late."""
         return int(min(max(queued_tokens / 2 / max(self.speed, 1.0), self.limits.retry_after), 60))
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are still run."""
+        return self._thread.is_alive() and not self._closing
 
     @property
     def num_waiting(self) -> int:
@@ -129,6 +146,15 @@ class Scheduler:
         return bool(self.waiting[task]) or task in self.running
 
     def _run(self) -> None:
+        try:
+            self._run_until_closed()
+        except Exception:  # nobody would answer those who wait
+            log.exception("the scheduler has failed")
+            with self._changed:
+                self._closing = True
+            self._fail_all("the scheduler has failed; the server must be started again")
+
+    def _run_until_closed(self) -> None:
         while True:
             with self._changed:
                 while not (self.unrouted or self.running or any(self.waiting.values()) or self._closing):
@@ -139,7 +165,7 @@ class Scheduler:
                 self._fail_all("the server is shutting down")
                 return
             self._route_new()
-            ready = [task for task in self.waiting if task in self.running or self._next_of(task, 0)]
+            ready = [task for task in self.waiting if task in self.running or self._next_of(task)]
             if ready:
                 self._turn(min(ready, key=lambda task: self.served[task]))
 
@@ -202,28 +228,39 @@ class Scheduler:
         room = self.limits.max_rows - (len(self.running[task]) if task in self.running else 0)
         taken: list[Ticket] = []
         with self._changed:
-            while len(taken) < room and (ticket := self._next_of(task, sum(one.request.tokens for one in taken))):
+            while len(taken) < room and (ticket := self._next_of(task, taken)):
                 read = sum(len(one.request.ids) for one in (*taken, ticket))
                 if taken and read > self.limits.prefill_tokens:
                     break
-                self.waiting[task].remove(ticket)
+                self.waiting[task].take(ticket)
                 if self.blocked is ticket:
                     self.blocked = None
                 taken.append(ticket)
         return taken
 
-    def _next_of(self, task: str, joining: int) -> Ticket | None:
-        """The task's next request, if there is room for it beside what runs and so many tokens that join."""
+    def _next_of(self, task: str, joining: Sequence[Ticket] = ()) -> Ticket | None:
+        """The task's next request, if there is room for it beside what runs and what joins; clients that have their
+        share of what runs are passed over."""
+        limits = self.limits
         with self._changed:
             queue = self.waiting[task]
-            if not queue:
+            if not queue or (self.blocked is not None and self.blocked not in queue):
                 return None
-            if self.blocked is not None and self.blocked is not queue[0]:
-                return None
-            held = sum(owner.request.tokens for rows in self.running.values() for owner in rows.live.values())
-            if held + joining + queue[0].request.tokens <= self.limits.max_tokens_in_flight:
-                return queue[0]
-            self.blocked = queue[0]
+            running = [*joining, *(owner for rows in self.running.values() for owner in rows.live.values())]
+            held, rows = Counter[str](), Counter[str]()
+            for one in running:
+                held[one.request.client] += one.request.tokens
+                rows[one.request.client] += one.task == task
+            most = max(int(limits.max_rows * limits.client_share), 1)
+            for ticket in queue if self.blocked is None else [self.blocked]:
+                client, tokens = ticket.request.client, ticket.request.tokens
+                own = held[client] + tokens if client and held[client] else 0
+                if own > limits.max_tokens_in_flight * limits.client_share or (own and rows[client] >= most):
+                    continue
+                if held.total() + tokens <= limits.max_tokens_in_flight:
+                    return ticket
+                self.blocked = ticket
+                break
             return None
 
     def _settle(self, task: str, made: Stepped, running: Rows | None = None) -> None:

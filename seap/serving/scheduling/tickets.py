@@ -11,8 +11,8 @@ from seap.writing.sampling import Sampler, Token, Writer
 class FullError(Exception):
     """No more requests can wait; `retry_after` in seconds."""
 
-    def __init__(self, retry_after: int) -> None:
-        super().__init__(f"the server is full; try again in {retry_after} s")
+    def __init__(self, retry_after: int, why: str = "the server is full") -> None:
+        super().__init__(f"{why}; try again in {retry_after} s")
         self.retry_after = retry_after
 
 
@@ -22,7 +22,8 @@ class Request:
 
     max_tokens 0 reads the prompt and writes nothing. scored: how many likeliest tokens to tell of each place in the
     prompt, beside its own; None tells nothing. stop_ids: tokens that end the text, beside the model's own unless
-    ignore_ends. echoed: the client gets the prompt's text before the answer's.
+    ignore_ends. echoed: the client gets the prompt's text before the answer's. client: whom it counts for; nobody's may
+    take all places.
     """
 
     ids: tuple[int, ...]
@@ -35,6 +36,7 @@ class Request:
     ignore_ends: bool = False
     scored: int | None = None
     echoed: bool = False
+    client: str = ""
 
     @property
     def tokens(self) -> int:
@@ -92,6 +94,7 @@ class Ticket:
         self.task = request.task
         self.submitted = time.monotonic()
         self.num_tokens = 0
+        self.turn = 0.0  # of `fairness.FairQueue`
         self.cancelled = self.done = False
 
     def fail(self, message: str) -> None:

@@ -4,23 +4,26 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from seap.errors import unknown
+from seap.serving.options import Connections
+from seap.serving.scheduling.fairness import Places
 from seap.serving.scheduling.scheduler import Scheduler
 from seap.serving.scheduling.tickets import Finished
 from seap.serving.scheduling.tickets import Request as GenerationRequest
+from seap.serving.server.access import Guard
 from seap.serving.server.answers import Answer, Body, Choice, Echo
 from seap.serving.server.calls import Call, ModelError, Outbox
-from seap.serving.server.common import AUTO, BodyLimit, add_errors, error_body, key_check
+from seap.serving.server.common import AUTO, add_errors, error_body, told_health
 from seap.serving.server.fields import FieldError, about
+from seap.serving.server.gate import add_gate
 from seap.serving.server.metrics import Metrics
 from seap.serving.server.page import PAGE
 from seap.serving.server.prompts import (
@@ -29,10 +32,13 @@ from seap.serving.server.prompts import (
     Prompt,
     answer_length,
     check_readable,
-    encode,
+    encode_all,
     encode_chat,
 )
 from seap.serving.server.protocol import Asked, ChatRequest, CompletionRequest
+from seap.serving.server.reading import Pools, Reader, client_of, unless_gone
+from seap.serving.server.shape import MAX_PROMPTS
+from seap.serving.server.tokenizing import Tokenizing
 from seap.writing.sampling import Sampler
 
 log = logging.getLogger(__name__)
@@ -45,7 +51,8 @@ class Service:
     scheduler: Scheduler
     tokenizer: Any
     name: str
-    key: str | None = None
+    guard: Guard = Guard()  # noqa: RUF009  it is frozen
+    grants: Connections = Connections()  # noqa: RUF009
     drain_seconds: float = 30.0
 
     @property
@@ -79,60 +86,70 @@ class EventStream(StreamingResponse):
 
 def create_app(service: Service) -> FastAPI:
     """The application; its lifespan is the scheduler's."""
-    metrics, outbox = Metrics(service.scheduler), Outbox()
+    metrics, outbox, pools = Metrics(service.scheduler), Outbox(), Pools()
+    limits, router = service.scheduler.limits, service.scheduler.router
+    reader = Reader(pools, service.grants, limits, service.context)
+    routed = router.max_prompt_tokens if router else 0
+    tokenizing = Tokenizing(service.tokenizer, pools, limits, service.context, routed)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.scheduler.start()
         yield
         await asyncio.to_thread(service.scheduler.close, timeout=service.drain_seconds)
+        pools.close()
 
-    app = FastAPI(title="seap", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(BodyLimit)
-    add_errors(app, lambda status: metrics.refused.labels(str(status)).inc())
-    needs_key = [Depends(key_check(service.key))]
-    _add_models(app, service, needs_key)
+    app = FastAPI(title="seap", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    places = Places(service.grants.max_connections, limits.client_share, retry_after=limits.retry_after)
+    add_gate(app, service.guard, places, lambda status: metrics.refused.labels(str(status)).inc())
+    add_errors(app)
+    _add_models(app, service)
 
     @app.get("/health")
-    async def health() -> Body:
-        return {"status": "ok", "model": service.name}
+    async def health() -> JSONResponse:
+        return told_health(service.scheduler.alive)
 
     @app.get("/", response_class=HTMLResponse)
     async def page() -> str:
         return PAGE
 
-    @app.get("/metrics", dependencies=needs_key)
+    @app.get("/metrics")
     async def numbers() -> PlainTextResponse:
         return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
 
-    @app.post("/v1/completions", dependencies=needs_key)
-    async def completions(asked: CompletionRequest, request: Request) -> Response:
-        given = asked.prompts
-        if len(given) * asked.n > 128:
-            raise FieldError("n", f"{len(given)} prompts with n {asked.n}: at most 128 answers in one request")
+    @app.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        asked: CompletionRequest = await reader.asked(request, CompletionRequest)
+        client, given = client_of(request), asked.prompts
+        if len(given) * asked.n > MAX_PROMPTS:
+            raise FieldError(
+                "n", f"{len(given)} prompts with n {asked.n}: at most {MAX_PROMPTS} answers in one request"
+            )
         with about("prompt"):
-            prompts = await asyncio.to_thread(lambda: [encode(service.tokenizer, one, service.size) for one in given])
-        tickets = _requests(service, asked, prompts, asked.max_tokens, asked.logprobs, DEFAULT_COMPLETION)
+            prompts = await unless_gone(request, encode_all(tokenizing, given, service.size, client))
+        tickets = _requests(service, asked, prompts, asked.max_tokens, asked.logprobs, DEFAULT_COMPLETION, client)
         answer = _answer(service, asked, chat=False, logprobs=asked.logprobs is not None)
         echoes: Sequence[Echo] = ()
         if asked.echo:
             made = [(prompt.ids, one) for prompt, one in zip(prompts, given, strict=True)]
-            echoes = await asyncio.to_thread(lambda: [Echo.of(service.tokenizer, *one) for one in made])
+            echoes = [await pools.run(len(ids), Echo.of, service.tokenizer, ids, one) for ids, one in made]
         return await _run(service, metrics, outbox, asked, tickets, answer, request, echoes)
 
-    @app.post("/v1/chat/completions", dependencies=needs_key)
-    async def chat(asked: ChatRequest, request: Request) -> Response:
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        asked: ChatRequest = await reader.asked(request, ChatRequest)
+        client = client_of(request)
         with about("messages"):
-            prompt = await asyncio.to_thread(encode_chat, service.tokenizer, asked.messages)
+            prompt = await unless_gone(request, encode_chat(tokenizing, asked.messages, client))
         top = asked.top_logprobs if asked.logprobs else None
-        tickets = _requests(service, asked, [prompt], asked.limit, top, MOST_BY_DEFAULT)
+        tickets = _requests(service, asked, [prompt], asked.limit, top, MOST_BY_DEFAULT, client)
         answer = _answer(service, asked, chat=True, logprobs=asked.logprobs)
         return await _run(service, metrics, outbox, asked, tickets, answer, request)
 
     return app
 
 
-def _add_models(app: FastAPI, service: Service, needs_key: Sequence[Any]) -> None:
+def _add_models(app: FastAPI, service: Service) -> None:
     def described(name: str) -> Body:
         found: Body = {"id": name, "object": "model", "created": 0, "owned_by": "seap", "root": service.name}
         if name == AUTO:
@@ -141,11 +158,11 @@ def _add_models(app: FastAPI, service: Service, needs_key: Sequence[Any]) -> Non
         layers = [{axis: round(share, 4) for axis, share in layer.items()} for layer in runtime.layer_shares(name)]
         return found | {"seap": {"weights": round(runtime.weights_at_work(name), 6), "layers": layers}}
 
-    @app.get("/v1/models", dependencies=[*needs_key])
+    @app.get("/v1/models")
     async def models() -> Body:
         return {"object": "list", "data": [described(name) for name in service.models]}
 
-    @app.get("/v1/models/{name}", dependencies=[*needs_key])
+    @app.get("/v1/models/{name}")
     async def model(name: str) -> Body:
         _check_model(service, name)
         return described(name)
@@ -163,6 +180,7 @@ def _requests(
     max_tokens: int | None,
     logprobs: int | None,
     default: int,
+    client: str,
 ) -> list[tuple[GenerationRequest, int]]:
     """n requests for each prompt, with the tokens that the prompt counts for in the usage: once."""
     _check_model(service, asked.model)
@@ -183,6 +201,7 @@ def _requests(
             ignore_ends=asked.ignore_eos,
             scored=logprobs if echoed else None,
             echoed=echoed,
+            client=client,
         )
         for number in range(asked.n):
             sampler = Sampler(
@@ -220,39 +239,20 @@ async def _run(
         call.submit([one for one, _ in tickets], [tokens for _, tokens in tickets])
         for choice in call.choices if echoes else ():
             choice.echo = echoes[choice.index // asked.n]
-        await _unless_gone(request, call.started())
+        await unless_gone(request, call.started())
         started = call.choices[0].started
         assert started is not None
         headers = answer.headers(started)
         if asked.stream:
             usage = asked.stream_options.include_usage
             return EventStream(_stream(call, answer, usage=usage), stack.pop_all(), headers)
-        await _unless_gone(request, _read(call))
+        await unless_gone(request, _read(call))
         return JSONResponse(answer.whole(call.choices), headers=headers)
 
 
 async def _read(call: Call) -> None:
     async for _ in call.events():
         pass
-
-
-async def _unless_gone(request: Request, work: Awaitable[None]) -> None:
-    """Wait for something, or raise ClientDisconnect when the client hangs up before."""
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(gone())]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not tasks[0].done():
-            raise ClientDisconnect
-        tasks[0].result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _stream(call: Call, answer: Answer, *, usage: bool) -> AsyncIterator[str]:

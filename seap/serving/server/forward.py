@@ -8,20 +8,29 @@ first byte of an answer was passed on.
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
-from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from seap.errors import UserError, unknown
+from seap.serving.options import Connections, Limits
 from seap.serving.routing.router import Route, Router
-from seap.serving.server.common import AUTO, BodyLimit, add_errors, key_check
+from seap.serving.scheduling.fairness import Places
+from seap.serving.server.access import Guard
+from seap.serving.server.common import AUTO, add_errors, told_health
+from seap.serving.server.fields import FieldError
+from seap.serving.server.gate import add_gate
+from seap.serving.server.reading import Pools, Reader, unless_gone
+from seap.serving.server.tokenizing import longest_token
 
 RETRIED = (502, 503, 504)
+HEALTH_SECONDS = 2.0
 HOP_BY_HOP = {"connection", "content-length", "content-encoding", "transfer-encoding", "keep-alive", "date", "server"}
 PASSED_ON = {"content-type", "accept", "user-agent", "x-request-id"}
 
@@ -43,7 +52,9 @@ class Forwarder:
     model: Any
     tokenizer: Any
     fallback: str
-    key: str | None = None
+    guard: Guard = Guard()  # noqa: RUF009  it is frozen
+    grants: Connections = Connections()  # noqa: RUF009
+    limits: Limits = Limits()  # noqa: RUF009
     backend_key: str | None = None
     retries: int = 2
     timeout: float = 300.0
@@ -105,31 +116,36 @@ def _content(given: Any) -> str:
 
 def create_forwarder(forwarder: Forwarder) -> FastAPI:
     """The application that routes and forwards."""
-    client = httpx.AsyncClient(
-        timeout=httpx.Timeout(forwarder.timeout, connect=5), transport=httpx.AsyncHTTPTransport(retries=0)
-    )
+    limits = forwarder.limits
+    everything = httpx.Limits(max_connections=None)  # the places bound them
+    transport = httpx.AsyncHTTPTransport(retries=0, limits=everything)
+    client = httpx.AsyncClient(timeout=httpx.Timeout(forwarder.timeout, connect=5), transport=transport)
+    reach = forwarder.router.max_prompt_tokens * longest_token(forwarder.tokenizer)  # characters that it may need
+    health_of, pools = Health(client, forwarder.backends), Pools()
+    reader = Reader(pools, forwarder.grants, limits, limits.max_queued_tokens)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with client:
             yield
+        pools.close()
 
-    app = FastAPI(title="seap", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(BodyLimit)
-    add_errors(app, lambda status: None)
-    needs_key = [Depends(key_check(forwarder.key))]
+    app = FastAPI(title="seap", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    places = Places(limits.max_queue, limits.client_share, retry_after=limits.retry_after)
+    add_gate(app, forwarder.guard, places, lambda status: None)
+    add_errors(app)
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        """Each backend's own health; 503 where one doesn't answer."""
-        names = [*forwarder.backends]
-        found = await asyncio.gather(*[_is_up(client, forwarder.backends[name]) for name in names])
-        state = "ok" if all(found) else "degraded"
-        return JSONResponse(
-            {"status": state, "backends": dict(zip(names, found, strict=True))}, 200 if all(found) else 503
-        )
+        """Whether all backends answer."""
+        return told_health(all((await health_of.states()).values()))
 
-    @app.get("/v1/models", dependencies=needs_key)
+    @app.get("/v1/backends")
+    async def backends() -> dict[str, bool]:
+        """Which of them answer."""
+        return await health_of.states()
+
+    @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         names = (AUTO, *forwarder.backends)
         return {
@@ -137,35 +153,31 @@ def create_forwarder(forwarder: Forwarder) -> FastAPI:
             "data": [{"id": n, "object": "model", "created": 0, "owned_by": "seap"} for n in names],
         }
 
-    @app.post("/v1/completions", dependencies=needs_key)
-    @app.post("/v1/chat/completions", dependencies=needs_key)
+    @app.post("/v1/completions")
+    @app.post("/v1/chat/completions")
     async def forward(request: Request) -> Response:
-        body = await _body(request)
-        task, headers = await _choose(forwarder, body)
+        body = await reader.body(request)
+        if not isinstance(body.get("model"), str):
+            raise FieldError("model", "give its name, as a string")
+        task, headers = await unless_gone(request, _choose(forwarder, body, reach))
         backend = forwarder.backends[task]
-        content = json.dumps(body | {"model": backend.model or task}).encode()
+        content = await pools.run(reader.most, _dumped, {**body, "model": backend.model or task})
         url = backend.url + request.url.path.removeprefix("/v1")
         sent = {name: value for name, value in request.headers.items() if name in PASSED_ON}
         if forwarder.backend_key:
             sent["authorization"] = f"Bearer {forwarder.backend_key}"
-        answer = await _send(client, url, content, sent, forwarder.retries)
+        answer = await unless_gone(request, _send(client, url, content, sent, forwarder.retries))
         kept = {name: value for name, value in answer.headers.items() if name.lower() not in HOP_BY_HOP}
         return StreamingResponse(_parts(answer), answer.status_code, headers=kept | headers)
 
     return app
 
 
-async def _body(request: Request) -> dict[str, Any]:
-    try:
-        body = json.loads(await request.body())
-    except ValueError as error:
-        raise HTTPException(400, "the body is no JSON") from error
-    if not isinstance(body, dict) or not isinstance(body.get("model"), str):
-        raise HTTPException(400, "model: give its name, as a string")
-    return body
+def _dumped(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body).encode()
 
 
-async def _choose(forwarder: Forwarder, body: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+async def _choose(forwarder: Forwarder, body: Mapping[str, Any], reach: int) -> tuple[str, dict[str, str]]:
     """The backend's task and the headers that say so."""
     if body["model"] != AUTO:
         if body["model"] not in forwarder.backends:
@@ -175,7 +187,7 @@ async def _choose(forwarder: Forwarder, body: Mapping[str, Any]) -> tuple[str, d
         prompt = text_of(body)
     except (AttributeError, TypeError, IndexError) as error:
         raise HTTPException(400, "messages: give a list of objects with role and content") from error
-    route = await forwarder.route(prompt)
+    route = await forwarder.route(prompt[:reach].encode(errors="replace").decode())
     task = forwarder.place(route.task)
     return task, {"x-seap-task": task, "x-seap-confidence": f"{route.confidence:.4f}"}
 
@@ -207,7 +219,24 @@ async def _parts(answer: httpx.Response) -> AsyncIterator[bytes]:
         await answer.aclose()
 
 
-async def _is_up(client: httpx.AsyncClient, backend: Backend) -> bool:
-    with contextlib.suppress(httpx.HTTPError):
-        return (await client.get(f"{backend.url}/models", timeout=5)).status_code < 500
-    return False
+class Health:
+    """Which backends answer, asked at most every few seconds, however often that is wanted."""
+
+    def __init__(self, client: httpx.AsyncClient, backends: Mapping[str, Backend]) -> None:
+        self.client, self.backends = client, backends
+        self.lock = asyncio.Lock()
+        self.known: dict[str, bool] = {}
+        self.until = 0.0
+
+    async def states(self) -> dict[str, bool]:
+        async with self.lock:
+            if time.monotonic() >= self.until:
+                found = await asyncio.gather(*[self._is_up(backend) for backend in self.backends.values()])
+                self.known = dict(zip(self.backends, found, strict=True))
+                self.until = time.monotonic() + HEALTH_SECONDS
+            return self.known
+
+    async def _is_up(self, backend: Backend) -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return (await self.client.get(f"{backend.url}/models", timeout=5)).status_code < 500
+        return False

@@ -6,6 +6,7 @@ from typing import Any
 
 from seap.errors import UserError
 from seap.serving.server.messages import Message, as_lines, said, turns_for
+from seap.serving.server.tokenizing import Tokenizing
 from seap.text.templates import render
 
 DEFAULT_COMPLETION = 16  # OpenAI's
@@ -14,36 +15,45 @@ MOST_BY_DEFAULT = 512  # tokens of a chat answer whose length isn't asked for
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids, and the text that the router reads."""
+    """Token ids, and as much of the text as the router reads."""
 
     ids: tuple[int, ...]
     text: str
 
 
-def encode(tokenizer: Any, given: str | Sequence[int], vocabulary: int) -> Prompt:
-    """A completion's prompt. Raises UserError for an empty one or ids out of range."""
+async def encode_all(
+    tokenizing: Tokenizing, given: Sequence[str | Sequence[int]], vocabulary: int, client: str
+) -> list[Prompt]:
+    """`encode` for one after the other."""
+    return [await encode(tokenizing, one, vocabulary, client) for one in given]
+
+
+async def encode(tokenizing: Tokenizing, given: str | Sequence[int], vocabulary: int, client: str) -> Prompt:
+    """A completion's prompt. Raises UserError for an empty one, one beyond the context, or ids out of range."""
     if isinstance(given, str):
-        ids = tokenizer(given, verbose=False)["input_ids"]
+        ids = await tokenizing.ids(given, client)
         if not ids:
             raise UserError("the prompt is empty; give at least one token")
-        return Prompt(tuple(ids), given)
+        return Prompt(ids, given[: tokenizing.reach])
     if not given:
         raise UserError("the prompt is empty; give at least one token")
     if strange := [token for token in given if not 0 <= token < vocabulary]:
         raise UserError(f"token {strange[0]}: must be from 0 to {vocabulary - 1}")
-    return Prompt(tuple(given), tokenizer.decode(given, skip_special_tokens=True))
+    return Prompt(tuple(given), await tokenizing.text(given))
 
 
-def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> Prompt:
+async def encode_chat(tokenizing: Tokenizing, messages: Sequence[Message], client: str) -> Prompt:
     """A chat, by the tokenizer's template; without one, a lone user message is the prompt itself.
 
     The router reads what the user said, without template.
     """
-    routed = said(messages)
-    if getattr(tokenizer, "chat_template", None):
-        text = render(tokenizer, turns_for(tokenizer, messages))
-        return Prompt(tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]), routed)
-    return replace(encode(tokenizer, as_lines(messages), 0), text=routed)
+    plain, routed = as_lines(messages), said(messages)[: tokenizing.reach]
+    tokenizing.size(plain)
+    if getattr(tokenizing.tokenizer, "chat_template", None):
+        turns = turns_for(tokenizing.tokenizer, messages)
+        text = await tokenizing.pools.apart(render, tokenizing.tokenizer, turns)
+        return Prompt(await tokenizing.ids(text, client, special=False), routed)
+    return replace(await encode(tokenizing, plain, 0, client), text=routed)
 
 
 def check_readable(tokenizer: Any, ids: Sequence[int], size: int) -> None:

@@ -1,9 +1,10 @@
 """seap serve: loads what it serves, binds, and runs until it is told to stop."""
 
 import copy
-import ipaddress
+import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from seap.errors import UserError, missing_extra, unknown
 from seap.models import loader
 from seap.serving.networks.network import Network, load_networks, unrepaired
 from seap.serving.networks.runtime import DENSE, TaskRuntime
-from seap.serving.options import Limits, Serving
+from seap.serving.options import Access, Connections, Limits, Serving
 from seap.serving.routing.router import Router, load_router
 from seap.serving.scheduling.scheduler import Scheduler
+from seap.serving.server.access import BACKEND_KEY_VARIABLE, Guard, make_guard, read_keys
+from seap.serving.server.hosts import is_loopback
 
 DEMO: dict[str, Any] = {"sparsity": 0.4, "allocate": "logistic", "sequential": False}  # quick to make, and good enough
 
@@ -25,13 +28,6 @@ def bind(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise UserError(f"can't listen on {host} port {port}: {error.strerror or error}; try --port 0") from error
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def make_scheduler(
@@ -49,7 +45,7 @@ def check(name: str, options: Serving, masks: Path | None, router: Path | None) 
         raise UserError("--demo makes its own networks and router, for the built-in model; leave the others out")
     if options.backend is not None and (masks or options.demo or router is None):
         raise UserError("--backend runs the router alone: give --router FILE, and neither --masks nor --demo")
-    if options.backend_key is not None and options.backend is None:
+    if (options.backend_key is not None or options.backend_key_file is not None) and options.backend is None:
         raise UserError("--backend-key has no effect without --backend; leave it out")
     if not options.demo and masks is None and options.backend is None:
         raise UserError("no networks to serve: add --masks DIR (of seap pack or seap mask), or try --demo")
@@ -59,6 +55,8 @@ def serve(
     name: str,
     options: Serving,
     limits: Limits,
+    access: Access,
+    grants: Connections,
     *,
     masks: Path | None = None,
     router: Path | None = None,
@@ -68,22 +66,39 @@ def serve(
     """Serve a model with its tasks' networks until SIGINT or SIGTERM; `tell` gets what the user should know."""
     try:
         from seap.serving.server.app import Service, create_app
+        from seap.serving.server.forward import create_forwarder
     except ImportError as error:
         raise missing_extra("fastapi with uvicorn", "serve", "seap serve") from error
+    guard = make_guard(access, options.host, os.environ)
     bound = bind(options.host, options.port)
+    for text in exposed(options.host, guard):
+        tell(text)
+
+    def run(app: Any) -> None:
+        from seap.serving.server.draining import make_server
+
+        server = make_server(app, grants, drain_seconds=options.drain_seconds, trusted_proxy=access.trusted_proxy)
+        server.run(sockets=[bound])
+
     model, tokenizer = loader.load_for_work(name, **(loading or {}))
     if options.backend is not None and router is not None:
-        _run(forwarding(model, tokenizer, load_router(router, model), options, tell), bound, options)
+        found = find_forwarder(model, tokenizer, load_router(router, model), options, tell)
+        run(create_forwarder(replace(found, guard=guard, grants=grants, limits=limits)))
         return
     networks, guide = _parts(model, tokenizer, masks, router, tell)
     scheduler = make_scheduler(model, tokenizer, networks, guide, options, limits)
     service = Service(
-        scheduler=scheduler, tokenizer=tokenizer, name=name, key=options.api_key, drain_seconds=options.drain_seconds
+        scheduler=scheduler,
+        tokenizer=tokenizer,
+        name=name,
+        guard=guard,
+        grants=grants,
+        drain_seconds=options.drain_seconds,
     )
-    for text in [*exposed(options), *notes(scheduler)]:
+    for text in notes(scheduler):
         tell(text)
     tell(f"serving {', '.join(service.models)} at {address(bound)}/v1")
-    _run(create_app(service), bound, options)
+    run(create_app(service))
 
 
 def address(bound: socket.socket) -> str:
@@ -91,46 +106,26 @@ def address(bound: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def _run(app: Any, bound: socket.socket, options: Serving) -> None:
-    import uvicorn
-
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=int(options.drain_seconds),
-        timeout_keep_alive=30,
-    )
-    uvicorn.Server(config).run(sockets=[bound])
-
-
-def forwarding(model: Any, tokenizer: Any, router: Router, options: Serving, tell: Callable[[str], None]) -> Any:
-    """The application that routes and forwards; asks a lone backend for its models first."""
+def find_forwarder(model: Any, tokenizer: Any, router: Router, options: Serving, tell: Callable[[str], None]) -> Any:
+    """The forwarder to its backends; asks a lone one for its models first."""
     import asyncio
 
-    from seap.serving.server.forward import Forwarder, create_forwarder, find_backends
+    from seap.serving.server.forward import Forwarder, find_backends
 
     assert options.backend is not None
-    backends = asyncio.run(find_backends(options.backend, options.backend_key))
+    [key] = read_keys(
+        options.backend_key, options.backend_key_file, os.environ.get(BACKEND_KEY_VARIABLE), "--backend-key"
+    ) or (None,)
+    backends = asyncio.run(find_backends(options.backend, key))
     fallback = options.fallback or (DENSE if DENSE in backends else next(iter(backends)))
     if fallback not in backends:
         raise unknown("fallback", fallback, backends)
-    for text in exposed(options):
-        tell(text)
     missing = [task for task in router.tasks if task not in backends]
     if missing:
         tell(f"no backend for {', '.join(missing)}: they go to {fallback}")
     tell(f"forwarding {', '.join(backends)}; what the router gives to no task goes to {fallback}")
-    return create_forwarder(
-        Forwarder(
-            backends=backends,
-            router=router,
-            model=model,
-            tokenizer=tokenizer,
-            fallback=fallback,
-            key=options.api_key,
-            backend_key=options.backend_key,
-        )
+    return Forwarder(
+        backends=backends, router=router, model=model, tokenizer=tokenizer, fallback=fallback, backend_key=key
     )
 
 
@@ -142,11 +137,14 @@ def _parts(
     return load_networks(masks, model), load_router(router, model) if router else None
 
 
-def exposed(options: Serving) -> list[str]:
+def exposed(host: str, guard: Guard) -> list[str]:
     """A warning where others than this machine can reach a server without a key."""
-    if is_loopback(options.host) or options.api_key is not None:
+    if is_loopback(host) or guard.keys:
         return []
-    return [f"listening on {options.host} without --api-key: whoever reaches this machine can use the model"]
+    return [
+        f"listening on {host} without a key: whoever reaches this machine can use the model; set SEAP_API_KEY, or give "
+        "--api-key-file"
+    ]
 
 
 def notes(scheduler: Scheduler) -> list[str]:

@@ -1,0 +1,88 @@
+"""One client can't take all: turns while waiting, shares of what runs and of what waits."""
+
+import pytest
+from workload import Bench
+
+from seap.serving.scheduling.fairness import FairQueue, Places
+from seap.serving.scheduling.tickets import FullError, Request, Ticket
+
+
+def ticket(client: str, tokens: int = 10) -> Ticket:
+    request = Request(ids=(1,), prompt="", max_tokens=tokens - 1, client=client)
+    return Ticket(request, lambda event: None, None)  # type: ignore[arg-type]
+
+
+def test_clients_take_turns_by_tokens() -> None:
+    queue = FairQueue()
+    many = [ticket("a") for _ in range(4)]
+    for one in many:
+        queue.append(one)
+    few, large = ticket("b"), ticket("c", 35)
+    queue.append(few)
+    queue.append(large)
+    queue.append(after := ticket("c"))
+    assert [*queue] == [many[0], few, large, many[1], many[2], many[3], after]
+    taken = []
+    while len(queue):
+        taken.append(next(iter(queue)))
+        queue.take(taken[-1])
+        if len(taken) == 2:
+            queue.append(late := ticket("d"))  # starts now, not at what others have had
+    assert taken.index(late) == 3 and taken[-1] is after
+
+
+def test_a_client_that_asks_for_ever_starves_nobody() -> None:
+    queue = FairQueue()
+    queue.append(ticket("big", 50))
+    queue.append(last := ticket("big", 50))
+    for number in range(20):
+        queue.append(ticket(f"new {number}"))
+        first = next(iter(queue))
+        queue.take(first)
+        queue.append(ticket("small"))
+        if first is last:
+            break
+    else:
+        pytest.fail("the second request of a client never came to its turn")
+
+
+def test_places() -> None:
+    places = Places(8, 0.5, what="cups")
+    places.take("a", 4)
+    with pytest.raises(FullError, match="4 cups are the most for one client"):
+        places.take("a", 1)
+    with places.taken("b"), pytest.raises(FullError, match="full"):
+        places.take("c", 4)
+    places.give_back("a", 4)
+    assert not places.held
+
+
+def test_one_clients_queue_leaves_room_for_others() -> None:
+    bench = Bench(max_rows=1, max_queue=8)
+    for _ in range(6):
+        bench.submit([5], "red", client="a")
+    with pytest.raises(FullError, match="most for one client"):
+        bench.submit([5], "red", client="a")
+    asked = bench.submit([6], "red", client="b")
+    assert next(iter(bench.scheduler.waiting["red"])).request.client == "a"
+    assert [*bench.scheduler.waiting["red"]].index(asked.ticket) == 1
+    with bench:
+        assert asked.tokens() == bench.expected([6], "red")
+
+
+def test_one_client_cant_hold_all_rows_nor_all_tokens() -> None:
+    for limits in ({"max_rows": 4}, {"max_rows": 64, "max_tokens_in_flight": 4 * 21}):
+        bench = Bench(client_share=0.75, **limits)  # type: ignore[arg-type]
+        long = [bench.submit([5 + number], "red", 20, client="a") for number in range(6)]
+        other = bench.submit([30], "red", 20, client="b")
+        admitted = bench.scheduler._admit("red")
+        assert [one.request.client for one in admitted] in (["a", "b", "a", "a"], ["a", "b", "a"])
+        assert other.ticket in admitted
+        del long
+
+
+def test_all_get_their_answers_in_the_end() -> None:
+    with Bench(max_rows=2, client_share=0.5) as bench:
+        asked = [bench.submit([5 + n], ("red", "blue")[n % 2], client=f"client {n % 3}") for n in range(18)]
+        for number, one in enumerate(asked):
+            assert one.tokens() == bench.expected([5 + number], ("red", "blue")[number % 2])
