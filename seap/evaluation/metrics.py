@@ -8,6 +8,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ from seap.text.corpus import Batch, batches
 from seap.text.items import Item
 
 Result = TypeVar("Result")
+NUMBER = re.compile(r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?(?:[eE][-+]?[0-9]{1,3})?|[-+]?\.[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -260,13 +262,21 @@ def extract_answer(text: str, pattern: str | None, gold: str) -> str:
     return (last if isinstance(last, str) else last[0]).strip()
 
 
+def same_answer(text: str, gold: str) -> bool:
+    """Equal as text, or as numbers where both are: 8.0 is 8, and 1,000 is 1000."""
+    if text == gold:
+        return True
+    numbers = [Decimal(one.replace(",", "")) if NUMBER.fullmatch(one) else None for one in (text, gold)]
+    return numbers[0] is not None and numbers[0] == numbers[1]
+
+
 def exact_match(model: Any, tokenizer: Any, items: Sequence[Item], options: Evaluation) -> Figure:
-    """Share of items whose generated answer equals the gold one, both as `extract_answer` finds them."""
+    """Share of items whose generated answer is the gold one, both as `extract_answer` finds them: `same_answer`."""
     prompts = [item.prompt or "" for item in items]
     texts = generated_answers(model, tokenizer, prompts, max_new_tokens=options.max_new_tokens)
     right = []
     for text, item in zip(texts, items, strict=True):
         gold = item.answer or ""
         wanted = extract_answer(gold, options.extract, gold)
-        right.append(float(wanted != "" and extract_answer(text, options.extract, gold) == wanted))
+        right.append(float(wanted != "" and same_answer(extract_answer(text, options.extract, gold), wanted)))
     return mean_of(right)

@@ -43,8 +43,7 @@ class Pruning:
 
     sparsity: float = 0.5
     """Fraction of all q, k, v, o, gate, up and down parameters to remove, in [0, 1)."""
-    method: str = "seap"
-    """seap, seap-all, seap-paper, seap-gen, flap, wanda-sp, magnitude or random."""
+    method: Annotated[str, Parameter(help=f"{', '.join(METHODS)}.")] = "seap"
     score: Score | None = None
     """How units are ranked."""
     allocate: Allocate | None = None

@@ -10,6 +10,7 @@ import pytest
 from toy import folder, texts_file
 
 from seap.cli.main import app, main
+from seap.methods import METHODS
 from seap.selection.options import Pruning
 
 COMMANDS = [
@@ -129,3 +130,9 @@ def test_what_a_preset_turns_on_can_be_turned_off() -> None:
         chosen = bound.arguments.get("pruning", Pruning())
         assert chosen.sequential is expected
         assert chosen.resolved().sequential is (expected is not False)
+
+
+def test_every_method_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prune", "--help"]) == 0
+    words = "".join(capsys.readouterr().out.replace("│", "").split())
+    assert ",".join(METHODS) in words

@@ -18,6 +18,7 @@ from seap.evaluation.metrics import (
     extract_answer,
     loss,
     mean_of,
+    same_answer,
     windows,
 )
 from seap.evaluation.options import Evaluation
@@ -170,3 +171,26 @@ def test_less_is_run_at_once_when_memory_runs_out() -> None:
         return "done"
 
     assert metrics.halving(run, 100) == "done" and tried == [100, 50, 25, 12]
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "same"),
+    [
+        ("8", "8.0", True),
+        ("8.", "8", True),
+        ("-0.50", "-.5", True),
+        ("1,000", "1000", True),
+        ("1e3", "1000", True),
+        ("+7", "7", True),
+        ("8", "8.01", False),
+        ("1,00", "100", False),
+        ("8 apples", "8.0", False),
+        ("", "0", False),
+        ("v1.0", "v1", False),
+        ("nan", "NaN", False),
+        ("1e999", "1e998", False),
+        ("yes", "yes", True),
+    ],
+)
+def test_answers_that_are_numbers_are_compared_as_numbers(text: str, gold: str, same: bool) -> None:
+    assert same_answer(text, gold) == same_answer(gold, text) == same
