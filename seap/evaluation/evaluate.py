@@ -17,6 +17,7 @@ from seap.text.corpus import separator
 from seap.text.hub import TASKS as HUB_TASKS
 from seap.text.items import Item
 from seap.text.tasks import load_items, parse_spec
+from seap.text.tokens import check_ids, encode
 
 NEEDS = {
     "multiple-choice": "columns question, choices and answer",
@@ -110,9 +111,10 @@ def prepare(test: Test, model: Any, tokenizer: Any, options: Evaluation) -> Exam
     if test.metric == "multiple-choice":
         asked = metrics.choice_rows(tokenizer, test.items, longest=longest)
     elif test.metric == "continuation":
-        texts = [tokenizer(item.text, verbose=False)["input_ids"] for item in test.items]
+        texts = [encode(tokenizer, item.text) for item in test.items]
         asked = metrics.continuation_rows(texts, options)
     owners, windows = zip(*loss_rows(tokenizer, test, options, longest=longest), strict=True)
+    check_ids([row.ids for row in (*windows, *asked)], model, tokenizer, f"the test of task {test.name}")
     return Exam(test, options, tokenizer, windows, tuple(asked), owners)
 
 
@@ -126,7 +128,7 @@ def loss_rows(tokenizer: Any, test: Test, options: Evaluation, *, longest: int |
     length = min(options.window, longest or options.window)
     stride = min(options.stride or length, length)
     start = separator(tokenizer)
-    texts = [start + tokenizer(item.text, verbose=False)["input_ids"] for item in test.items]
+    texts = [start + encode(tokenizer, item.text) for item in test.items]
     rows = [(i, row) for i, text in enumerate(texts) for row in metrics.windows(text, length=length, stride=stride)]
     rows = [(i, row) for i, row in rows if len(row.ids) > row.start]
     if len(rows) < 2:

@@ -19,6 +19,7 @@ from seap.errors import UserError
 from seap.evaluation.options import Evaluation
 from seap.text.corpus import Batch, batches
 from seap.text.items import Item
+from seap.text.tokens import encode
 
 Result = TypeVar("Result")
 NUMBER = re.compile(r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?(?:[eE][-+]?[0-9]{1,3})?|[-+]?\.[0-9]+")
@@ -151,8 +152,8 @@ def encode_pair(tokenizer: Any, context: str, continuation: str) -> Row:
     spaces = len(context) - len(context.rstrip())
     if spaces:
         context, continuation = context[:-spaces], context[-spaces:] + continuation
-    whole = tokenizer(context + continuation, verbose=False)["input_ids"]
-    start = len(tokenizer(context, verbose=False)["input_ids"])
+    whole = encode(tokenizer, context + continuation)
+    start = len(encode(tokenizer, context))
     return Row(tuple(whole), max(start, 1))
 
 
@@ -220,7 +221,7 @@ def generated_answers(
     model: Any, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int = 24, batch_size: int = 64
 ) -> list[str]:
     """What the model writes after each prompt, greedily, in order."""
-    encoded = [tokenizer(prompt, verbose=False)["input_ids"] for prompt in prompts]
+    encoded = [encode(tokenizer, prompt) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
     written = [""] * len(prompts)
 

@@ -16,6 +16,7 @@ from seap.text.corpus import Corpus, build_corpus, longest_sequence
 from seap.text.items import Item
 from seap.text.options import Calibration
 from seap.text.tasks import parse_spec, spec_source
+from seap.text.tokens import check_ids
 
 PUBLISHED_FLAP = Calibration(num_texts=10**9, seq_len=128, pack=True, max_tokens=1024 * 128)
 
@@ -96,7 +97,7 @@ class Bench:
 
     def _corpus(self, spec: str, options: Calibration, *, answers: bool = True) -> Corpus:
         parsed = parse_spec(spec)
-        return build_corpus(
+        corpus = build_corpus(
             parsed.name if answers else f"{parsed.name}-no-answers",
             [item.text if answers else item.prompt or item.question or "" for item in self.items[spec]],
             self.tokenizer,
@@ -104,6 +105,8 @@ class Bench:
             source=spec_source(parsed),
             seq_len=longest_sequence(self.model, options),
         )
+        check_ids(corpus.rows, self.model, self.tokenizer, f"task {corpus.name}")
+        return corpus
 
     def _statistics(self, corpus: Corpus, options: Calibration, noted: list[str]) -> Statistics:
         """Of one corpus, kept on disk by content; its hash is noted."""

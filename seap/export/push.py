@@ -6,10 +6,40 @@ from pathlib import Path
 from typing import Any
 
 from seap.errors import UserError, first_line
+from seap.models import kinds
 from seap.pruning.card import exported_card, model_card
 from seap.pruning.checkpoint import read_provenance
 
-LEFT_OUT = ("README.md", ".git", ".cache")
+# what a checkpoint of seap's, or one exported from it, consists of; the card is written anew
+CONSISTS_OF = (
+    "config.json",
+    "generation_config.json",
+    "seap.json",
+    "modeling_seap.py",
+    "model.safetensors",
+    "model-?????-of-?????.safetensors",
+    "model.safetensors.index.json",
+    "seap/mask.safetensors",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.tiktoken",
+    "sentencepiece*.model",
+    "spiece.model",
+    "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
+    "openvino_model.xml",
+    "openvino_model.bin",
+    "openvino_tokenizer.*",
+    "openvino_detokenizer.*",
+    "openvino_config.json",
+)
+CARD = "README.md"
 
 
 def push(
@@ -41,7 +71,7 @@ def push(
         "url": f"https://huggingface.co/{repo}",
         "files": {name: path.stat().st_size for name, path in sorted(files.items())},
         "card": card,
-        "notes": _local_paths(about),
+        "notes": [*_local_paths(about), *_left_behind(folder, files)],
         "uploaded": not dry_run,
     }
     if not dry_run:
@@ -56,19 +86,35 @@ def _about(folder: Path) -> dict[str, Any]:
 
 
 def _files(folder: Path, also: Sequence[Path]) -> dict[str, Path]:
-    """Name in the repository → file. Raises UserError for a file that isn't there or would take another's name."""
+    """Name in the repository → file: what a checkpoint consists of, and what was asked for beside it.
+
+    Raises UserError for a link that leads out of the folder, and for a file that isn't there or would take another's
+    name.
+    """
+    kinds.check_files(folder)
     found = {
-        str(path.relative_to(folder)): path
-        for path in folder.rglob("*")
-        if path.is_file() and path.relative_to(folder).parts[0] not in LEFT_OUT
+        path.relative_to(folder).as_posix(): path
+        for pattern in CONSISTS_OF
+        for path in sorted(folder.glob(pattern))
+        if path.is_file()
     }
     for path in also:
         if not path.is_file():
             raise UserError(f"--also {path}: no such file")
-        if path.name in found or path.name in LEFT_OUT:
+        if path.name in found or path.name == CARD:
             raise UserError(f"--also {path}: there is a {path.name} already; rename it")
         found[path.name] = path
     return found
+
+
+def _left_behind(folder: Path, files: Mapping[str, Path]) -> list[str]:
+    """What lies in the folder, is no part of a checkpoint, and is therefore not uploaded."""
+    known = {*files.values(), folder / CARD}
+    others = [path for path in folder.iterdir() if path not in known and not any(path in f.parents for f in known)]
+    if not others:
+        return []
+    names = ", ".join(sorted(path.name + "/" * path.is_dir() for path in others)[:10])
+    return [f"not uploaded, since no part of a checkpoint: {names}; name what should be with --also"]
 
 
 def _rows(folder: Path, results: Path | None) -> list[dict[str, Any]]:
@@ -105,7 +151,7 @@ def _upload(repo: str, files: Mapping[str, Path], card: str, *, private: bool) -
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     operations = [CommitOperationAdd(name, str(path)) for name, path in sorted(files.items())]
-    operations.append(CommitOperationAdd("README.md", card.encode()))
+    operations.append(CommitOperationAdd(CARD, card.encode()))
     api = HfApi()
     try:
         api.create_repo(repo, private=private, exist_ok=True)

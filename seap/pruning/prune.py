@@ -32,6 +32,7 @@ from seap.selection.usage import keep_experts
 from seap.text.corpus import Corpus, build_corpus, longest_sequence
 from seap.text.options import Calibration
 from seap.text.tasks import load_items, parse_spec, spec_source
+from seap.text.tokens import check_ids
 
 Tasks = str | Sequence[str] | Mapping[str, Sequence[str]]
 
@@ -51,10 +52,13 @@ def build_corpora(model: Any, tokenizer: Any, tasks: Tasks, options: Calibration
             raise UserError("task as a dict maps each name to a list of texts, got one text; put it in a list")
         texts = {name: list(given) for name, given in tasks.items()}
         sources = dict.fromkeys(texts, "given in memory")
-    return {
+    corpora = {
         name: build_corpus(name, given, tokenizer, options, source=sources[name], seq_len=seq_len)
         for name, given in texts.items()
     }
+    for name, corpus in corpora.items():
+        check_ids(corpus.rows, model, tokenizer, f"task {name}")
+    return corpora
 
 
 def calibrate(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from seap.errors import UserError
 from seap.text.options import Calibration
+from seap.text.tokens import encode
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def build_corpus(
     for text in order:
         if len(rows) == options.num_texts or num_tokens >= (options.max_tokens or math.inf):
             break
-        ids = tokenizer(text, truncation=False, verbose=False)["input_ids"]
+        ids = encode(tokenizer, text)
         if len(ids) < 8 and len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) < 2:
             skipped += 1
             continue

@@ -1,6 +1,7 @@
 """`seap push`: what would be sent, the card with its numbers, and what is refused before anything is sent."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,27 @@ def test_everything_goes_up_in_one_commit(small: Path, tmp_path: Path, monkeypat
     told = push(small, "me/small", also=[beside], private=True)
     assert told["uploaded"] and Hub.sent["repo"] == "me/small" and Hub.sent["private"] is True
     names = {str(path.relative_to(small)) for path in small.rglob("*") if path.is_file()} | {"small.gguf"}
+    assert not any("not uploaded" in note for note in told["notes"])
     assert names <= Hub.sent.keys() and Hub.sent["small.gguf"] == str(beside)
     assert b"pruned for toy" in Hub.sent["README.md"] and b"was not measured here" in Hub.sent["README.md"]
+
+
+def test_what_is_no_part_of_a_checkpoint_stays(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(small, mine)
+    secrets = (".env", ".ssh/id", "notes.txt", "seap/key", "wandb/run.json", "training_args.bin", "optimizer.pt")
+    for name in secrets:
+        (mine / name).parent.mkdir(exist_ok=True)
+        (mine / name).write_text("secret")
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    told = push(mine, "me/mine", also=[mine / "notes.txt"])
+    assert not {name for name in secrets if name in Hub.sent} - {"notes.txt"} and "notes.txt" in Hub.sent
+    assert {"model.safetensors", "config.json", "tokenizer.json", "seap/mask.safetensors"} <= Hub.sent.keys()
+    assert any("not uploaded" in note and ".env" in note and ".ssh/" in note for note in told["notes"])
+    (tmp_path / "outside").write_text("secret")
+    (mine / "chat_template.jinja").symlink_to(tmp_path / "outside")
+    with pytest.raises(UserError, match="link that leads out"):
+        push(mine, "me/mine")
 
 
 def test_a_stock_export_has_a_card_without_code_of_its_own(small: Path, tmp_path: Path) -> None:

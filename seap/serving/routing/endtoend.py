@@ -13,6 +13,7 @@ from seap.serving.networks.runtime import DENSE, TaskRuntime
 from seap.serving.routing.prompts import prompt_of
 from seap.serving.routing.router import Router
 from seap.text.items import Item
+from seap.text.tokens import encode
 
 MEASURED = ("routed", "true_task", "dense", "routed_right", "abstained", "weights")
 Scorer = Callable[[Any, Sequence[Item]], Sequence[float]]
@@ -66,9 +67,7 @@ def _scorer(runtime: TaskRuntime, tokenizer: Any, test: Test, options: Evaluatio
         return multiple_choice(model, choice_rows(tokenizer, items, longest=longest), items)[0].values
 
     def losses(model: Any, items: Sequence[Item]) -> Sequence[float]:
-        texts = [
-            tokenizer(item.text, verbose=False)["input_ids"][: min(options.window, longest or 2**31)] for item in items
-        ]
+        texts = [encode(tokenizer, item.text)[: min(options.window, longest or 2**31)] for item in items]
         return [-total / max(count, 1) for total, count in log_likelihoods(model, [Row(tuple(text)) for text in texts])]
 
     if test.metric == "multiple-choice":
