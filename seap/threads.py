@@ -11,7 +11,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+
+from seap.grants import allowed_cores, granted_cores
 
 COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 WAITS = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0", "GOMP_SPINCOUNT": "0"}
@@ -104,53 +105,3 @@ def free_cores(before: Sample, after: Sample, granted: int) -> int:
     passed = max(after.at - before.at, 1e-9)
     others = max((after.busy - before.busy) - (after.own - before.own), 0.0) / passed
     return max(min(int(len(allowed_cores()) - others + SLACK), granted), 1)
-
-
-def allowed_cores() -> frozenset[int]:
-    """The cores that this process may run on (its affinity, which a container's cpuset is part of)."""
-    if hasattr(os, "sched_getaffinity"):
-        return frozenset(os.sched_getaffinity(0))
-    return frozenset(range(os.cpu_count() or 1))
-
-
-def granted_cores(root: Path = Path("/")) -> int:
-    """Whole cores at most: allowed, real (of two threads of one core the second adds little), and in the quotas."""
-    import psutil
-
-    allowed, physical = len(allowed_cores()), psutil.cpu_count(logical=False)
-    logical = os.cpu_count() or 1
-    real = allowed if not physical else max(allowed * physical // logical, 1)
-    return max(min([allowed, real, *(int(quota) for quota in quotas(root))]), 1)
-
-
-def quotas(root: Path = Path("/")) -> Iterator[float]:
-    """Cores that each control group above this process grants (cgroup v2's cpu.max, v1's cfs_quota_us)."""
-    listed = root / "proc/self/cgroup"
-    for line in listed.read_text().splitlines() if listed.is_file() else []:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        for name in ("", "unified") if not controllers else (controllers, "cpu"):
-            yield from _quotas_along(root / "sys/fs/cgroup" / name, path)
-
-
-def _quotas_along(mount: Path, path: str) -> Iterator[float]:
-    """From a group up to the root of its tree; inside a container only the root may be there to read."""
-    place = mount / path.lstrip("/")
-    for group in [place, *place.parents]:
-        numbers = _numbers(group / "cpu.max") or [
-            *_numbers(group / "cpu.cfs_quota_us"),
-            *_numbers(group / "cpu.cfs_period_us"),
-        ]
-        if len(numbers) == 2 and min(numbers) > 0:
-            yield numbers[0] / numbers[1]
-        if group == mount:
-            return
-
-
-def _numbers(file: Path) -> list[int]:
-    """`50000 100000` → [50000, 100000]; nothing where there is no file or it grants everything (max, -1)."""
-    try:
-        return [int(word) for word in file.read_text().split()]
-    except (OSError, ValueError):
-        return []

@@ -10,7 +10,8 @@ import pytest
 from paths import ROOT
 
 from seap import threads
-from seap.threads import Sample, counts_up_to, fewest, free_cores, granted_cores, quotas
+from seap.grants import granted_cores, granted_memory, quotas
+from seap.threads import Sample, counts_up_to, fewest, free_cores
 
 
 def write(file: Path, text: str) -> None:
@@ -35,6 +36,18 @@ def test_inside_a_container_the_quota_lies_at_the_root(tmp_path: Path) -> None:
     write(tmp_path / "sys/fs/cgroup/cpu.max", "50000 100000")
     assert 0.5 in list(quotas(tmp_path))
     assert granted_cores(tmp_path) == 1
+
+
+def test_memory_that_a_group_grants_and_what_files_take_of_it(tmp_path: Path) -> None:
+    assert granted_memory(tmp_path) == float("inf")
+    write(tmp_path / "proc/self/cgroup", "4:memory:/jobs/one")
+    write(tmp_path / "sys/fs/cgroup/memory/jobs/one/memory.limit_in_bytes", "4000")
+    write(tmp_path / "sys/fs/cgroup/memory/jobs/one/memory.usage_in_bytes", "3000")
+    write(tmp_path / "sys/fs/cgroup/memory/jobs/one/memory.stat", "cache 900\ntotal_inactive_file 500")
+    assert granted_memory(tmp_path) == 1500
+    write(tmp_path / "sys/fs/cgroup/memory/jobs/memory.limit_in_bytes", "1000")
+    write(tmp_path / "sys/fs/cgroup/memory/jobs/memory.usage_in_bytes", "700")
+    assert granted_memory(tmp_path) == 300
 
 
 def test_without_control_groups_the_affinity_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,8 @@ TaskOption = Annotated[
 ]
 Json = Annotated[bool, Parameter(name="--json", help="Print one JSON object and nothing else.")]
 
+Plan = Annotated[bool, Parameter(name="--plan", help="Print what would run and what it would cost; start nothing.")]
+
 
 def note(text: str) -> None:
     errors.print(f"[dim]note:[/dim] {escape(text)}")

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from rich.markup import escape
 
-from seap.cli.app import Flat, Json, Model, TaskOption, app, print_json, results
+from seap.cli.app import Flat, Json, Model, Plan, TaskOption, app, note, print_json, results
+from seap.cli.plan import print_plan
 from seap.evaluation.options import Evaluation
 from seap.models.options import Loading
 from seap.selection.options import Pruning
@@ -77,6 +78,7 @@ def compare(
     calibration: Annotated[Calibration, Flat] = Calibration(),  # noqa: B008
     evaluation: Annotated[Evaluation, Flat] = Evaluation(),  # noqa: B008
     loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    plan: Plan = False,
     json: Json = False,
 ) -> None:
     """Compare methods at equal realised sparsity and equal calibration text; interrupted, it goes on where it stopped.
@@ -84,8 +86,10 @@ def compare(
     Example: `seap compare builtin --tasks arithmetic,calendar --methods seap,flap --sparsity 0.5`
     """
     from seap.evidence.compare import compare as run
+    from seap.evidence.cost import plan_compare
     from seap.evidence.plan import Comparison, numbers
     from seap.page.terminal import show_comparison
+    from seap.pruning.estimate import begin
 
     pruning = Pruning(
         min_channels=min_channels,
@@ -93,7 +97,7 @@ def compare(
         probe_tokens=probe_tokens,
         search_evaluations=search_evaluations,
     )
-    plan = Comparison(
+    wanted = Comparison(
         tasks=tuple(tasks.split(",")),
         methods=tuple(methods.split(",")),
         sparsities=numbers("--sparsity", sparsity),
@@ -104,7 +108,15 @@ def compare(
         evaluation=evaluation,
         pruning=pruning,
     )
-    result = run(model, plan, out, loading=asdict(loading), progress=not json)
+    place = asdict(loading)
+    if plan:
+        print_plan(plan_compare(model, wanted, out, loading=place), json=json)
+        return
+
+    def ready() -> None:
+        begin(plan_compare(model, wanted, out, loading=place), None if json else note)
+
+    result = run(model, wanted, out, loading=place, progress=not json, ready=ready)
     if json:
         print_json(result)
         return

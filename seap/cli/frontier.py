@@ -7,7 +7,8 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.markup import escape
 
-from seap.cli.app import Flat, Json, Model, TaskOption, app, print_json, results
+from seap.cli.app import Flat, Json, Model, Plan, TaskOption, app, note, print_json, results
+from seap.cli.plan import print_plan
 from seap.evaluation.options import Evaluation
 from seap.models.options import Loading
 from seap.selection.options import Pruning
@@ -30,18 +31,21 @@ def sweep(
     calibration: Annotated[Calibration, Flat] = Calibration(),  # noqa: B008
     evaluation: Annotated[Evaluation, Flat] = Evaluation(),  # noqa: B008
     loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    plan: Plan = False,
     json: Json = False,
 ) -> None:
     """Draw the whole frontier: loss, accuracy, size and measured speed at every sparsity, from one calibration.
 
     Example: `seap sweep builtin --task arithmetic --sparsity 0.2,0.4 --out sweep`
     """
+    from seap.evidence.cost import plan_sweep
     from seap.evidence.plan import numbers
     from seap.evidence.sweep import Sweep
     from seap.evidence.sweep import sweep as run
     from seap.page.terminal import show_sweep
+    from seap.pruning.estimate import begin
 
-    plan = Sweep(
+    wanted = Sweep(
         tasks=task,
         sparsities=numbers("--sparsity", sparsity),
         pruning=Pruning(method=method, min_channels=min_channels, round_to=round_to),
@@ -50,7 +54,15 @@ def sweep(
         repeats=repeats,
         batch=batch,
     )
-    result = run(model, plan, out, loading=asdict(loading), progress=not json)
+    place = asdict(loading)
+    if plan:
+        print_plan(plan_sweep(model, wanted, out, loading=place), json=json)
+        return
+
+    def ready() -> None:
+        begin(plan_sweep(model, wanted, out, loading=place), None if json else note)
+
+    result = run(model, wanted, out, loading=place, progress=not json, ready=ready)
     if json:
         print_json(result)
         return

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.markup import escape
@@ -18,7 +18,21 @@ from seap.cli import deploy as deploy
 from seap.cli import evidence as evidence
 from seap.cli import frontier as frontier
 from seap.cli import serving as serving
-from seap.cli.app import Flat, Json, Model, TaskOption, app, errors, given, merged_options, note, print_json, results
+from seap.cli.app import (
+    Flat,
+    Json,
+    Model,
+    Plan,
+    TaskOption,
+    app,
+    errors,
+    given,
+    merged_options,
+    note,
+    print_json,
+    results,
+)
+from seap.cli.plan import print_plan
 from seap.errors import UserError
 from seap.evaluation.options import Evaluation
 from seap.evidence.options import Promise
@@ -49,6 +63,7 @@ def prune(
     ] = None,
     overwrite: Annotated[bool, Parameter(help="Replace what --out holds.")] = False,
     verify: Annotated[bool, Parameter(help="Load and run what was written before it takes its name.")] = True,
+    plan: Plan = False,
     json: Json = False,
 ) -> None:
     """Cut a model down for a task and save it as a checkpoint that reloads.
@@ -60,9 +75,10 @@ def prune(
     """
     from seap.evidence.commands import promise_to_folder
     from seap.pruning.commands import prune_to_folder
+    from seap.pruning.estimate import Estimate, begin, plan_prune
 
     check_promise(promise, evaluation)
-    settings = dict(
+    settings: dict[str, Any] = dict(
         tasks=task,
         stats_files=stats,
         mask_file=mask_file,
@@ -75,6 +91,26 @@ def prune(
         streaming=streaming,
         **merged_options(pruning, calibration),
     )
+
+    def estimate() -> Estimate:
+        return plan_prune(
+            model,
+            out,
+            pruning=pruning,
+            calibration=calibration,
+            tasks=task,
+            stats_files=stats,
+            is_masked=mask_file is not None,
+            num_sparsities=len(promise.sparsities) if promise.kind else 1,
+            loading=asdict(loading),
+            save_dtype=save_dtype,
+            streaming=streaming,
+        )
+
+    if plan:
+        print_plan(estimate(), json=json)
+        return
+    settings["ready"] = lambda: begin(estimate(), None if json else note)
     if promise.kind:
         report = promise_to_folder(model, out, promise, evaluation, **settings)
     else:

@@ -8,7 +8,8 @@ from cyclopts import App, Parameter
 from rich.markup import escape
 from rich.table import Table
 
-from seap.cli.app import Flat, Json, Model, TaskOption, app, merged_options, note, print_json, results
+from seap.cli.app import Flat, Json, Model, Plan, TaskOption, app, merged_options, note, print_json, results
+from seap.cli.plan import print_plan
 from seap.evaluation.options import Evaluation
 from seap.models.options import Loading
 from seap.selection.options import Pruning
@@ -118,15 +119,25 @@ def pack(
     calibration: Annotated[Calibration, Flat] = Calibration(),  # noqa: B008
     packing: Annotated[Packing, Flat] = Packing(),  # noqa: B008
     loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    plan: Plan = False,
     json: Json = False,
 ) -> None:
     """Write each task's network, small files beside the dense model, for `seap serve` and `seap.TaskRuntime`.
 
     Example: `seap pack builtin --task arithmetic --task calendar --out tasks`
     """
-    from seap.serving.networks.packing import pack_to_files
+    from seap.pruning.estimate import Estimate, begin
+    from seap.serving.networks.packing import pack_to_files, plan_pack
 
-    options = merged_options(pruning, calibration) if task else {}
+    options, place = merged_options(pruning, calibration) if task else {}, asdict(loading)
+
+    def estimate() -> Estimate:
+        parts: dict[str, Any] = {"pruning": pruning, "calibration": calibration, "loading": place}
+        return plan_pack(model, out, sources=sources, tasks=task, **parts)
+
+    if plan:
+        print_plan(estimate(), json=json)
+        return
     made = pack_to_files(
         model,
         out,
@@ -134,8 +145,9 @@ def pack(
         tasks=task,
         stats_files=stats,
         share=packing.share,
-        loading=asdict(loading),
+        loading=place,
         progress=not json,
+        ready=lambda: begin(estimate(), None if json else note),
         **options,
     )
     if json:

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,13 +28,23 @@ Result = dict[str, Any]
 
 
 def compare(
-    name: str, plan: Comparison, out: Path, *, loading: Mapping[str, Any] | None = None, progress: bool = True
+    name: str,
+    plan: Comparison,
+    out: Path,
+    *,
+    loading: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    ready: Callable[[], None] = lambda: None,
 ) -> Result:
-    """Run a comparison, or finish one that was interrupted. Writes OUT/compare.json and returns what is in it."""
+    """Run a comparison, or finish one that was interrupted. Writes OUT/compare.json and returns what is in it.
+
+    ready: called once nothing is left to be refused but what needs the model.
+    """
     started = time.perf_counter()
     tests = {parse_spec(spec).name: load_test(spec, plan.evaluation) for spec in plan.tasks}
     items = {spec: load_items(spec, "train") for spec in _texts(plan)}
     answered = [t for t in plan.names if tests[t].metric != "continuation" and _has_answers(tests[t])]
+    ready()
     model, tokenizer = loader.load_for_work(name, **(loading or {}))
     for sparsity in plan.sparsities:
         pruning.check(model, replace(plan.pruning, sparsity=sparsity))

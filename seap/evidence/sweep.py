@@ -6,7 +6,7 @@ errors are those of the difference. Speed is of models that were really sliced, 
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,13 +60,23 @@ class Sweep:
 
 
 def sweep(
-    name: str, plan: Sweep, out: Path, *, loading: Mapping[str, Any] | None = None, progress: bool = True
+    name: str,
+    plan: Sweep,
+    out: Path,
+    *,
+    loading: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    ready: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Calibrate once, then prune, test and time at every sparsity. Writes OUT/sweep.json and returns what is in it."""
+    """Calibrate once, then prune, test and time at every sparsity. Writes OUT/sweep.json and returns what is in it.
+
+    ready: called once nothing is left to be refused but what needs the model.
+    """
     started = time.perf_counter()
     tests = [load_test(spec, plan.evaluation) for spec in plan.tasks]
     for spec in plan.tasks:
         load_items(parse_spec(spec), "train")
+    ready()
     model, tokenizer = loader.load_for_work(name, **(loading or {}))
     for sparsity in plan.sparsities:
         check(model, replace(plan.pruning, sparsity=sparsity))

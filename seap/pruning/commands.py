@@ -41,6 +41,7 @@ def prune_to_folder(
     prune: Callable[..., Report] = prune,
     least: float | None = None,
     verify: bool = True,
+    ready: Callable[[], None] = lambda: None,
     **options: Any,
 ) -> Report:
     """`seap prune`: refuse what can be refused, load, prune, and save the folder whole or not at all.
@@ -48,7 +49,7 @@ def prune_to_folder(
     loading: the keyword arguments of `seap.load`. save_dtype: of the weights on disk; by default that of `loading`, the
     checkpoint's own where that is auto. prune: what cuts the model, with the arguments of `seap.prune`; least: the
     share that it is sure to remove, by default the sparsity. verify: load what was written and run it, before it takes
-    its name.
+    its name. ready: called once nothing is left to be refused but what needs the model.
     """
     check_output(out, overwrite=overwrite, source=loader.resolve_model(name))
     stored = read_statistics(stats_files)
@@ -58,6 +59,7 @@ def prune_to_folder(
     check_texts(tasks, pruning, needed=not stored and needs_text(pruning, given), stored=stored, general=general)
     if streaming.stream:
         check_streamable(pruning)
+    ready()
     with loader.loaded(name, out, loading or {}, save_dtype, streaming) as (model, tokenizer):
         check_same_model(stats_files, [about for _, about in stored.values()], model)
         if mask_file:

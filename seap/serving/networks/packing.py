@@ -1,7 +1,7 @@
 """Makes the tasks' network files (seap pack): from tasks, from pruned checkpoints, or from masks and statistics."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,16 @@ from seap.files import digest
 from seap.models import loader
 from seap.models.axes import Masks
 from seap.models.families import refuse_experts
+from seap.pruning import memory
 from seap.pruning.commands import options_of_mask
+from seap.pruning.cost import Text, merged, pruning_stages, shape_of
+from seap.pruning.estimate import Estimate, Given, cheaper, disk_place, rates_for
+from seap.pruning.prospect import prospect
 from seap.pruning.prune import build_corpora, make_repairs, prune, split_options
 from seap.pruning.stages import check_tasks, read_statistics
 from seap.pruning.surgery import cut_
 from seap.selection.mask import load_masks
+from seap.selection.options import Pruning
 from seap.selection.ranking import with_second_moments
 from seap.serving.networks.network import Network, load_pruned, network_between, save_network
 from seap.serving.networks.sharing import share_weights
@@ -38,11 +43,13 @@ def pack_to_files(
     share: float | None = None,
     loading: Mapping[str, Any] | None = None,
     progress: bool = True,
+    ready: Callable[[], None] = lambda: None,
     **options: Any,
 ) -> list[dict[str, Any]]:
     """`seap pack`: one OUT/NAME.safetensors per task or source. Returns what stands in each file's metadata.
 
-    share: most parameters that a network may own, as a share of the dense model's (`sharing.py`).
+    share: most parameters that a network may own, as a share of the dense model's (`sharing.py`). ready: called once
+    nothing is left to be refused but what needs the model.
     """
     named = named_sources(sources)
     wanted = [parse_spec(spec).name for spec in tasks]
@@ -53,6 +60,7 @@ def pack_to_files(
     place = dict(loading or {})
     config = loader.load_config(name, trust_remote_code=place.get("trust_remote_code", False))
     refuse_experts(config, "seap pack", "prune once per task, with seap prune")
+    ready()
     model, tokenizer = loader.load_for_work(name, **place)
     check_same_model(stats_files, [about for _, about in stored.values()], model)
     made = []
@@ -61,6 +69,41 @@ def pack_to_files(
     for spec, own in zip(tasks, wanted, strict=True):
         made.append((own, _from_task(model, tokenizer, spec, options, share, progress=progress)))
     return [_write(model, out / f"{own}.safetensors", own, network) for own, network in made]
+
+
+def plan_pack(
+    name: str,
+    out: Path,
+    *,
+    sources: Sequence[str],
+    tasks: Sequence[str],
+    pruning: Pruning,
+    calibration: Calibration,
+    loading: Mapping[str, Any] | None = None,
+) -> Estimate:
+    """`seap pack --plan`: one pruning per task; a source that is made already costs its file alone."""
+    seen = prospect(name, loading)
+    shape = shape_of(seen.model, pruning, seen.dtype.itemsize)
+    texts = seen.text(tasks, calibration) if pruning.needs_text else dict.fromkeys(tasks, Text(0, 1))
+    rates = rates_for(seen, shape, texts, calibration)
+    stages, needs = [], memory.Needs(float(shape.weight_bytes))
+    for task, text in texts.items():
+        stages += pruning_stages(
+            shape, pruning, {task: text}, moments=calibration.moments, sparsities=[pruning.sparsity]
+        )
+        needs = max(needs, memory.of(shape, pruning, {task: text}, calibration, stream=False), key=lambda n: n.memory)
+    is_own = pruning.resolved().compensate == "ridge"  # else slices of the dense weights, which cost a mask alone
+    one = shape.arch.prunable_params * (1 - pruning.sparsity) if is_own else float(sum(a.entries for a in shape.axes))
+    written = (len(tasks) + len(sources)) * one * seen.dtype.itemsize
+    return Estimate(
+        what=f"packing {len(tasks) + len(sources)} networks of {name}",
+        stages=tuple((stage, rates.of(stage)) for stage in merged(stages)),
+        memory=needs.memory + shape.weight_bytes,  # the dense model and a copy that is cut
+        memory_free=memory.free(seen.device),
+        disk=(("the networks", written, disk_place(out)), *needs.disk),
+        cheaper=cheaper(Given(shape, rates, texts, calibration.moments, [pruning.sparsity]), pruning) if texts else (),
+        device=seen.device,
+    )
 
 
 def named_sources(sources: Sequence[str]) -> dict[str, Path]:

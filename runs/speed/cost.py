@@ -1,0 +1,127 @@
+"""What `seap prune --plan` says against what the run takes, and what models of 0.1 to 70 B are computed to cost.
+
+    python runs/speed/cost.py MODEL --task NAME=PATH [--sparsity 0.5] [--more="--effort quick"] --out FILE
+    python runs/speed/cost.py --computed --out FILE
+
+The first plans and runs one pruning, each in a process of its own: seconds of the clock and of the processor, peak
+memory, and their ratios to the plan. The second computes, for public shapes and 16,384 tokens, what each stage takes at
+the rates measured on this machine, and at rates assumed for a GPU (`ASSUMED`); nothing is run but the measuring.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seap.environment import provenance
+from seap.files import write_json
+from seap.models.configs import on_meta
+from seap.models.shapes import shape_config
+from seap.pruning import memory
+from seap.pruning.cost import Shape, Text, pruning_stages, shape_of
+from seap.pruning.rates import Rates, Taken, measure_rates
+from seap.selection.options import Pruning
+from seap.text.options import Calibration
+
+TEXT = Text(16384, 4, 64)
+COMPUTED = ("llama:0.1b", "llama:0.5b", "llama-3.2-1b", "llama-2-7b", "llama-3-8b", "llama-2-13b", "llama-3-70b")
+METHODS = ("seap", "flap")
+# an 80 GB GPU of 2023 at about half of its rates: 16-bit and 32-bit products, the CPU's float64, bytes
+ASSUMED = {"products": 300e12, "moments": 30e12, "bytes": 1.5e12, "solves": 5e11, "call": 1e-3}
+
+
+def arguments_of(options: argparse.Namespace, place: str) -> list[str]:
+    words = [sys.executable, "-m", "seap", "prune", options.model, "--task", options.task, "--out", f"{place}/out"]
+    words += ["--sparsity", str(options.sparsity), "--max-tokens", "16384", "--num-texts", "400", "--seq-len", "256"]
+    return [*words, "--device", "cpu", "--dtype", "float32", "--json", *(options.more or "").split()]
+
+
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as place:
+        words = arguments_of(options, place)
+        plan = json.loads(subprocess.run([*words, "--plan"], check=True, capture_output=True, text=True).stdout)
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        started = time.perf_counter()
+        report = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+        seconds, used = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+    truth = {"seconds": seconds, "cpu_seconds": cpu, "peak_bytes": used.ru_maxrss * 1024}
+    ratios = {
+        "seconds": plan["seconds"] / seconds,
+        "cpu_seconds": plan["cpu_seconds"] / cpu,
+        "memory": plan["memory_bytes"] / truth["peak_bytes"],
+    }
+    return {"model": options.model, "plan": plan, "run": truth, "plan_over_run": ratios, "tokens": report["num_tokens"]}
+
+
+def on_a_gpu(shape: Shape) -> Rates:
+    """What one unit of each kind of work takes at the assumed rates."""
+
+    def taken(seconds: float) -> Taken:
+        return Taken(seconds, seconds)
+
+    forward, head = 2 * shape.active / ASSUMED["products"], 2 * shape.vocabulary * shape.hidden / ASSUMED["products"]
+    words = 6 * 4 * shape.vocabulary / ASSUMED["bytes"]
+    return Rates(
+        forward=taken(forward),
+        backward=taken(forward),
+        positions=taken(head + words),
+        backward_positions=taken(2 * head + words),
+        passes=taken(ASSUMED["call"]),
+        moments=taken(1 / ASSUMED["moments"]),
+        solves=taken(1 / ASSUMED["solves"]),
+    )
+
+
+def computed(name: str) -> list[dict[str, Any]]:
+    """A row for each method, all by one measuring of the rates."""
+    model, rows, here = on_meta(shape_config(name)), [], None
+    for method in METHODS:
+        pruning = Pruning(method=method)
+        shape = shape_of(model, pruning, torch.float32.itemsize)
+        here = here or measure_rates(shape, device="cpu", dtype=torch.float32, length=256, batch_tokens=4096)
+        row: dict[str, Any] = {"shape": name, "method": method, "params": shape.params, "tokens": TEXT.tokens}
+        for place, rates in (("cpu", here), ("gpu_assumed", on_a_gpu(shape))):
+            one, two = (_seconds(shape, pruning, rates, count) for count in (1, 2))
+            row[place] = {"seconds": one.wall, "cpu_seconds": one.cpu, "second_sparsity": two.cpu - one.cpu}
+        needs = memory.of(shape, pruning, {"text": TEXT}, Calibration(), stream=False)
+        rows.append(row | {"memory_bytes": needs.memory, "disk_bytes": sum(part for _, part, _ in needs.disk)})
+    return rows
+
+
+def _seconds(shape: Shape, pruning: Pruning, rates: Rates, count: int) -> Taken:
+    total = Taken(0.0, 0.0)
+    for stage in pruning_stages(shape, pruning, {"text": TEXT}, sparsities=[0.5] * count):
+        total += rates.of(stage)
+    return total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("--task")
+    parser.add_argument("--sparsity", type=float, default=0.5)
+    parser.add_argument("--more", help="further options of seap prune, in one string")
+    parser.add_argument("--computed", action="store_true")
+    parser.add_argument("--shapes", nargs="+", default=COMPUTED)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    found: dict[str, Any] = {"kind": "cost"}
+    if options.computed:
+        found["rows"] = [row for name in options.shapes for row in computed(name)]
+        found["assumed"] = ASSUMED
+    else:
+        found |= measured(options)
+    write_json(options.out, found | provenance())
+    print(json.dumps(found.get("rows") or found["plan_over_run"], indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""What a pruning will run: its stages, each as so much work, from the model's shape and the options alone.
+
+Nothing here measures or runs anything; `rates.py` says what a unit of each kind of work takes here. The counts follow
+the code of each stage and leave out what grows with nothing. Shapes: T tokens, D hidden size, V vocabulary, L layers,
+C inputs of a consumer, O its outputs, k inputs kept.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from seap.activations.calibration import num_blocks
+from seap.activations.layerwise import HELD_PERIOD
+from seap.compensation import compensate, cross
+from seap.methods import MEASURED, RECONSTRUCTING, Method
+from seap.models.arch import Arch, choose_axes, describe, embedding_params
+from seap.models.axes import Axis
+from seap.selection.budgets import is_protected, least_kept
+from seap.selection.damage import probe_widths
+from seap.selection.options import Pruning
+
+HALF_OF_A_MATRIX = 0.53  # of second moments that is computed, in tiles from the diagonal on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A part of a run, as work of each kind."""
+
+    name: str
+    forward: float = 0.0  # tokens through all layers; through some of them, so much of it
+    backward: float = 0.0  # tokens back through all layers
+    positions: float = 0.0  # where the output layer and a softmax over the vocabulary are computed
+    backward_positions: float = 0.0  # the same, and back
+    passes: float = 0.0  # batches through one layer
+    moments: float = 0.0  # float32 operations of second moments
+    solves: float = 0.0  # float64 operations of solves and the products beside them
+    variables: float = 0.0  # of a knapsack
+    read: float = 0.0  # bytes from disk
+    written: float = 0.0  # bytes to disk
+
+    def times(self, factor: float) -> "Stage":
+        """The same, so many times over."""
+        kept = {name: value * factor for name, value in vars(self).items() if name != "name"}
+        return Stage(name=self.name, **kept)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A model as far as its cost goes. Made from a model without weights."""
+
+    arch: Arch
+    axes: tuple[Axis, ...]  # that are cut
+    hidden: int
+    vocabulary: int
+    active: float  # parameters of the layers that a token goes through
+    params: int
+    itemsize: int  # bytes of a weight in the work's dtype
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.arch.layers)
+
+    @property
+    def layer_params(self) -> float:
+        """Of one layer, all its experts."""
+        return (self.params - embedding_params(self.arch.model)) / self.num_layers
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.params * self.itemsize
+
+
+def shape_of(model: Any, options: Pruning, itemsize: int) -> Shape:
+    """Of a model, which may be on the meta device."""
+    arch = describe(model)
+    free = [a for a in choose_axes(arch, options.axes) if not is_protected(a.layer, len(arch.layers), options)]
+    params = sum(p.numel() for p in model.parameters())
+    idle = 0.0
+    for layer in range(len(arch.layers)):
+        experts = arch.experts(layer)
+        if experts is not None:
+            share = 1 - experts.per_token / experts.num_experts
+            idle += share * experts.num_experts * experts.num_channels * experts.channel_params
+    active = params - embedding_params(model) - idle
+    sizes = {"hidden": model.config.hidden_size, "vocabulary": model.config.vocab_size}
+    return Shape(arch=arch, axes=tuple(free), active=active, params=params, itemsize=itemsize, **sizes)
+
+
+@dataclass(frozen=True)
+class Text:
+    """Calibration text: tokens, and the batches that they come in."""
+
+    tokens: int
+    batches: int
+    rows: int = 0
+
+    def of(self, tokens: float) -> "Text":
+        """A part of it, cut to so many tokens."""
+        share = min(tokens / max(self.tokens, 1), 1.0)
+        return Text(round(share * self.tokens), max(round(share * self.batches), 1), round(share * self.rows))
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a run finds done already."""
+
+    calibrated: bool = False  # statistics are given
+    chosen: bool = False  # so is what stays
+
+
+def pruning_stages(
+    shape: Shape,
+    options: Pruning,
+    text: Mapping[str, Text],
+    *,
+    sparsities: Sequence[float],
+    moments: str = "full",
+    done: Done = Done(),
+) -> list[Stage]:
+    """What pruning to each of the sparsities runs, one calibration and ranking for all. text: task → its text."""
+    method = options.resolved()
+    pooled = Text(sum(t.tokens for t in text.values()), sum(t.batches for t in text.values()))
+    stages = []
+    if pooled.tokens and not done.calibrated:
+        stages.append(calibration(shape, pooled, moments if options.needs_second_moments else None))
+    if not done.chosen:
+        stages += ranking(shape, method, options, pooled, moments)
+    for sparsity in [s for s in sparsities if s]:
+        part = replace(options, sparsity=sparsity)
+        stages += [] if done.chosen else choosing(shape, method, part, pooled, moments)
+        stages += repairing(shape, method, part, pooled, moments)
+    return merged(stages)
+
+
+def merged(stages: Iterable[Stage]) -> list[Stage]:
+    """Stages of one name added up, in the order of their first."""
+    found: dict[str, dict[str, float]] = {}
+    for stage in stages:
+        into = found.setdefault(stage.name, {})
+        for name, value in vars(stage).items():
+            if name != "name":
+                into[name] = into.get(name, 0.0) + value
+    return [Stage(name=name, **values) for name, values in found.items()]
+
+
+def calibration(shape: Shape, text: Text, moments: str | None) -> Stage:
+    """One pass over the text, with second moments unless `moments` is None."""
+    products = 0.0
+    for axis in shape.arch.axes if moments else ():
+        products += 2 * HALF_OF_A_MATRIX * axis.num_inputs**2 / num_blocks(axis, moments or "full")
+    passes = text.batches * shape.num_layers
+    return Stage(name="calibrate", forward=text.tokens, passes=passes, moments=text.tokens * products)
+
+
+def ranking(shape: Shape, method: Method, options: Pruning, text: Text, moments: str) -> list[Stage]:
+    """What is known before a sparsity: sensitivity, scores, damage."""
+    stages = []
+    if method.score == "obs-fisher":
+        part = text.of(min(options.fisher_tokens, text.tokens * (1 - 1 / HELD_PERIOD)))
+        outer = sum(2.0 * part.tokens * shape.hidden**2 for _ in shape.arch.axes)
+        stages.append(
+            Stage(
+                name="sensitivity",
+                forward=2 * part.tokens,
+                backward=part.tokens,
+                backward_positions=part.tokens,
+                passes=4 * part.batches * shape.num_layers,
+                moments=outer,
+                solves=len(shape.arch.axes) * shape.hidden**3 / 3,
+            )
+        )
+    if method.score in RECONSTRUCTING:
+        stages.append(
+            Stage(name="scores", solves=sum(_removal(shape, axis, method, moments) for axis in shape.arch.axes))
+        )
+    if method.allocate in MEASURED:
+        stages.append(_probes(shape, method, options, text, moments))
+    return stages
+
+
+def _removal(shape: Shape, axis: Axis, method: Method, moments: str) -> float:
+    """Operations of removing all units of an axis one after the other (`scoring/obs.py`)."""
+    blocks = num_blocks(axis, moments)
+    size = axis.num_inputs / blocks
+    inverse = size**3 / 3 + 2 * size**3
+    removing = 2 * (0.55 * shape.hidden * size**2 + 0.42 * size**3)
+    weighing = 2.0 * shape.hidden**2 * axis.num_inputs if method.score == "obs-fisher" else 0.0
+    return blocks * (inverse + removing) + weighing
+
+
+def _probes(shape: Shape, method: Method, options: Pruning, text: Text, moments: str) -> Stage:
+    """The damage of every axis at some widths: the layers from it on, the output layer, KL over the vocabulary."""
+    part = probed(options, text)
+    forward, probes, solves = float(part.tokens), 0, 0.0
+    for axis in shape.axes:
+        widths = probe_widths(axis, least_kept(axis, options), max(options.round_to, 1))
+        probes += len(widths)
+        forward += len(widths) * part.tokens * (1 - axis.layer / shape.num_layers)
+        solves += sum(_solve(shape, axis, width / axis.units, moments) for width in widths) * _repairs(method)
+    return Stage(
+        name="damage",
+        forward=forward,
+        positions=(probes + 1) * part.tokens,
+        passes=forward / max(part.tokens, 1) * part.batches * shape.num_layers,
+        solves=solves,
+    )
+
+
+def probed(options: Pruning, text: Text) -> Text:
+    """The held-out text that damage is measured on."""
+    return text.of(min(options.probe_tokens, text.tokens / HELD_PERIOD))
+
+
+def _repairs(method: Method) -> float:
+    """Whether a repair is solved for."""
+    return 1.0 if method.compensate == "ridge" else 0.0
+
+
+def _solve(shape: Shape, axis: Axis, kept: float, moments: str) -> float:
+    """One ridge solution of an axis of which a share is kept."""
+    blocks = num_blocks(axis, moments)
+    size = axis.num_inputs / blocks
+    k = kept * size
+    return blocks * (k**3 / 3 + 2 * shape.hidden * k**2 + 2 * shape.hidden * k * (size - k))
+
+
+def choosing(shape: Shape, method: Method, options: Pruning, text: Text, moments: str) -> list[Stage]:
+    """What each sparsity costs before anything is cut: widths, and the search for better ones."""
+    stages = []
+    if method.allocate in MEASURED:
+        step = max(options.round_to, 1)
+        variables = sum(axis.units / (step if axis.unit_inputs == 1 else 1) for axis in shape.axes)
+        stages.append(Stage(name="widths", variables=variables))
+    if method.allocate == "search":
+        part, trials = probed(options, text), options.search_evaluations + 1
+        one = sum(_solve(shape, axis, 1 - options.sparsity, moments) for axis in shape.axes) * _repairs(method)
+        solves = one * (1 + 2 * (trials - 1) / max(len(shape.axes), 1))  # two axes differ from trial to trial
+        passes = trials * part.batches * shape.num_layers
+        tokens = trials * part.tokens
+        stages.append(Stage(name="search", forward=tokens, positions=tokens, passes=passes, solves=solves))
+    return stages
+
+
+def repairing(shape: Shape, method: Method, options: Pruning, text: Text, moments: str) -> list[Stage]:
+    """What each sparsity costs once it is known what stays: repairs, and the refit layer after layer."""
+    kept, stages = 1 - options.sparsity, []
+    if method.compensate == "ridge":
+        tried = len(compensate.DAMPING) + 1
+        errors = sum(2.0 * shape.hidden * axis.num_inputs**2 / num_blocks(axis, moments) for axis in shape.axes)
+        solves = tried * (errors + sum(_solve(shape, axis, kept, moments) for axis in shape.axes))
+        stages.append(Stage(name="repair", solves=solves))
+    if method.sequential:
+        stages.append(_refit(shape, text, kept))
+    return stages
+
+
+def _refit(shape: Shape, text: Text, kept: float) -> Stage:
+    """Layer after layer: the dense layer, the pruned one in parts, moments between the two, four dampings each."""
+    moments = solves = 0.0
+    for axis in shape.axes:
+        k = kept * axis.num_inputs
+        size, outputs = (shape.hidden, shape.hidden), (k, shape.hidden)
+        for inputs, targets in (size, outputs):
+            moments += 2.0 * text.tokens * (inputs**2 + targets * inputs)
+            one = inputs**3 / 3 + 2 * targets * inputs**2
+            solves += (len(cross.DAMPING) + 1) * (one + 4 * targets * inputs**2)
+    passes = 4 * text.batches * shape.num_layers
+    return Stage(name="refit", forward=text.tokens * (2 + 1.9 * kept), passes=passes, moments=moments, solves=solves)

@@ -1,0 +1,93 @@
+"""What a pruning holds at a time, in bytes: the stage with the most decides. Counted, not measured."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from seap.activations.calibration import num_blocks
+from seap.activations.stats import IN_MEMORY_BYTES
+from seap.errors import UserError
+from seap.grants import granted_memory
+from seap.methods import MEASURED
+from seap.models.loader import free_memory
+from seap.pruning.cost import Shape, Text
+from seap.selection.budgets import least_kept
+from seap.selection.damage import CACHED_BYTES, probe_widths
+from seap.selection.options import Pruning
+from seap.text.options import Calibration
+
+LOGITS = 5  # copies of a batch's logits at a time, where there is a gradient; 4 without
+FLOAT = 4  # bytes of activations and logits
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes of memory at most, and files on temporary disk."""
+
+    memory: float
+    disk: tuple[tuple[str, float, Path], ...] = ()
+
+
+def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Calibration, *, stream: bool) -> Needs:
+    """What a pruning needs."""
+    method, tokens = options.resolved(), sum(part.tokens for part in text.values())
+    matrices, on_disk = _matrices(shape, options, calibration, max(len(text), 1))
+    hidden = float(FLOAT * tokens * shape.hidden)
+    batch = min(calibration.batch_tokens, max(tokens, 1))
+    layer = 2 * 4 * shape.layer_params if stream else 0.0
+    weights = layer + FLOAT * shape.vocabulary * shape.hidden if stream else float(shape.weight_bytes)
+    held = weights + matrices
+    stages = [hidden + 6.0 * FLOAT * batch * shape.hidden]
+    if method.score == "obs-fisher":
+        states = FLOAT * min(options.fisher_tokens, tokens) * shape.hidden * (shape.num_layers + 1)
+        logits = LOGITS * FLOAT * min(batch, options.fisher_tokens) * shape.vocabulary
+        stages.append(states + logits + 2.0 * FLOAT * len(shape.arch.axes) * shape.hidden**2)
+    if method.allocate in MEASURED:
+        stages.append(_probing(shape, options, min(options.probe_tokens, batch)))
+    if method.sequential:
+        stages.append(4 * hidden + sum(8.0 * shape.hidden * a.num_inputs * (1 - options.sparsity) for a in shape.axes))
+    disk = (("second moments", on_disk, Path(tempfile.gettempdir())),) if on_disk else ()
+    return Needs(held + max(stages), disk)
+
+
+def _matrices(shape: Shape, options: Pruning, calibration: Calibration, tasks: int) -> tuple[float, float]:
+    """Bytes of second moments in memory, and on disk where they are too large (`calibration.too_large`)."""
+    if not options.needs_second_moments:
+        return 0.0, 0.0
+    entries = [axis.num_inputs**2 / num_blocks(axis, calibration.moments) for axis in shape.arch.axes]
+    if 16 * sum(entries) <= IN_MEMORY_BYTES:
+        return 16 * sum(entries) * tasks, 0.0
+    return 40 * max(entries), 8 * sum(entries) * tasks
+
+
+def _probing(shape: Shape, options: Pruning, tokens: int) -> float:
+    """States, logits, what the dense model says, and the repairs at every width."""
+    logits = float(FLOAT * tokens * shape.vocabulary)
+    repairs = 0.0
+    if options.resolved().compensate == "ridge":
+        for axis in shape.axes:
+            widths = probe_widths(axis, least_kept(axis, options), max(options.round_to, 1))
+            repairs += sum(8.0 * shape.hidden * axis.num_inputs * width / axis.units for width in widths)
+    states = FLOAT * tokens * shape.hidden * (shape.num_layers + 1)
+    return states + (LOGITS - 1) * logits + min(logits, CACHED_BYTES) + repairs
+
+
+def free(device: str) -> float:
+    """Bytes that a run may take."""
+    if device.startswith("cuda"):
+        return float(torch.cuda.mem_get_info(torch.device(device))[0])
+    return float(min(free_memory(), granted_memory()))
+
+
+def smaller(options: Pruning) -> str:
+    """The option with which a run takes less memory."""
+    try:
+        from seap.pruning.streaming import LAYER_BY_LAYER, check_streamable
+
+        check_streamable(options)
+    except UserError:
+        return f"--stream {LAYER_BY_LAYER}"
+    return "--stream"
