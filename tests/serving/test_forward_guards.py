@@ -1,0 +1,128 @@
+"""The forwarder has the guards of the server: hosts, origins, keys, sizes, shares; what it sends on is bounded too."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+from live import listening
+from routed import OPTIONS, tasks_files
+from workload import Bench
+
+from seap.serving.options import Connections, Limits
+from seap.serving.routing.routing import make_router
+from seap.serving.server.access import Guard
+from seap.serving.server.forward import Backend, Forwarder, create_forwarder
+
+GRANTS = Connections(max_body_mb=1)
+
+
+@pytest.fixture(scope="module")
+def forwarder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forwarder]:
+    bench, behind = Bench(), FastAPI()
+    router = make_router(bench.alone["dense"], bench.tokenizer, tasks_files(tmp_path_factory.mktemp("tasks")), OPTIONS)
+
+    @behind.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"data": []}
+
+    @behind.post("/v1/completions")
+    async def completions(request: Request) -> dict[str, Any]:
+        return {"got": await request.json()}
+
+    with listening(behind) as url:
+        yield Forwarder(
+            backends={"red": Backend(f"{url}/v1", "inner"), "dense": Backend(f"{url}/v1")},
+            router=router,
+            model=bench.alone["dense"],
+            tokenizer=bench.tokenizer,
+            fallback="dense",
+            grants=GRANTS,
+            limits=Limits(max_queue=2, max_queued_tokens=2048, client_share=0.5),
+        )
+
+
+@pytest.fixture(scope="module")
+def url(forwarder: Forwarder) -> Iterator[str]:
+    with listening(create_forwarder(forwarder), GRANTS) as url:
+        yield url
+
+
+def test_hosts_and_origins(url: str) -> None:
+    for headers in ({"host": "evil.example"}, {"origin": "http://evil.example"}):
+        assert httpx.get(f"{url}/v1/models", headers=headers).status_code == 403
+    assert httpx.get(f"{url}/v1/models").status_code == 200
+
+
+def test_keys_and_what_strangers_learn(forwarder: Forwarder) -> None:
+    with listening(create_forwarder(replace(forwarder, guard=Guard(keys=("a", "b"))))) as url:
+        assert httpx.get(f"{url}/health").json() == {"status": "ok"}
+        assert httpx.get(f"{url}/v1/backends").status_code == 401
+        told = httpx.get(f"{url}/v1/backends", headers={"authorization": "Bearer b"})
+        assert told.json() == {"red": True, "dense": True}
+
+
+@pytest.mark.parametrize(
+    ("raw", "status", "message"),
+    [
+        (b'{"model":"red","prompt":[%b]}' % b",".join([b"{}"] * 200_000), 400, "values"),
+        (b'{"model":"red","messages":[%b]}' % b",".join([b"{}"] * 2000), 400, "at most 1024"),
+        (b"[" * 100_000, 400, "deeper"),
+        (b" " * (3 << 20), 413, "1048576 bytes"),
+        (b'{"prompt": "w5"}', 400, "model"),
+        (b"{", 400, "no JSON"),
+    ],
+    ids=["objects", "messages", "deep", "large", "no model", "no JSON"],
+)
+def test_sizes(url: str, raw: bytes, status: int, message: str) -> None:
+    answer = httpx.post(f"{url}/v1/completions", content=raw, headers={"content-type": "application/json"})
+    assert answer.status_code == status and message in answer.json()["error"]["message"]
+
+
+def test_one_client_has_its_share(url: str) -> None:
+    body, full = json.dumps({"model": "red", "prompt": "w5"}).encode(), []
+
+    def parts() -> Iterator[bytes]:
+        yield body[:5]
+        full.append(httpx.post(f"{url}/v1/completions", json={"model": "red", "prompt": "w5"}))
+        yield body[5:]
+
+    answer = httpx.post(f"{url}/v1/completions", content=parts(), headers={"content-type": "application/json"})
+    assert answer.json() == {"got": {"model": "inner", "prompt": "w5"}}
+    assert full[0].status_code == 429 and int(full[0].headers["retry-after"]) >= 1
+
+
+def test_the_router_reads_no_more_than_it_needs(forwarder: Forwarder) -> None:
+    read: list[int] = []
+    router = forwarder.router
+
+    class Seen:
+        max_prompt_tokens = router.max_prompt_tokens
+
+        def predict(self, model: Any, tokenizer: Any, prompts: list[str]) -> Any:
+            read.append(len(prompts[0]))
+            return router.predict(model, tokenizer, prompts)
+
+    seen: Any = replace(forwarder, router=Seen())  # type: ignore[arg-type]
+    with listening(create_forwarder(seen)) as url:
+        prompt = "w5 " * 300_000
+        answer = httpx.post(f"{url}/v1/completions", json={"model": "auto", "prompt": prompt}, timeout=60)
+        assert answer.json()["got"]["prompt"] == prompt and answer.headers["x-seap-task"] in ("red", "dense")
+        half = httpx.post(f"{url}/v1/completions", content=b'{"model": "auto", "prompt": "\\ud800 w5"}', headers=JSON)
+    assert half.status_code == 200 and len(read) == 2 and read[0] < 50_000
+
+
+JSON = {"content-type": "application/json"}
+
+
+def test_what_nobody_foresaw(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr("seap.serving.server.forward._dumped", broken)
+    answer = httpx.post(f"{url}/v1/completions", json={"model": "red", "prompt": "w5"})
+    assert answer.status_code == 500 and answer.json()["error"]["type"] == "server_error"
+    assert "secret" not in answer.text
