@@ -228,7 +228,7 @@ async def stopping(load: Load, server: Any) -> dict[str, Any]:
 def started(port: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "seap", "serve", "--demo", "--port", str(port), "--dtype", "float32"]
     server = subprocess.Popen(command, text=True)
-    until = time.monotonic() + 600
+    until = time.monotonic() + 1800  # the demo makes its networks first
     while server.poll() is None and time.monotonic() < until:
         with contextlib.suppress(httpx.HTTPError):
             if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200:

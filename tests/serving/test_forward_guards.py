@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from live import listening
 from routed import OPTIONS, tasks_files
 from workload import Bench
@@ -30,8 +30,8 @@ def forwarder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forwarder]:
         return {"data": []}
 
     @behind.post("/v1/completions")
-    async def completions(request: Request) -> dict[str, Any]:
-        return {"got": await request.json()}
+    async def completions(request: Request) -> Response:
+        return Response(json.dumps({"got": await request.json()}), media_type="application/json")
 
     with listening(behind) as url:
         yield Forwarder(
