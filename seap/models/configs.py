@@ -52,6 +52,7 @@ def open_folder(path: Path, *, trust_remote_code: bool = False) -> Opened:
         check_spec(path, raw)
     config = build_config(path, raw, trust_remote_code=trust_remote_code)
     headers.check_num_layers(path, config.num_hidden_layers, shapes, raw, find_family(config))
+    check_heads(path, config)
     if shapes and not trust_remote_code and getattr(config, "quantization_config", None) is None:
         with reading(path):
             model = on_meta(config)
@@ -87,6 +88,16 @@ def _names_of_layers(model_type: str) -> set[str]:
     return {"num_hidden_layers", mapped.get("num_hidden_layers", "num_hidden_layers")}
 
 
+def check_heads(path: Path, config: Any) -> None:
+    """Raise UserError for numbers of heads that no attention can have, which no shape of a weight shows."""
+    heads = config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None)
+    groups = heads if groups is None else groups
+    sound = all(type(number) is int and number > 0 for number in (heads, groups)) and heads % groups == 0
+    if not sound:
+        raise cant_load(path, f"config.json says {heads!r} attention heads in {groups!r} groups; correct the config")
+
+
 def check_spec(path: Path, raw: Mapping[str, Any]) -> None:
     """Raise UserError for a damaged `seap` entry, by which the layers of a pruned checkpoint are built."""
     spec = raw.get("seap")
@@ -98,7 +109,7 @@ def check_spec(path: Path, raw: Mapping[str, Any]) -> None:
     sound = (
         isinstance(spec, dict)
         and isinstance(spec.get("widths"), list)
-        and all(name in known for name in spec["widths"])
+        and all(isinstance(name, str) and name in known for name in spec["widths"])
         and isinstance(name := spec.get("layer_class"), str)
         and name.isidentifier()
         and name.endswith(("Layer", "Block"))

@@ -39,12 +39,14 @@ def _header(path: Path) -> Shapes:
         entries = {name: entry for name, entry in json.loads(raw).items() if name != "__metadata__"}
         shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
         end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        whole = all(type(size) is int and size >= 0 for shape in shapes.values() for size in shape)
+        sound = type(end) is int and all(type(size) is int and size >= 0 for shape in shapes.values() for size in shape)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
         raise cant_load(
             path.parent, f"{path.name} is no safetensors file: its header is damaged; get it again"
         ) from error
-    if not whole or 8 + length + end != size:
+    if not sound:
+        raise cant_load(path.parent, f"{path.name} is no safetensors file: its header is damaged; get it again")
+    if 8 + length + end != size:
         raise cant_load(
             path.parent,
             f"{path.name} is truncated or damaged: {8 + length + end:,} bytes by its header, {size:,} on disk",
