@@ -1,4 +1,4 @@
-"""Artefacts on disk: written whole or not at all, with metadata that says what they are.
+"""Artefacts: JSON and safetensors files, with metadata that says what they are.
 
 A safetensors file of ours has one metadata entry, `seap`: JSON with `kind` (stats, mask, network or router), `format`
 and `about`.
@@ -7,9 +7,7 @@ and `about`.
 import contextlib
 import hashlib
 import json
-import os
-import shutil
-import tempfile
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from seap.disk.digests import digest_of
+from seap.disk.kinds import RESULT, about_of
+from seap.disk.place import check_space
+from seap.disk.whole import written_together, written_whole
 from seap.errors import UserError
 
 FORMAT = "1"
@@ -26,7 +28,6 @@ ON_DISK = {
     **{torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"},
     **{torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"},
 }
-BESIDE = ".meta.json"
 
 
 def digest(value: Any) -> str:
@@ -34,67 +35,40 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-@contextlib.contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
-    """A temporary path beside `target` (file or folder) that takes its name when the block ends well.
+def to_json(value: Any, **options: Any) -> str:
+    """Strict JSON, in which NaN and the infinities are null."""
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError:
+        return json.dumps(_finite(value), allow_nan=False, **options)
 
-    On any error, an interrupt included, nothing is left behind, and what stood at `target` stays.
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def write_json(path: Path, value: Any, kind: str | None = None) -> None:
+    """Indented, but for the records of a list at the top (`rows`), which take a line each: a third of the size.
+
+    kind: of the result, by default what it says of itself. One that stands there is replaced if it is of this kind.
     """
-    target = target.resolve()
-    made = [p for p in target.parents if not p.exists()]
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        room = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    except OSError as error:
-        raise UserError(f"can't write to {target.parent}: {error.strerror or error}") from error
-    draft, old, done = room / "new" / target.name, room / "old", False
-    draft.parent.mkdir()
-    try:
-        yield draft
-        if target.is_dir():
-            target.rename(old)
-        os.replace(draft, target)
-        done = True
-    except (OSError, SafetensorError) as error:
-        full = shutil.disk_usage(target.parent).free < 1 << 20 or "No space left" in str(error)
-        why = "the disk is full" if full else str(error)
-        raise UserError(f"couldn't write {target}: {why}; nothing was left behind") from error
-    finally:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        shutil.rmtree(room, ignore_errors=True)
-        if not done:
-            for path in made:
-                with contextlib.suppress(OSError):
-                    path.rmdir()
-
-
-@contextlib.contextmanager
-def folder_beside(target: Path) -> Iterator[Path]:
-    """A temporary folder on the disk of `target`, for parts that are moved there; gone afterwards."""
-    parent = next(p for p in target.resolve().parents if p.exists())
-    try:
-        room = tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=parent)
-    except OSError as error:
-        raise UserError(f"can't write to {parent}: {error.strerror or error}") from error
-    with room as folder:
-        yield Path(folder)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Indented, but for the records of a list at the top (`rows`), which take a line each: a third of the size."""
-    with written_whole(path) as draft:
+    own = value.get("kind", RESULT) if isinstance(value, dict) else RESULT
+    with written_whole(path, kind or str(own)) as draft:
         draft.write_text(_indented(value) + "\n")
 
 
 def _indented(value: Any) -> str:
     records = {key: part for key, part in value.items() if _is_records(part)} if isinstance(value, dict) else {}
     if not records:
-        return json.dumps(value, indent=2)
+        return to_json(value, indent=2)
     entries = []
     for key, part in value.items():
-        lines = ",\n".join("    " + json.dumps(record) for record in part) if key in records else ""
-        text = f"[\n{lines}\n  ]" if lines else json.dumps(part, indent=2).replace("\n", "\n  ")
+        lines = ",\n".join("    " + to_json(record) for record in part) if key in records else ""
+        text = f"[\n{lines}\n  ]" if lines else to_json(part, indent=2).replace("\n", "\n  ")
         entries.append(f"  {json.dumps(key)}: {text}")
     return "{\n" + ",\n".join(entries) + "\n}"
 
@@ -103,22 +77,23 @@ def _is_records(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(part, dict) for part in value)
 
 
-def about_of(path: Path) -> Path:
-    """Where the metadata of a file that has no room for it stands: beside it."""
-    return path.with_name(f"{path.name}{BESIDE}")
+def write_lines(path: Path, kind: str, rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Write one JSON object a line, and beside it the metadata, which is returned and has the lines' digest too.
 
-
-def write_lines(path: Path, rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> None:
-    """Write one JSON object a line, and beside it the metadata. On an error both stay as they were."""
-    with written_whole(path) as draft, written_whole(about_of(path)) as draft_about:
-        draft.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        draft_about.write_text(json.dumps(about, indent=2) + "\n")
+    Both are written, or neither.
+    """
+    with written_together([(path, kind), (about_of(path), kind)]) as [draft, draft_about]:
+        draft.write_text("".join(to_json(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        told = {**about, "digest": digest_of(draft)}
+        draft_about.write_text(to_json(told, indent=2) + "\n")
+    return told
 
 
 def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write one of our safetensors files; the same content gives the same bytes (so one metadata entry, sorted)."""
-    metadata = {"seap": json.dumps({"kind": kind, "format": FORMAT, "about": dict(about)}, sort_keys=True)}
-    with written_whole(path) as draft:
+    metadata = {"seap": to_json({"kind": kind, "format": FORMAT, "about": dict(about)}, sort_keys=True)}
+    check_space(path, sum(value.nbytes for value in tensors.values()))
+    with written_whole(path, kind) as draft:
         write_safetensors(draft, tensors, metadata)
 
 
@@ -200,44 +175,24 @@ def _opened(path: Path) -> Iterator[Any]:
         raise UserError(f"{path} is truncated or no safetensors file ({error}); make it again") from error
 
 
-def check_output(path: Path, *, overwrite: bool = False, source: str | None = None) -> None:
-    """Refuse, before any long work, an output folder that would lose something that isn't seap's to replace."""
-    if path.is_file():
-        raise UserError(f"--out {path} is a file; name a folder that doesn't exist yet")
-    if source is not None and path.exists() and Path(source).exists() and path.resolve() == Path(source).resolve():
-        raise UserError(f"--out {path} is the model itself, which would be lost; name another folder")
-    if path.is_dir() and any(path.iterdir()):
-        if not overwrite:
-            raise UserError(f"--out {path} isn't empty; name another folder or add --overwrite")
-        if not (path / "seap.json").is_file():
-            raise UserError(f"--out {path} isn't a checkpoint of seap's, so --overwrite won't replace it; name another")
-    if path.resolve() == Path.cwd():
-        raise UserError(f"--out {path} is the folder that you are in; name another")
-    parent = next(p for p in path.resolve().parents if p.exists())
-    if not os.access(parent, os.W_OK):
-        raise UserError(f"--out {path}: {parent} is not writable")
-
-
-def check_output_file(path: Path, *, suffix: str, overwrite: bool = False, example: str = "texts") -> None:
-    """Refuse, before any long work, an output file that can't be written, would lose another or be misread later."""
-    if path.is_dir():
-        raise UserError(f"--out {path} is a folder; name a file, such as {path / (example + suffix)}")
-    if path.suffix.lower() != suffix:
+def check_suffix(path: Path, suffix: str) -> None:
+    """Refuse an output file that would be misread later."""
+    if path.suffix.lower() != suffix and not path.is_dir():
         raise UserError(
             f"--out {path}: what is written is {suffix}, and read again by that; name it {path.stem}{suffix}"
         )
-    if path.exists() and not overwrite:
-        raise UserError(f"--out {path} is there already; name another file or add --overwrite")
-    parent = next(p for p in path.resolve().parents if p.exists())
-    if not (parent.is_dir() and os.access(parent, os.W_OK)):
-        raise UserError(f"--out {path}: {parent} is not writable")
 
 
-def is_current(path: Path, key: str) -> bool:
-    """Whether a file with this key stands there already. Raises UserError for one with another key."""
+def is_current(path: Path, key: str, *, overwrite: bool = False) -> bool:
+    """Whether a file with this key stands there already. Raises UserError for one with another key.
+
+    overwrite: another of seap's own files may be replaced.
+    """
     if not path.exists():
         return False
     _, about = read_about(path)
-    if about.get("key") != key:
-        raise UserError(f"{path} was made with other text, options or another model; delete it or name another --out")
-    return True
+    if about.get("key") == key:
+        return True
+    if overwrite:
+        return False
+    raise UserError(f"{path} was made with other text, options or another model; name another --out or add --overwrite")

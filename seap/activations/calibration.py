@@ -19,6 +19,7 @@ from seap.activations.accumulator import Accumulator, ExpertAccumulator
 from seap.activations.layerwise import Walk, evaluation, model_inputs
 from seap.activations.moments import Moments
 from seap.activations.stats import IN_MEMORY_BYTES, Statistics
+from seap.disk.place import check_space
 from seap.environment import versions
 from seap.errors import UserError
 from seap.files import digest
@@ -125,13 +126,32 @@ def too_large(arch: Arch, options: Calibration) -> bool:
     sizes = [axis.num_inputs**2 / num_blocks(axis, options.moments) for axis in arch.axes]
     if not options.second_moments or 16 * sum(sizes) <= IN_MEMORY_BYTES:  # float64, and those of the held-out rows
         return False
-    needed, place = 8 * sum(sizes), tempfile.gettempdir()  # float32 there
+    needed, place = 8 * sum(sizes), tempfile.gettempdir()  # float32 there, with those of the held-out rows
     if shutil.disk_usage(place).free < 1.05 * needed:
         raise UserError(
             f"second moments need {needed / 1e9:.1f} GB of disk in {place}, which has less; set TMPDIR to a larger "
             "disk, or use --moments block:1024"
         )
     return True
+
+
+def file_bytes(arch: Arch, options: Calibration) -> float:
+    """What a statistics file takes, without its rows: float64, and once more for the held-out rows."""
+    kept = 2 if options.second_moments else 1
+    moments = sum(
+        2 * axis.num_inputs + (axis.num_inputs**2 / num_blocks(axis, options.moments) if kept == 2 else 0)
+        for axis in arch.axes
+    )
+    return 8 * kept * moments
+
+
+def check_room(arch: Arch, corpora: Mapping[str, Corpus], options: Calibration, out: Path) -> None:
+    """Raise UserError where the disk can't hold the statistics files, with the moments that lie on it meanwhile."""
+    files = file_bytes(arch, options) * len(corpora) + sum(4 * corpus.num_tokens for corpus in corpora.values())
+    parent = next(p for p in (out.resolve(), *out.resolve().parents) if p.exists())
+    if too_large(arch, options) and parent.stat().st_dev == Path(tempfile.gettempdir()).stat().st_dev:
+        files += file_bytes(arch, options) / 2
+    check_space(out, files, "the statistics")
 
 
 Into = Mapping[str, Accumulator | ExpertAccumulator]  # by axis key

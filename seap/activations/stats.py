@@ -7,7 +7,6 @@ temporary folder or in the statistics file, and come into memory one axis at a t
 from __future__ import annotations
 
 import shutil
-import tempfile
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
@@ -19,6 +18,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from seap.activations.moments import EXACT_SIZE, Moments
+from seap.disk.rooms import unlock
+from seap.disk.whole import lasting
 from seap.errors import UserError
 from seap.files import read_about, write_safetensors, write_tensors
 from seap.models.axes import EXPERTS
@@ -38,9 +39,10 @@ class Statistics(MutableMapping[str, Moments]):
     def __init__(self, moments: Mapping[str, Moments] | None = None, rows: Rows = (), *, on_disk: bool = False) -> None:
         self.rows = rows
         self.on_disk = on_disk
-        self._folder = Path(tempfile.mkdtemp(prefix="seap-moments-")) if on_disk else None
-        if self._folder is not None:
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._folder: Path | None = None
+        if on_disk:
+            self._folder, handle = lasting("moments")
+            weakref.finalize(self, _remove, self._folder, handle)
         self._kept: dict[str, Moments | Path] = {}
         for key, value in (moments or {}).items():
             self[key] = value
@@ -80,6 +82,11 @@ class Statistics(MutableMapping[str, Moments]):
     @property
     def has_second_moments(self) -> bool:
         return all(self[key].co is not None for key in self if not key.endswith(f".{EXPERTS}"))
+
+
+def _remove(folder: Path, handle: int | None) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    unlock(handle)
 
 
 def merge(parts: Iterable[Statistics]) -> Statistics:

@@ -3,7 +3,6 @@
 Results go to standard output, everything else to standard error; `--json` prints one JSON object and nothing else.
 """
 
-import json as json_format
 import sys
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -40,6 +39,9 @@ TaskOption = Annotated[
     tuple[str, ...],
     Parameter(name="--task", help="NAME or NAME=PATH; may be repeated. See `seap tasks` for the names."),
 ]
+Overwrite = Annotated[
+    bool, Parameter(help="Replace what --out holds, as far as seap wrote it; nothing else is ever replaced.")
+]
 Json = Annotated[bool, Parameter(name="--json", help="Print one JSON object and nothing else.")]
 
 Plan = Annotated[bool, Parameter(name="--plan", help="Print what would run and what it would cost; start nothing.")]
@@ -50,7 +52,9 @@ def note(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    sys.stdout.write(json_format.dumps(value, indent=2) + "\n")
+    from seap.files import to_json
+
+    sys.stdout.write(to_json(value, indent=2) + "\n")
 
 
 def merged_options(*parts: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The command that measures speed: bench."""
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +9,7 @@ from cyclopts import Parameter
 from rich.markup import escape
 
 from seap.bench.options import Bench
-from seap.cli.app import Flat, Json, app, print_json, results
+from seap.cli.app import Flat, Json, Overwrite, app, print_json, results
 from seap.errors import UserError
 from seap.models.options import Loading
 
@@ -23,6 +24,7 @@ def bench(
     tokens: Annotated[int, Parameter(help="Tokens that calibration is measured on.")] = 8192,
     out: Annotated[Path | None, Parameter(help="Also write the result file, which `seap report` reads.")] = None,
     loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Measure prefill and decode of pruned against dense models, interleaved, beside the machine's own limits.
@@ -31,17 +33,21 @@ def bench(
     """
     from seap.bench.bench import bench as run
     from seap.bench.calibration import bench_calibration, model_or_shape
+    from seap.disk.claim import claimed
     from seap.files import write_json
     from seap.page.terminal import show_bench
 
     if calibration and (models or bench.random_weights):
         raise UserError("--calibration measures one model's calibration; leave out the other models")
-    if calibration:
-        found = bench_calibration(model_or_shape(calibration, asdict(loading)), tokens=tokens)
-    else:
-        found = run(models, bench, loading=asdict(loading))
-    if out is not None:
-        write_json(out, found)
+    reads = {f"the model {name}": Path(name) for name in (*models, *([calibration] if calibration else []))}
+    kind = "bench-calibration" if calibration else "bench"
+    with claimed(out, kind, overwrite=overwrite, inputs=reads) if out is not None else nullcontext():
+        if calibration:
+            found = bench_calibration(model_or_shape(calibration, asdict(loading)), tokens=tokens)
+        else:
+            found = run(models, bench, loading=asdict(loading))
+        if out is not None:
+            write_json(out, found)
     if json:
         print_json(found)
         return

@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 from rich.markup import escape
 
-from seap.cli.app import Flat, Json, Model, app, note, print_json, results
+from seap.cli.app import Flat, Json, Model, Overwrite, app, note, print_json, results
 from seap.models.options import Loading
 from seap.writing.options import Writing
 
@@ -32,7 +32,7 @@ def write(
     ],
     writing: Annotated[Writing, Flat] = Writing(),  # noqa: B008
     loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
-    overwrite: Annotated[bool, Parameter(help="Replace what --out holds.")] = False,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Have the dense model write calibration text, like your examples or about something; copies and loops are dropped.

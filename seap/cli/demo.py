@@ -1,6 +1,5 @@
 """`seap demo`: `seap compare` on the built-in model and its tasks, one checkpoint saved and reloaded, and a page."""
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -12,6 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from seap.bench.speed import tokens_per_second
+from seap.disk.claim import claimed
+from seap.disk.kinds import COLLECTION
+from seap.disk.place import check_place
+from seap.disk.whole import temporary
 from seap.errors import UserError
 from seap.evaluation.evaluate import load_test
 from seap.evaluation.metrics import exact_match
@@ -34,16 +37,24 @@ SAVED_TASK, SAVED_METHOD, SAVED_SPARSITY = "arithmetic", "seap", 0.5
 Rows = list[dict[str, Any]]
 
 
-def run(out: Path, *, num_items: int, progress: bool) -> dict[str, Any]:
+def run(out: Path, *, num_items: int, overwrite: bool = False, progress: bool) -> dict[str, Any]:
     """Compare the methods, save and reload one checkpoint; writes OUT/demo.json and, with seap[report], its page."""
+    with claimed(out, COLLECTION, overwrite=overwrite):
+        for name, kind in (("demo.json", "compare"), ("checkpoint", "checkpoint"), ("report.html", "page")):
+            check_place(out / name, kind, overwrite=True)  # its own of an earlier demo
+        return _run_claimed(out, num_items=num_items, progress=progress)
+
+
+def _run_claimed(out: Path, *, num_items: int, progress: bool) -> dict[str, Any]:
+    """`run`, once its output is known to be fit."""
     started = time.perf_counter()
     loader.quiet_transformers()
     testing = replace(TESTING, num_items=num_items)
     plan = Comparison(
         tasks=tuple(TASKS), methods=METHODS, sparsities=SPARSITIES, calibration=CALIBRATION, evaluation=testing
     )
-    with tempfile.TemporaryDirectory(prefix="seap-demo-") as room:
-        result = compare(loader.BUILTIN, plan, Path(room), loading=LOADING, progress=progress)
+    with temporary("demo") as room:
+        result = compare(loader.BUILTIN, plan, room / "comparison", loading=LOADING, progress=progress)
     result["checkpoint"] = save_and_reload(out / "checkpoint", load_test(SAVED_TASK, testing).items)
     result["seconds"] = time.perf_counter() - started
     write_json(out / "demo.json", result)

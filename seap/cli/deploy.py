@@ -7,7 +7,7 @@ from cyclopts import Parameter
 from rich.markup import escape
 from rich.table import Table
 
-from seap.cli.app import Flat, Json, Model, app, note, print_json, results
+from seap.cli.app import Flat, Json, Model, Overwrite, app, note, print_json, results
 from seap.export.options import Deployment, Export, Target
 
 
@@ -26,7 +26,7 @@ def export(
     ],
     out: Annotated[Path, Parameter(help="The folder to write; with gguf the file.")],
     export: Annotated[Export, Flat] = Export(),  # noqa: B008
-    overwrite: Annotated[bool, Parameter(help="Replace what --out holds.")] = False,
+    overwrite: Overwrite = False,
     trust_remote_code: Annotated[bool, Parameter(help="Run code that comes with the checkpoint.")] = False,
     json: Json = False,
 ) -> None:
@@ -54,7 +54,7 @@ def check(
     trust_remote_code: Annotated[bool, Parameter(help="Run code that comes with the checkpoint.")] = False,
     json: Json = False,
 ) -> None:
-    """Say, from a checkpoint's config alone, whether an engine can run it. The exit code is 1 if it can't.
+    """Say whether a checkpoint is as it was written and an engine can run it; no weight is loaded. Exit code 1 if not.
 
     Example: `seap check small --engine vllm --tp 2`
     """
@@ -76,8 +76,9 @@ def show_check(found: dict[str, Any]) -> None:
         for problem in found["problems"]:
             table.add_row(str(problem["layer"]), problem["axis"].replace("_", " "), str(problem["units"]))
         results.print(table)
-    else:
-        results.print(f"{escape(found['model'])} fits {found['engine']} with tp {found['tp']}")
+    elif not found["damaged"]:
+        whole = f"; {found['digests']} weight files are as they were written" if found["digests"] else ""
+        results.print(f"{escape(found['model'])} fits {found['engine']} with tp {found['tp']}{whole}")
     for text in found["advice"]:
         note(text)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from rich.markup import escape
 
-from seap.cli.app import Flat, Json, Model, Plan, TaskOption, app, note, print_json, results
+from seap.cli.app import Flat, Json, Model, Overwrite, Plan, TaskOption, app, note, print_json, results
 from seap.cli.plan import print_plan
 from seap.evaluation.options import Evaluation
 from seap.models.options import Loading
@@ -79,6 +79,7 @@ def compare(
     evaluation: Annotated[Evaluation, Flat] = Evaluation(),  # noqa: B008
     loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
     plan: Plan = False,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Compare methods at equal realised sparsity and equal calibration text; interrupted, it goes on where it stopped.
@@ -116,7 +117,7 @@ def compare(
     def ready() -> None:
         begin(plan_compare(model, wanted, out, loading=place), None if json else note)
 
-    result = run(model, wanted, out, loading=place, progress=not json, ready=ready)
+    result = run(model, wanted, out, overwrite=overwrite, loading=place, progress=not json, ready=ready)
     if json:
         print_json(result)
         return
@@ -139,6 +140,7 @@ def analyze(
     out: Annotated[Path, Parameter(help="The result file.")] = Path("analyze.json"),
     calibration: Annotated[Calibration, Flat] = Calibration(),  # noqa: B008
     loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """See how tasks differ inside a model, how stable their masks are, and how many texts are enough (seap[eval]).
@@ -158,6 +160,7 @@ def analyze(
         method=method,
         embedding=embedding,
         num_states=num_states,
+        overwrite=overwrite,
         loading=asdict(loading),
         progress=not json,
     )
@@ -174,6 +177,7 @@ def report(
     out: Annotated[Path, Parameter(help="The page; its plots and data go into a folder beside it.")] = Path(
         "report.html"
     ),
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Make one page of results that opens offline, every plot also as PNG and CSV beside it (seap[report]).
@@ -182,7 +186,7 @@ def report(
     """
     from seap.page import document
 
-    made = document.build(files, out)
+    made = document.build(files, out, overwrite=overwrite)
     if json:
         print_json({"report": str(made)})
     else:

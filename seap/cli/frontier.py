@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.markup import escape
 
-from seap.cli.app import Flat, Json, Model, Plan, TaskOption, app, note, print_json, results
+from seap.cli.app import Flat, Json, Model, Overwrite, Plan, TaskOption, app, note, print_json, results
 from seap.cli.plan import print_plan
 from seap.evaluation.options import Evaluation
 from seap.models.options import Loading
@@ -32,6 +32,7 @@ def sweep(
     evaluation: Annotated[Evaluation, Flat] = Evaluation(),  # noqa: B008
     loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
     plan: Plan = False,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Draw the whole frontier: loss, accuracy, size and measured speed at every sparsity, from one calibration.
@@ -62,7 +63,7 @@ def sweep(
     def ready() -> None:
         begin(plan_sweep(model, wanted, out, loading=place), None if json else note)
 
-    result = run(model, wanted, out, loading=place, progress=not json, ready=ready)
+    result = run(model, wanted, out, overwrite=overwrite, loading=place, progress=not json, ready=ready)
     if json:
         print_json(result)
         return

@@ -12,16 +12,18 @@ from cyclopts import Parameter
 from rich.markup import escape
 
 from seap import threads
-from seap.cli import bench as bench  # the commands of these six join the application
+from seap.cli import bench as bench  # the commands of these seven join the application
 from seap.cli import corpus as corpus
 from seap.cli import deploy as deploy
 from seap.cli import evidence as evidence
 from seap.cli import frontier as frontier
 from seap.cli import serving as serving
+from seap.cli import stages as stages
 from seap.cli.app import (
     Flat,
     Json,
     Model,
+    Overwrite,
     Plan,
     TaskOption,
     app,
@@ -61,7 +63,7 @@ def prune(
         Literal["float32", "bfloat16", "float16"] | None,
         Parameter(help="Of the weights on disk; by default --dtype, and with auto the checkpoint's own."),
     ] = None,
-    overwrite: Annotated[bool, Parameter(help="Replace what --out holds.")] = False,
+    overwrite: Overwrite = False,
     verify: Annotated[bool, Parameter(help="Load and run what was written before it takes its name.")] = True,
     plan: Plan = False,
     json: Json = False,
@@ -143,96 +145,6 @@ def check_promise(promise: Promise, evaluation: Evaluation) -> None:
 
 
 @app.command
-def calibrate(
-    model: Model,
-    /,
-    *,
-    task: TaskOption,
-    out: Annotated[Path, Parameter(help="Folder for TASK.safetensors.")] = Path("stats"),
-    calibration: Annotated[Calibration, Flat] = Calibration(),  # noqa: B008
-    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
-    streaming: Annotated[Streaming, Flat] = Streaming(),  # noqa: B008
-    shard: Annotated[str | None, Parameter(help="Only part I of N of the rows, as 0/4; merge them later.")] = None,
-    ray: Annotated[int | None, Parameter(help="Spread the rows over so many actors of Ray's (seap[ray]).")] = None,
-    json: Json = False,
-) -> None:
-    """Measure which parts of a model each task uses: one statistics file per task, made once and used many times.
-
-    Example: `seap calibrate builtin --task arithmetic --task calendar --out stats`
-    """
-    from seap.activations.distributed import Ranks
-    from seap.pruning.stages import calibrate_to_files
-
-    made = calibrate_to_files(
-        model,
-        task,
-        out,
-        calibration,
-        shard=Ranks.of(shard) if shard else None,
-        num_actors=ray,
-        loading=asdict(loading),
-        streaming=streaming,
-        progress=not json,
-    )
-    if Ranks.here().rank:
-        return
-    if json:
-        print_json({"files": made})
-        return
-    for entry in made:
-        made_now = f"{entry['num_tokens']:,} tokens in {entry['num_rows']} rows"
-        state = "was there already" if entry["skipped"] else made_now
-        results.print(f"{escape(entry['path'])}: {state}")
-
-
-@app.command
-def mask(
-    model: Model,
-    /,
-    *stats: Annotated[Path, Parameter(help="Statistics of `seap calibrate`.")],
-    out: Annotated[Path, Parameter(help="The mask file, such as masks/gsm8k.safetensors.")],
-    pruning: Annotated[Pruning, Flat] = Pruning(),  # noqa: B008
-    general: Annotated[Path | None, Parameter(help="Statistics of text to mix in with --mix.")] = None,
-    seed: Annotated[int, Parameter(help="Seeds the random score.")] = Calibration.seed,
-    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
-    json: Json = False,
-) -> None:
-    """Choose what stays, from statistics that are there already.
-
-    Example: `seap mask builtin stats/arithmetic.safetensors --sparsity 0.5 --out masks/arithmetic.safetensors`
-    """
-    from seap.pruning.stages import mask_to_file
-
-    about = mask_to_file(model, stats, out, pruning, general=general, seed=seed, loading=asdict(loading))
-    if json:
-        print_json(about)
-        return
-    state = "was there already" if about["skipped"] else f"realised sparsity {about['realised_sparsity']:.4f}"
-    results.print(f"{escape(str(out))}: {state}")
-
-
-@app.command
-def merge(
-    *stats: Annotated[Path, Parameter(help="Statistics files of one model.")],
-    out: Annotated[Path, Parameter(help="The merged statistics file.")],
-    task: Annotated[str | None, Parameter(help="Its task's name, where the parts' names differ.")] = None,
-    json: Json = False,
-) -> None:
-    """Add up statistics: shards of one task (exactly as if made in one go), or several tasks pooled.
-
-    Example: `seap merge shard0/gsm8k.safetensors shard1/gsm8k.safetensors --out stats/gsm8k.safetensors`
-    """
-    from seap.pruning.stages import merge_files
-
-    about = merge_files(stats, out, task=task)
-    if json:
-        print_json(about | {"path": str(out)})
-        return
-    tokens = f"{about['num_tokens']:,} tokens of {len(about['parts'])} parts"
-    results.print(f"{escape(str(out))}: task {about['task']}, {tokens}")
-
-
-@app.command
 def inspect(
     path: Annotated[str, Parameter(help="A model folder, pruned or dense, or a statistics or mask file.")],
     /,
@@ -276,6 +188,7 @@ def demo(
     *,
     out: Annotated[Path, Parameter(help="For the demo's checkpoint, results and page.")] = Path("demo-out"),
     num_items: Annotated[int, Parameter(help="Test items per task.")] = 100,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Prune the built-in model for its own tasks by five methods and compare them: three minutes or so, offline.
@@ -284,11 +197,25 @@ def demo(
     """
     from seap.cli.demo import run, show
 
-    result = run(out, num_items=num_items, progress=not json)
+    result = run(out, num_items=num_items, overwrite=overwrite, progress=not json)
     if json:
         print_json(result)
     else:
         show(result, results)
+
+
+def stop_cleanly() -> None:
+    """Have SIGTERM and SIGHUP end the command as an interrupt does; a second one doesn't disturb the cleaning up."""
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # as under nohup
+
+    def stop(number: int, _: Any) -> None:
+        for other in numbers:
+            signal.signal(other, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    for number in numbers:
+        signal.signal(number, stop)
 
 
 def check_alone(command: str) -> None:
@@ -309,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = [expanded(argument) for argument in arguments if argument != "--debug"]
     given.clear()
     given.update(argument.partition("=")[0] for argument in arguments if argument.startswith("--"))
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    stop_cleanly()
     threads.prepare()
     try:
         if arguments and not arguments[0].startswith("-") and "--help" not in arguments:

@@ -8,7 +8,7 @@ from cyclopts import App, Parameter
 from rich.markup import escape
 from rich.table import Table
 
-from seap.cli.app import Flat, Json, Model, Plan, TaskOption, app, merged_options, note, print_json, results
+from seap.cli.app import Flat, Json, Model, Overwrite, Plan, TaskOption, app, merged_options, note, print_json, results
 from seap.cli.plan import print_plan
 from seap.evaluation.options import Evaluation
 from seap.models.options import Loading
@@ -33,7 +33,7 @@ def fit(
     masks: Masks | None = None,
     routing: Annotated[Routing, Flat] = Routing(),  # noqa: B008
     loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
-    overwrite: Annotated[bool, Parameter(help="Replace what --out holds.")] = False,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Make a router from the tasks' train prompts and test it on their test prompts (seap[serve]).
@@ -88,19 +88,17 @@ def evaluate(
     out: Annotated[Path | None, Parameter(help="A JSON file for the result.")] = None,
     evaluation: Annotated[Evaluation, Flat] = Evaluation(),  # noqa: B008
     loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Measure the tasks' tests on the networks that the router chooses, beside the true task's and the dense model.
 
     Example: `seap route eval builtin --tasks arithmetic,calendar --router router.safetensors --masks tasks`
     """
-    from seap.files import write_json
     from seap.serving.commands import evaluate_routing
 
-    options: dict[str, Any] = {"fallback": fallback, "loading": asdict(loading)}
+    options: dict[str, Any] = {"fallback": fallback, "out": out, "overwrite": overwrite, "loading": asdict(loading)}
     found = evaluate_routing(model, tasks.split(","), router, masks, evaluation, **options)
-    if out is not None:
-        write_json(out, found)
     if json:
         print_json(found)
     else:
@@ -120,6 +118,7 @@ def pack(
     packing: Annotated[Packing, Flat] = Packing(),  # noqa: B008
     loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
     plan: Plan = False,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Write each task's network, small files beside the dense model, for `seap serve` and `seap.TaskRuntime`.
@@ -145,6 +144,7 @@ def pack(
         tasks=task,
         stats_files=stats,
         share=packing.share,
+        overwrite=overwrite,
         loading=place,
         progress=not json,
         ready=lambda: begin(estimate(), None if json else note),

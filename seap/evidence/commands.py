@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from seap.disk.claim import claimed
 from seap.errors import UserError
 from seap.evaluation.options import Evaluation
 from seap.evidence.options import Promise
@@ -14,6 +15,7 @@ from seap.models.options import Streaming
 from seap.pruning.commands import prune_to_folder
 from seap.pruning.report import Report
 from seap.text.options import Calibration
+from seap.text.sources import sources_of
 
 
 def promise_to_folder(
@@ -57,6 +59,7 @@ def analyze_tasks(
     out: Path,
     calibration: Calibration,
     *,
+    overwrite: bool = False,
     loading: Mapping[str, Any] | None = None,
     progress: bool = True,
     **options: Any,
@@ -65,7 +68,8 @@ def analyze_tasks(
     from seap.evidence.analyze import analyze, check_specs
 
     check_specs(tasks)
-    model, tokenizer = loader.load_for_work(name, **(loading or {}))
-    result = analyze(model, tokenizer, list(tasks), calibration=calibration, progress=progress, **options)
-    write_json(out, result)
+    with claimed(out, "analyze", overwrite=overwrite, inputs=sources_of(name, tasks)):
+        model, tokenizer = loader.load_for_work(name, **(loading or {}))
+        result = analyze(model, tokenizer, list(tasks), calibration=calibration, progress=progress, **options)
+        write_json(out, result)
     return result

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from seap.disk.claim import claimed_results
 from seap.environment import provenance
 from seap.evaluation.evaluate import Test, evaluate, load_test, prepare
 from seap.evidence.agreement import agreement, by_chance, mean
@@ -22,9 +23,11 @@ from seap.models.arch import describe
 from seap.models.axes import AXIS_NAMES, units_of
 from seap.pruning import prune as pruning
 from seap.selection.mask import load_masks, save_masks
+from seap.text.sources import sources_of
 from seap.text.tasks import load_items, parse_spec
 
 Result = dict[str, Any]
+ROW = "row of compare"
 
 
 def compare(
@@ -32,6 +35,7 @@ def compare(
     plan: Comparison,
     out: Path,
     *,
+    overwrite: bool = False,
     loading: Mapping[str, Any] | None = None,
     progress: bool = True,
     ready: Callable[[], None] = lambda: None,
@@ -40,12 +44,26 @@ def compare(
 
     ready: called once nothing is left to be refused but what needs the model.
     """
+    with claimed_results(out, "compare", overwrite=overwrite, inputs=sources_of(name, _texts(plan))):
+        return _compare_claimed(name, plan, out, loading or {}, ready, progress=progress)
+
+
+def _compare_claimed(
+    name: str,
+    plan: Comparison,
+    out: Path,
+    loading: Mapping[str, Any],
+    ready: Callable[[], None],
+    *,
+    progress: bool,
+) -> Result:
+    """`compare`, once its output is known to be fit."""
     started = time.perf_counter()
     tests = {parse_spec(spec).name: load_test(spec, plan.evaluation) for spec in plan.tasks}
     items = {spec: load_items(spec, "train") for spec in _texts(plan)}
     answered = [t for t in plan.names if tests[t].metric != "continuation" and _has_answers(tests[t])]
     ready()
-    model, tokenizer = loader.load_for_work(name, **(loading or {}))
+    model, tokenizer = loader.load_for_work(name, **loading)
     for sparsity in plan.sparsities:
         pruning.check(model, replace(plan.pruning, sparsity=sparsity))
     exams = {task: prepare(test, model, tokenizer, plan.evaluation) for task, test in tests.items()}
@@ -93,7 +111,7 @@ def run_network(bench: Bench, network: Network) -> list[Result]:
         pruned, about = _prune(bench, network)
         for task, path in paths.items():
             if not path.is_file():
-                write_json(path, about | _tested(bench, network, pruned, task))
+                write_json(path, about | _tested(bench, network, pruned, task), ROW)
     return [json.loads(path.read_text()) for path in paths.values()]
 
 
@@ -142,7 +160,7 @@ def _dense_row(bench: Bench, task: str) -> Result:
             whole[int(layer)][name] = count
         same = {"kl": 0.0, "agreement": 1.0, "layers": whole, "calibration_tokens": None, "total_sparsity": 0.0}
         took = {"seed": 0, "params_after": params, "seconds": time.perf_counter() - started}
-        write_json(path, about | found | same | took)
+        write_json(path, about | found | same | took, ROW)
     return json.loads(path.read_text())
 
 

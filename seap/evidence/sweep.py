@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from seap.activations.calibration import fingerprint
 from seap.bench.speed import compare_speed
+from seap.disk.claim import claimed_results
 from seap.environment import provenance
 from seap.errors import UserError
 from seap.evaluation.evaluate import ACC_NAMES, Exam, load_test, prepare
@@ -31,6 +32,7 @@ from seap.pruning.report import Report, choices
 from seap.selection.mixture import check_mixture
 from seap.selection.options import Pruning
 from seap.text.options import Calibration
+from seap.text.sources import sources_of
 from seap.text.tasks import load_items, parse_spec
 
 CONFIDENCE = 0.95
@@ -64,6 +66,7 @@ def sweep(
     plan: Sweep,
     out: Path,
     *,
+    overwrite: bool = False,
     loading: Mapping[str, Any] | None = None,
     progress: bool = True,
     ready: Callable[[], None] = lambda: None,
@@ -72,12 +75,26 @@ def sweep(
 
     ready: called once nothing is left to be refused but what needs the model.
     """
+    with claimed_results(out, "sweep", overwrite=overwrite, inputs=sources_of(name, plan.tasks)):
+        return _sweep_claimed(name, plan, out, loading or {}, ready, progress=progress)
+
+
+def _sweep_claimed(
+    name: str,
+    plan: Sweep,
+    out: Path,
+    loading: Mapping[str, Any],
+    ready: Callable[[], None],
+    *,
+    progress: bool,
+) -> dict[str, Any]:
+    """`sweep`, once its output is known to be fit."""
     started = time.perf_counter()
     tests = [load_test(spec, plan.evaluation) for spec in plan.tasks]
     for spec in plan.tasks:
         load_items(parse_spec(spec), "train")
     ready()
-    model, tokenizer = loader.load_for_work(name, **(loading or {}))
+    model, tokenizer = loader.load_for_work(name, **loading)
     for sparsity in plan.sparsities:
         check(model, replace(plan.pruning, sparsity=sparsity))
     exams = [prepare(test, model, tokenizer, plan.evaluation) for test in tests]

@@ -1,13 +1,16 @@
-"""`seap check`: whether an engine can take a checkpoint, from its config alone and before anything is deployed."""
+"""`seap check`: whether a checkpoint is whole and an engine can take it, before anything is loaded or deployed."""
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from seap.disk.digests import damaged
 from seap.errors import UserError
 from seap.export.options import Deployment
 from seap.models import loader, modeling_seap
 from seap.models.families import find_family, refuse_experts
+from seap.models.soundness import digests_of
 
 TILE = 128  # channels a GPU's matrix kernels like to have in one piece
 
@@ -15,17 +18,23 @@ TILE = 128  # channels a GPU's matrix kernels like to have in one piece
 def check(name: str, deployment: Deployment, *, trust_remote_code: bool = False) -> dict[str, Any]:
     """What stands in the way, layer by layer, and what would mend it.
 
-    `problems` keep the engine from running the model; `advice` is about speed. Raises UserError for what is no model.
+    `problems` keep the engine from running the model, as does a weight file that isn't what seap wrote (`damaged`, by
+    the digests in seap.json, `digests` of them); `advice` is about speed. Raises UserError for what is no model.
     """
     config = loader.load_config(name, trust_remote_code=trust_remote_code)
     refuse_experts(config, "seap check", "load it with transformers, which needs import seap")
     layers = widths(config)
     problems = _uneven(layers, deployment.tp)
+    folder = Path(loader.resolve_model(name))
+    digests = digests_of(folder)
+    wrong = damaged(folder, digests)
     return {
         "model": name,
         "engine": deployment.engine,
         "tp": deployment.tp,
-        "fits": not problems,
+        "fits": not problems and not wrong,
+        "digests": len(digests),
+        "damaged": wrong,
         "problems": problems,
         "mend": _mend(problems, deployment.tp, layers),
         "advice": _advice(layers, deployment.tp),
@@ -82,6 +91,11 @@ def refuse(found: Mapping[str, Any]) -> None:
     """Raise UserError, in one line, when the engine can't take the model as asked."""
     if found["fits"]:
         return
+    if found["damaged"]:
+        name, what = next(iter(found["damaged"].items()))
+        raise UserError(
+            f"{Path(found['model']) / name} {what}, by its digest in seap.json; copy or make the folder again"
+        )
     number, layers = len(found["problems"]), len({problem["layer"] for problem in found["problems"]})
     raise UserError(
         f"{found['engine']} can't run {found['model']} with tp {found['tp']}: {number} widths in {layers} layers don't "

@@ -1,20 +1,23 @@
 """`seap export`: a checkpoint in the form that an engine reads. Written whole or not at all."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from seap.disk.claim import claimed
+from seap.disk.digests import weight_digests
+from seap.disk.whole import written_whole
 from seap.errors import UserError
 from seap.export.options import Export, Target
-from seap.files import check_output, check_output_file, written_whole
+from seap.files import check_suffix, to_json
 from seap.models import loader
 from seap.models.axes import AXIS_NAMES
 from seap.models.families import refuse_experts
 from seap.models.loader import check_not_quantized
 from seap.pruning import checkpoint
 from seap.pruning.card import exported_card
+from seap.text.sources import sources_of
 
 BYTES = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 2}  # at most, per parameter
 
@@ -35,20 +38,24 @@ def export(
     options = options or Export()
     options.check_target(target)
     if target == "gguf":
-        check_output_file(out, suffix=".gguf", overwrite=overwrite, example="model")
-    else:
-        check_output(out, overwrite=overwrite, source=loader.resolve_model(name))
-    config = loader.load_config(name, trust_remote_code=trust_remote_code)
-    if target == "gguf":
-        notes = _export_gguf(name, out, config, options, trust_remote_code)
-    elif target == "torchao":
-        notes = _export_torchao(name, out, config, options, trust_remote_code)
-    elif target == "openvino":
-        notes = _export_openvino(name, out, config, options, trust_remote_code)
-    else:
-        _check_pruned(name, config, target)
-        notes = _export_stock(name, out, target, options, trust_remote_code)
+        check_suffix(out, ".gguf")
+    kind = "gguf" if target == "gguf" else "export"
+    with claimed(out, kind, overwrite=overwrite, inputs=sources_of(name)):
+        config = loader.load_config(name, trust_remote_code=trust_remote_code)
+        notes = _export(name, out, target, config, options, trust_remote_code)
     return {"out": str(out), "to": target, "bytes": size_of(out), "notes": notes}
+
+
+def _export(name: str, out: Path, target: Target, config: Any, options: Export, trust_remote_code: bool) -> list[str]:
+    """Write for the target; returns what to know about it."""
+    if target == "gguf":
+        return _export_gguf(name, out, config, options, trust_remote_code)
+    if target == "torchao":
+        return _export_torchao(name, out, config, options, trust_remote_code)
+    if target == "openvino":
+        return _export_openvino(name, out, config, options, trust_remote_code)
+    _check_pruned(name, config, target)
+    return _export_stock(name, out, target, options, trust_remote_code)
 
 
 def size_of(path: Path) -> int:
@@ -81,22 +88,22 @@ def _export_gguf(name: str, out: Path, config: Any, options: Export, trust_remot
     check_config(config)
     model, tokenizer = _loaded(name, trust_remote_code)
     vocabulary = vocabulary_of(tokenizer, model.config, options.tokenizer)
-    checkpoint.check_space(out, sum(p.numel() for p in model.parameters()) * BYTES[options.quantize])
-    with written_whole(out) as draft:
+    checkpoint.check_space(out, sum(p.numel() for p in model.parameters()) * BYTES[options.quantize], "the export")
+    with written_whole(out, "gguf") as draft:
         return write_gguf(model, vocabulary, draft, options, provenance_of(name))
 
 
 def _export_openvino(name: str, out: Path, config: Any, options: Export, trust_remote_code: bool) -> list[str]:
-    from seap.export.openvino_folder import check_config, openvino_packages, write_openvino
+    from seap.export.openvino_folder import check_config, openvino_bytes, openvino_packages, write_openvino
 
     openvino_packages(options)
     check_config(config)
     model, tokenizer = _loaded(name, trust_remote_code)
-    checkpoint.check_space(out, loader.weight_bytes(model))
-    with written_whole(out) as draft:
-        draft.mkdir()
+    checkpoint.check_space(out, openvino_bytes(model, options), "the export")
+    with written_whole(out, "export") as draft:
+        notes = write_openvino(model, tokenizer, draft, options)
         _save_provenance(provenance_of(name), "openvino", draft)
-        return write_openvino(model, tokenizer, draft, options)
+        return notes
 
 
 def _export_torchao(name: str, out: Path, config: Any, options: Export, trust_remote_code: bool) -> list[str]:
@@ -112,9 +119,10 @@ def _export_torchao(name: str, out: Path, config: Any, options: Export, trust_re
 
 def _save(model: Any, tokenizer: Any, told: Mapping[str, Any] | None, target: Target, out: Path) -> None:
     """A folder that transformers loads, with its card where it is known how the model was pruned."""
-    checkpoint.check_space(out, loader.weight_bytes(model))
-    with written_whole(out) as draft:
-        draft.mkdir()
+    from seap.export.quantization import stored_bytes
+
+    checkpoint.check_space(out, sum(stored_bytes(p) for p in model.parameters()), "the export")
+    with written_whole(out, "export") as draft:
         model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
         if told is not None:
@@ -147,7 +155,8 @@ def _about_padding(model: Any, stock: Any, target: Target) -> list[str]:
 
 def _save_provenance(told: Mapping[str, Any] | None, target: Target, folder: Path) -> None:
     if told is not None:
-        (folder / "seap.json").write_text(json.dumps({**told, "exported": target}, indent=2) + "\n")
+        about = {**told, "exported": target, "digests": weight_digests(folder)}
+        (folder / "seap.json").write_text(to_json(about, indent=2) + "\n")
 
 
 def provenance_of(name: str) -> dict[str, Any] | None:

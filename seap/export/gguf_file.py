@@ -8,6 +8,7 @@ src/models/deci.cpp and openelm.cpp, and are what its convert_hf_to_gguf.py writ
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seap.disk.kinds import GGUF_KEY
 from seap.errors import UserError, missing_extra
 from seap.export.engines import widths
 from seap.export.options import Export
@@ -108,6 +110,7 @@ def write_gguf(
 
 
 def _add_parameters(gguf: Any, writer: Any, arch: Arch, options: Export) -> None:
+    writer.add_string(GGUF_KEY, version("seap"))  # among the first, where a file's beginning tells whose it is
     config, layers = arch.model.config, widths(arch.model.config)
     groups = [layer["kv_groups"] for layer in layers]
     types = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}

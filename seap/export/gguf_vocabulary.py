@@ -7,12 +7,12 @@ by tokenizing with both. SentencePiece: pieces with scores, which are the ranks 
 import json
 import random
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from seap.disk.whole import temporary
 from seap.errors import UserError
 from seap.export.gguf_file import gguf_package
 
@@ -151,7 +151,7 @@ def _with_pre_tokenizer(described: Mapping[str, Any], pre: PreTokenizer) -> dict
 
 def _special(tokenizer: Any, config: Any, *, merges: bool) -> Any:
     """Merges, special tokens and chat template, read by llama.cpp's own code from the tokenizer as it saves itself."""
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary("vocabulary") as folder:
         tokenizer.save_pretrained(folder)
         ids = {name: getattr(config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         ids = {name: value[0] if isinstance(value, list) else value for name, value in ids.items()}

@@ -8,7 +8,6 @@ to layer are shapes like any other there.
 
 import contextlib
 import inspect
-import json
 import logging
 import sys
 import warnings
@@ -22,6 +21,7 @@ from seap.errors import UserError, missing_extra
 from seap.export.engines import widths
 from seap.export.options import Export
 from seap.export.stock import OWN, slides
+from seap.files import to_json
 from seap.models.arch import Arch, describe
 from seap.models.families import refuse_experts
 
@@ -89,6 +89,14 @@ def _cache_of(past: tuple[Tensor, ...]) -> Any:
     return cache
 
 
+def openvino_bytes(model: Any, options: Export) -> int:
+    """What the folder takes at most: 4 bits leave some layers in 8, vectors stay in float32."""
+    vectors = sum(p.numel() for p in model.parameters() if p.dim() < 2)
+    matrices = sum(p.numel() for p in model.parameters() if p.dim() > 1)
+    own = 2 if model.dtype in (torch.bfloat16, torch.float16) else 4
+    return (20 << 20) + 4 * vectors + int(matrices * (own if options.weights == "float" else 1.1))
+
+
 def write_openvino(model: Any, tokenizer: Any, folder: Path, options: Export) -> list[str]:
     """Write the folder: model, tokenizer, detokenizer, configs. Returns what to know about it."""
     openvino, tokenizers = openvino_packages(options)
@@ -109,7 +117,7 @@ def write_openvino(model: Any, tokenizer: Any, folder: Path, options: Export) ->
     model.generation_config.save_pretrained(folder)
     values = {name: value for name, value in model.config.to_dict().items() if name not in OWN}
     values["architectures"] = [_stock_name(model)]
-    (folder / "config.json").write_text(json.dumps(values, indent=2, default=str) + "\n")
+    (folder / "config.json").write_text(to_json(values, indent=2, default=str) + "\n")
     return _about_groups(model, options)
 
 

@@ -10,7 +10,8 @@ to it that no weight is dropped in silence; `hub.py` fetches one.
 
 Open `arch.py` first, `families.py` for the names of a family's submodules, which nothing else knows.
 `modeling_seap.py` builds layers of different widths and travels with every checkpoint. `residency.py` keeps weights in
-their files; `prepack.py`, `cache.py` and `shapes.py` are for running and measuring models. `builtin_model/` is data.
+their files; `soundness.py` says whether weights are whole; `prepack.py`, `cache.py` and `shapes.py` are for running and
+measuring models. `builtin_model/` is data.
 
 Not here: text, scores, and anything that changes a weight for good.
 """

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from seap.disk.whole import folder_beside
 from seap.errors import UserError, first_line
-from seap.files import folder_beside
 from seap.models import checkpoint_folder, configs, gguf, headers, hub, kinds, modeling_seap
 from seap.models.configs import Opened
 from seap.models.families import find_family, refuse_experts
 from seap.models.kinds import cant_load
 from seap.models.options import Streaming
 from seap.models.residency import Streamed, mark_
+from seap.models.soundness import check_as_written, check_finite, check_finite_files
 from seap.models.trial import settle_threads
 
 BUILTIN = "builtin"
@@ -77,15 +78,33 @@ def load(
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
+    skip_digests: bool = False,
     quantization_config: Any = None,
 ) -> tuple[Any, Any]:
     """Load a dense or pruned model and its tokenizer: `model, tokenizer = seap.load("DIR")`.
 
     dtype: auto (the checkpoint's), float32, bfloat16 or float16. device: auto (a GPU if there is one), cpu, cuda …
+    skip_digests: don't hold the weight files of a folder of seap's against their digests.
     quantization_config: transformers' own, for weights that take fewer bits as they are loaded.
     Only safetensors and GGUF files are read, and no code of the checkpoint's runs unless `trust_remote_code`. Raises
-    UserError for what isn't there, is damaged or incomplete, or is of an unknown family.
+    UserError for what isn't there, is damaged (by its digests, or NaN in it) or incomplete, or is of an unknown family.
     """
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code, "skip_digests": skip_digests}
+    model, tokenizer = _load(name, device=device, quantization_config=quantization_config, **options)
+    check_finite(model, name)
+    return model, tokenizer
+
+
+def _load(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    skip_digests: bool = False,
+    quantization_config: Any = None,
+) -> tuple[Any, Any]:
+    """`load`, without a look at the numbers."""
     modeling_seap.install()
     place = check_device(device)
     if gguf.is_gguf(name):
@@ -93,6 +112,10 @@ def load(
         model, tokenizer = _load_gguf(name, config, dtype, quantization_config)
     else:
         opened = open_model(name, trust_remote_code=trust_remote_code)
+        if not skip_digests:
+            check_as_written(opened.folder.path)
+        if quantization_config is not None:
+            check_finite_files(opened.folder.path, name)
         model, tokenizer = checkpoint_folder.load(
             name, opened, dtype=dtype, trust_remote_code=trust_remote_code, quantization_config=quantization_config
         )
@@ -112,13 +135,20 @@ def _load_gguf(name: str, config: Any, dtype: str, quantization_config: Any) -> 
 
 
 def load_for_work(
-    name: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    skip_digests: bool = False,
 ) -> tuple[Any, Any]:
     """As `load`, for commands that compute a lot: auto is float32 where the checkpoint's own 16 bits would be slow.
 
     `model.config.dtype` still says the checkpoint's own.
     """
-    model, tokenizer = load(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    model, tokenizer = load(
+        name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, skip_digests=skip_digests
+    )
     return model.float() if dtype == "auto" and slow_on_cpu(model) else model, tokenizer
 
 
@@ -131,6 +161,7 @@ def load_streamed(
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
+    skip_digests: bool = False,
 ) -> tuple[Any, Any]:
     """A model whose weights stay in their files, to be worked with layer by layer (see `residency.py`).
 
@@ -144,7 +175,8 @@ def load_streamed(
     place = torch.device(check_device(device))
     own_config = load_config(name, trust_remote_code=trust_remote_code)
     refuse_experts(own_config, "--stream", "leave it out, on a machine whose memory holds the model")
-    model, tokenizer = load(name, device="cpu", trust_remote_code=trust_remote_code)
+    model, tokenizer = _load(name, device="cpu", trust_remote_code=trust_remote_code, skip_digests=skip_digests)
+    check_finite(model, name, in_files=True)
     own = model.dtype
     if dtype == "auto":
         working = torch.float32 if place.type == "cpu" and own in HALF and not has_16_bit() else own

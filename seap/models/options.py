@@ -19,6 +19,8 @@ class Loading:
     """cpu, cuda, cuda:1 …; auto takes a GPU if there is one."""
     trust_remote_code: bool = False
     """Run code that comes with the checkpoint. Only for sources that you trust."""
+    skip_digests: bool = False
+    """Don't hold a checkpoint's weight files against the digests in its seap.json: saves reading them once."""
 
 
 @dataclass(frozen=True, kw_only=True)

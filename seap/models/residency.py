@@ -8,7 +8,6 @@ import contextlib
 import ctypes
 import mmap
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seap.disk.whole import temporary
 from seap.models.arch import Arch
 
 _PAGE_OUT = 21  # MADV_PAGEOUT, from Linux 5.4 on: nothing is lost, also where a page was written to
@@ -125,12 +125,12 @@ def offloading(model: nn.Module) -> Iterator[Callable[[int, Tensor], Tensor]]:
         yield lambda index, hidden: hidden
         return
     plan.offload_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="seap-hidden-", dir=plan.offload_dir) as folder:
+    with temporary("hidden", plan.offload_dir) as folder:
         mapped: dict[int, Tensor] = {}
 
         def offload(index: int, hidden: Tensor) -> Tensor:
             if index not in mapped:
-                path, size = str(Path(folder) / str(index)), hidden.numel()
+                path, size = str(folder / str(index)), hidden.numel()
                 mapped[index] = torch.from_file(path, shared=True, size=size, dtype=hidden.dtype).view(hidden.shape)
             mapped[index].copy_(hidden)
             page_out([mapped[index]])

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from seap.disk.claim import claimed
+from seap.disk.whole import written_together
 from seap.errors import UserError
-from seap.files import written_whole
 from seap.page import plots
 from seap.page.comparison import Comparison, join
 from seap.page.parts import Section
@@ -25,13 +26,22 @@ from seap.page.sections.verdict import verdict
 from seap.page.sources import Source, read
 
 
-def build(results: Sequence[Path], out: Path) -> Path:
+def build(results: Sequence[Path], out: Path, *, overwrite: bool = False) -> Path:
     """Write the page to `out` and its PNG and CSV files to the folder `<stem>_files` beside it; returns `out`.
 
-    Raises UserError for result files that can't be shown and for an `out` that would overwrite something else.
+    A page that stands there is replaced, with what it made in the folder. Raises UserError for result files that can't
+    be shown and for an `out` that would overwrite something else.
     """
     sources = read(results)
     folder = _check_out(out)
+    reads = {f"the result {path}": path for path in results}
+    page, files = (out, "page"), (folder, "page files")
+    with claimed(*page, overwrite=overwrite, inputs=reads), claimed(*files, overwrite=overwrite, inputs=reads):
+        return _build(sources, out, folder)
+
+
+def _build(sources: Sequence[Source], out: Path, folder: Path) -> Path:
+    """`build`, once its outputs are known to be fit."""
     compared = [s for s in sources if s.kind == "compare"]
     data = join(compared)
     sections, missing = _sections(sources, data)
@@ -45,23 +55,17 @@ def build(results: Sequence[Path], out: Path) -> Path:
         else verdict(data, compared[0].data if compared else {})
     )
     sections = _distinct_names([*sections, provenance_section(sources, data), limits_section(data, bench, missing)])
-    with written_whole(out) as page, written_whole(folder) as files:
-        files.mkdir()
+    with written_together([(out, "page"), (folder, "page files")]) as [page, files]:
         images = _write_files(files, sections)
         page.write_text(_html(sections, images, quote(folder.name), words, sources), encoding="utf-8")
     return out
 
 
 def _check_out(out: Path) -> Path:
-    """The folder of the page's files. Neither it nor `out` may hold what isn't a report's."""
+    """The folder of the page's files."""
     folder = out.with_name(out.stem + "_files")
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--out {out}: the report is an HTML page, name a file that ends in .html")
-    if out.is_dir() or folder.is_file():
-        raise UserError(f"--out {out}: {out if out.is_dir() else folder} is in the way; name another file")
-    foreign = [p.name for p in folder.iterdir() if p.suffix not in (".png", ".csv")] if folder.is_dir() else []
-    if foreign:
-        raise UserError(f"--out {out}: {folder} holds {foreign[0]}, which no report made; name another file")
     return folder
 
 

@@ -1,15 +1,20 @@
 """Checkpoints: a Hugging Face folder in, a pruned Hugging Face folder out."""
 
 import json
-import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from seap.disk.digests import weight_digests
+from seap.disk.place import check_space as check_space
+from seap.disk.whole import written_whole
 from seap.errors import UserError
-from seap.files import written_whole
+from seap.files import to_json
 from seap.models import modeling_seap
+from seap.models.arch import describe
 from seap.models.axes import Masks
 from seap.models.loader import resolve_model
 from seap.models.residency import streamed
@@ -30,15 +35,16 @@ def previous(name: str, model: Any) -> tuple[Masks, dict[str, Any]] | None:
     return load_masks(Path(path)) if path else None
 
 
-def check_space(out: Path, num_bytes: int) -> None:
-    """Raise UserError before the work when the disk can't hold the result."""
-    parent = next(p for p in out.resolve().parents if p.exists())
-    free = shutil.disk_usage(parent).free
-    if free < num_bytes * 1.02:
-        raise UserError(
-            f"--out {out}: the disk has {free >> 20} MB free, "
-            f"the pruned model needs {math.ceil(num_bytes / (1 << 20))} MB"
-        )
+def written_bytes(model: Any, removed: float, save_dtype: str | None = None) -> int:
+    """What a checkpoint will take on disk at most: weights in the dtype that they are saved in, biases and masks.
+
+    removed: the share of the prunable parameters that goes.
+    """
+    arch, plan = describe(model), streamed(model)
+    dtype = getattr(torch, save_dtype) if save_dtype else plan.save_dtype if plan else model.config.dtype or model.dtype
+    stays = sum(p.numel() for p in model.parameters()) - int(removed * arch.prunable_params)
+    biases = len(arch.axes) * model.config.hidden_size
+    return (stays + biases) * dtype.itemsize + sum(axis.entries for axis in arch.axes)
 
 
 def save(
@@ -55,8 +61,7 @@ def save(
     provenance: what goes into seap.json, and under `mask` the metadata of the mask file. verify: looks at the folder
     before it takes its name; what it raises leaves nothing behind.
     """
-    with written_whole(out) as draft:
-        draft.mkdir()
+    with written_whole(out, "checkpoint") as draft:
         if streamed(model) is None:
             model.save_pretrained(draft)
         else:
@@ -66,7 +71,7 @@ def save(
             tokenizer.save_pretrained(draft)
         save_masks(draft / MASK_FILE, masks, provenance["mask"])
         rest = {name: value for name, value in provenance.items() if name != "mask"}
-        (draft / "seap.json").write_text(json.dumps(rest, indent=2) + "\n")
+        (draft / "seap.json").write_text(to_json({**rest, "digests": weight_digests(draft)}, indent=2) + "\n")
         (draft / "README.md").write_text(model_card(rest))
         verify(draft)
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from seap.activations.calibration import check_same_model, identity
+from seap.disk.claim import claimed
 from seap.errors import UserError
-from seap.files import check_output
 from seap.models import loader
 from seap.models.axes import Masks
 from seap.models.options import Streaming
@@ -22,6 +22,7 @@ from seap.pruning.streaming import check_streamable
 from seap.selection.mask import compose, load_masks
 from seap.selection.mixture import check_mixture
 from seap.selection.options import Pruning
+from seap.text.sources import sources_of
 from seap.text.tasks import load_items, parse_spec
 
 
@@ -51,7 +52,47 @@ def prune_to_folder(
     share that it is sure to remove, by default the sparsity. verify: load what was written and run it, before it takes
     its name. ready: called once nothing is left to be refused but what needs the model.
     """
-    check_output(out, overwrite=overwrite, source=loader.resolve_model(name))
+    texts = [*tasks, general] if general is not None else tasks
+    reads = sources_of(name, texts, [*stats_files, mask_file])
+    with claimed(out, "checkpoint", overwrite=overwrite, inputs=reads):
+        return _prune_claimed(
+            name,
+            out,
+            tasks=tasks,
+            stats_files=stats_files,
+            mask_file=mask_file,
+            general=general,
+            progress=progress,
+            loading=loading or {},
+            save_dtype=save_dtype,
+            streaming=streaming,
+            prune=prune,
+            least=least,
+            verify=verify,
+            ready=ready,
+            options=options,
+        )
+
+
+def _prune_claimed(
+    name: str,
+    out: Path,
+    *,
+    tasks: Sequence[str],
+    stats_files: Sequence[Path],
+    mask_file: Path | None,
+    general: str | None,
+    progress: bool,
+    loading: Mapping[str, Any],
+    save_dtype: str | None,
+    streaming: Streaming,
+    prune: Callable[..., Report],
+    least: float | None,
+    verify: bool,
+    ready: Callable[[], None],
+    options: Mapping[str, Any],
+) -> Report:
+    """`prune_to_folder`, once its output is known to be fit."""
     stored = read_statistics(stats_files)
     given, about_mask = load_masks(mask_file) if mask_file else (None, {})
     options = options_of_mask(options, about_mask) if mask_file else options
@@ -60,12 +101,12 @@ def prune_to_folder(
     if streaming.stream:
         check_streamable(pruning)
     ready()
-    with loader.loaded(name, out, loading or {}, save_dtype, streaming) as (model, tokenizer):
+    with loader.loaded(name, out, loading, save_dtype, streaming) as (model, tokenizer):
         check_same_model(stats_files, [about for _, about in stored.values()], model)
         if mask_file:
             check_same_model([mask_file], [about_mask], model)
         removed = pruning.sparsity if least is None else least
-        checkpoint.check_space(out, int(loader.weight_bytes(model) * (1 - removed)))
+        checkpoint.check_space(out, checkpoint.written_bytes(model, removed, save_dtype), "the pruned model")
         made_with, before = identity(model), checkpoint.previous(name, model)
         statistics = {task: part for task, (part, _) in stored.items()} or None
         report = prune(
@@ -83,7 +124,7 @@ def prune_to_folder(
             report = replace(report, tasks=tuple(about_mask["tasks"]), num_tokens=tokens)
         if not streaming.stream:
             model.to(getattr(torch, save_dtype) if save_dtype else model.config.dtype or model.dtype)
-        trust = bool((loading or {}).get("trust_remote_code"))
+        trust = bool(loading.get("trust_remote_code"))
         notes = save_pruned(model, tokenizer, report, out, made_with, before, verify=verify, trust_remote_code=trust)
         return replace(report, notes=(*report.notes, *notes))
 

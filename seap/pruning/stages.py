@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from seap.activations import actors
-from seap.activations.calibration import about_statistics, check_same_model, identity, too_large
+from seap.activations.calibration import about_statistics, check_room, check_same_model, identity, too_large
 from seap.activations.distributed import Ranks, agreed, calibrate, joined, local_device, share
 from seap.activations.stats import Statistics, load_statistics, merge, save_statistics
+from seap.disk.claim import claimed, claimed_each
 from seap.environment import versions
 from seap.errors import UserError, at_least
 from seap.files import digest, is_current
@@ -22,6 +23,7 @@ from seap.selection.mixture import check_mixture
 from seap.selection.options import Pruning
 from seap.text.corpus import Corpus
 from seap.text.options import Calibration
+from seap.text.sources import sources_of
 from seap.text.tasks import load_items, parse_spec
 
 
@@ -57,6 +59,7 @@ def calibrate_to_files(
     num_actors: int | None = None,
     loading: Mapping[str, Any] | None = None,
     streaming: Streaming = Streaming(),  # noqa: B008
+    overwrite: bool = False,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """`seap calibrate`: one `OUT/TASK.safetensors` per task; a file with the same key is left as it is.
@@ -66,6 +69,39 @@ def calibrate_to_files(
     """
     ranks = Ranks.here()
     check_spread(ranks, shard, num_actors)
+    names = [f"{parse_spec(spec).name}.safetensors" for spec in dict.fromkeys(tasks)]
+    writes = names if ranks.rank == 0 else []
+    with claimed_each(out, writes, "stats", overwrite=overwrite, inputs=sources_of(name, tasks)):
+        return _calibrate_claimed(
+            name,
+            tasks,
+            out,
+            options,
+            ranks,
+            shard=shard,
+            num_actors=num_actors,
+            loading=loading,
+            streaming=streaming,
+            overwrite=overwrite,
+            progress=progress,
+        )
+
+
+def _calibrate_claimed(
+    name: str,
+    tasks: Sequence[str],
+    out: Path,
+    options: Calibration,
+    ranks: Ranks,
+    *,
+    shard: Ranks | None,
+    num_actors: int | None,
+    loading: Mapping[str, Any] | None,
+    streaming: Streaming,
+    overwrite: bool,
+    progress: bool,
+) -> list[dict[str, Any]]:
+    """`calibrate_to_files`, once its outputs are known to be fit."""
     check_tasks(tasks, needed=True)
     place = dict(loading or {})
     place["device"] = local_device(place.get("device", "auto"))
@@ -74,9 +110,14 @@ def calibrate_to_files(
         if shard is not None:
             corpora = {task: part_of(corpus, shard) for task, corpus in corpora.items()}
         planned = {task: about_statistics(model, corpus, options) for task, corpus in corpora.items()}
-        there = {task: is_current(out / f"{task}.safetensors", about["key"]) for task, about in planned.items()}
+        there = {
+            task: is_current(out / f"{task}.safetensors", about["key"], overwrite=overwrite)
+            for task, about in planned.items()
+        }
         there = agreed(there, ranks)
         missing = {task: corpus for task, corpus in corpora.items() if not there[task]}
+        if ranks.rank == 0:
+            check_room(describe(model), missing, options, out)
         if num_actors is None:
             for task, corpus in missing.items():
                 found = calibrate(model, corpus, options, ranks, progress=progress)
@@ -123,22 +164,38 @@ def mask_to_file(
     *,
     general: Path | None = None,
     seed: int = Calibration.seed,
+    overwrite: bool = False,
     loading: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """`seap mask`: scores, budgets and masks from statistics files. general: those of text to mix in."""
+    with claimed(out, "mask", overwrite=overwrite, inputs=sources_of(name, (), [*stats_files, general])):
+        return _mask_claimed(name, stats_files, out, options, general, seed, overwrite, loading or {})
+
+
+def _mask_claimed(
+    name: str,
+    stats_files: Sequence[Path],
+    out: Path,
+    options: Pruning,
+    general: Path | None,
+    seed: int,
+    overwrite: bool,
+    loading: Mapping[str, Any],
+) -> dict[str, Any]:
+    """`mask_to_file`, once its output is known to be fit."""
     stored = read_statistics(stats_files)
     if options.needs_scores_of_activations and not stored:
         raise UserError(f"score {options.resolved().score} needs statistics: name at least one file of seap calibrate")
     check_mixture(options, list(stored), general=general is not None)
     mixed_in = read_statistics([general] if general else [])
-    model, _ = loader.load_for_work(name, **(loading or {}))
+    model, _ = loader.load_for_work(name, **loading)
     abouts = [about for _, about in [*stored.values(), *mixed_in.values()]]
     check_same_model([*stats_files, *([general] if general else [])], abouts, model)
     options, _ = with_rounding(model, options)
     check(model, options)
     made_with = identity(model)
     key = digest([made_with["fingerprint"], asdict(options), seed, [about["key"] for about in abouts]])
-    if is_current(out, key):
+    if is_current(out, key, overwrite=overwrite):
         return load_masks(out)[1] | {"skipped": True}
     statistics = {task: part for task, (part, _) in stored.items()}
     beside = next((part for part, _ in mixed_in.values()), None)
@@ -159,7 +216,9 @@ def mask_to_file(
     return about | {"skipped": False}
 
 
-def merge_files(stats_files: Sequence[Path], out: Path, *, task: str | None = None) -> dict[str, Any]:
+def merge_files(
+    stats_files: Sequence[Path], out: Path, *, task: str | None = None, overwrite: bool = False
+) -> dict[str, Any]:
     """`seap merge`: the sum of several statistics files of one model."""
     if len(stats_files) < 2:
         raise UserError("name at least two statistics files to merge")
@@ -182,6 +241,7 @@ def merge_files(stats_files: Sequence[Path], out: Path, *, task: str | None = No
         "parts": parts,
         "key": digest([*sorted(about["key"] for about in abouts), task]),
     }
-    if not is_current(out, merged["key"]):
-        save_statistics(out, merge(part for part, _ in stored), merged)
+    with claimed(out, "stats", overwrite=overwrite, inputs=sources_of(None, (), stats_files)):
+        if not is_current(out, merged["key"], overwrite=overwrite):
+            save_statistics(out, merge(part for part, _ in stored), merged)
     return merged

@@ -4,7 +4,6 @@ The figures are the same as in memory. What needs the whole model many times (se
 sensitivity, the refit) is refused.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from seap.compensation.compensate import Repair, Repairs, Source, repair_axes
 from seap.errors import UserError
-from seap.files import write_safetensors
+from seap.files import to_json, write_safetensors
 from seap.methods import MEASURED
 from seap.models.arch import Arch, describe
 from seap.models.axes import Masks
@@ -106,7 +105,7 @@ def save_streamed(model: Any, folder: Path) -> None:
             where |= dict.fromkeys(opened.keys(), name)
         total += (folder / name).stat().st_size
     index_ = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index_, indent=2) + "\n")
+    (folder / "model.safetensors.index.json").write_text(to_json(index_, indent=2) + "\n")
 
 
 def around(arch: Arch) -> dict[str, Tensor]:

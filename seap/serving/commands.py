@@ -1,15 +1,17 @@
 """The commands around one model with many tasks, over files: what can be refused is refused before anything loads."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from seap.disk.claim import claimed
 from seap.environment import provenance
 from seap.errors import UserError
 from seap.evaluation.evaluate import load_test
 from seap.evaluation.options import Evaluation
-from seap.files import check_output_file
+from seap.files import check_suffix, write_json
 from seap.models import loader
 from seap.models.arch import describe
 from seap.serving.networks.network import free_layers, load_networks
@@ -17,9 +19,11 @@ from seap.serving.networks.runtime import DENSE, TaskRuntime
 from seap.serving.options import Routing
 from seap.serving.routing.endtoend import end_to_end
 from seap.serving.routing.router import load_router
-from seap.serving.routing.routing import load_prompts, make_router
+from seap.serving.routing.routing import load_prompts, make_router, seconds_per_prompt
+from seap.text.sources import sources_of
 
 Options = Mapping[str, Any]
+ROUTING = "route-eval"
 
 
 def fit_router(
@@ -32,16 +36,19 @@ def fit_router(
     overwrite: bool = False,
     loading: Options | None = None,
 ) -> dict[str, Any]:
-    """`seap route fit`: write the router; its report is returned, and stands in the file's metadata."""
-    check_output_file(out, suffix=".safetensors", overwrite=overwrite)
-    load_prompts(tasks, "test", options)
-    model, tokenizer = loader.load_for_work(name, **(loading or {}))
-    networks = {} if masks is None else load_networks(masks, model)
-    free = free_layers(networks, len(describe(model).layers)) if networks else 0
-    router = make_router(model, tokenizer, tasks, options, free=free)
-    router.save(out)
+    """`seap route fit`: write the router; its report is returned, and but for the time stands in its metadata."""
+    check_suffix(out, ".safetensors")
+    with claimed(out, "router", overwrite=overwrite, inputs=sources_of(name, tasks, [masks])):
+        prompts = load_prompts(tasks, "test", options)
+        model, tokenizer = loader.load_for_work(name, **(loading or {}))
+        networks = {} if masks is None else load_networks(masks, model)
+        free = free_layers(networks, len(describe(model).layers)) if networks else 0
+        router = make_router(model, tokenizer, tasks, options, free=free)
+        router.save(out)
     told = {"tasks": list(router.tasks), "depth": router.depth, "threshold": router.threshold, "limit": router.limit}
-    return told | dict(router.about["report"])
+    some = [prompt for part in prompts.values() for prompt in part[:10]]
+    took = {"seconds_per_prompt": seconds_per_prompt(router, model, tokenizer, some)}
+    return told | dict(router.about["report"]) | took
 
 
 def predict_routes(
@@ -63,16 +70,41 @@ def evaluate_routing(
     options: Evaluation,
     *,
     fallback: str = DENSE,
+    out: Path | None = None,
+    overwrite: bool = False,
     loading: Options | None = None,
 ) -> dict[str, Any]:
-    """`seap route eval`: the tasks' tests on the routed networks, beside the true task's and the dense model."""
+    """`seap route eval`: the tasks' tests on the routed networks, beside the true task's and the dense model.
+
+    out: a JSON file for the result.
+    """
+    place: Any = contextlib.nullcontext()
+    if out is not None:
+        reads = sources_of(name, tasks, [router, masks])
+        place = claimed(out, ROUTING, overwrite=overwrite, inputs=reads)
+    with place:
+        found = _evaluate_routing(name, tasks, router, masks, options, fallback, loading or {})
+        if out is not None:
+            write_json(out, found)
+    return found
+
+
+def _evaluate_routing(
+    name: str,
+    tasks: Sequence[str],
+    router: Path,
+    masks: Path,
+    options: Evaluation,
+    fallback: str,
+    loading: Options,
+) -> dict[str, Any]:
     tests = [load_test(spec, options) for spec in tasks]
     tests = [replace(test, items=test.items[: options.num_items]) for test in tests]
     load_router(router)
-    model, tokenizer = loader.load_for_work(name, **(loading or {}))
+    model, tokenizer = loader.load_for_work(name, **loading)
     guide = load_router(router, model)
     runtime = TaskRuntime(model, load_networks(masks, model))
     for test in tests:
         runtime.known(test.name)
     found = end_to_end(runtime, tokenizer, guide, tests, options, fallback=runtime.known(fallback))
-    return found | {"model": name, "router_key": guide.about.get("key")} | provenance()
+    return {"kind": ROUTING} | found | {"model": name, "router_key": guide.about.get("key")} | provenance()

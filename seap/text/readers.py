@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seap.disk.kinds import BESIDE
 from seap.errors import UserError
-from seap.files import BESIDE
 from seap.text.decoding import say_once, text_of, without_halves
 from seap.text.tables import parquet, table
 

@@ -16,10 +16,13 @@ from typing import Any
 from tqdm import tqdm
 
 from seap.activations.calibration import identity
+from seap.disk.claim import claimed
+from seap.disk.kinds import about_of
 from seap.environment import command_line, commit, versions
 from seap.errors import UserError
-from seap.files import check_output_file, digest, write_lines
+from seap.files import check_suffix, digest, write_lines
 from seap.models import loader
+from seap.text.sources import sources_of
 from seap.text.tasks import load_examples
 from seap.writing.author import Author, drafts, losses_of, prompt_about, prompts_like
 from seap.writing.options import Writing
@@ -141,12 +144,29 @@ def write_to_file(
     """
     if (like is None) == (about is None) or (about is not None and not about.strip()):
         raise UserError('say what to write: either --like FILE with examples, or --about "a description"')
-    check_output_file(out, suffix=".jsonl", overwrite=overwrite)
+    check_suffix(out, ".jsonl")
     examples, source = load_examples(like) if like is not None else ([], None)
-    if source is not None and out.exists() and out.resolve() == Path(source).resolve():
-        raise UserError(f"--out {out} is --like itself, whose examples would be lost; name another file")
-    model, tokenizer = loader.load_for_work(name, **(loading or {}))
-    given = distinct([item.text for item in examples])
+    reads = sources_of(name) | ({"--like": Path(source)} if source is not None else {})
+    kind, beside = "written texts", overwrite or not out.exists()
+    texts = claimed(out, kind, overwrite=overwrite, inputs=reads)
+    with texts, claimed(about_of(out), kind, overwrite=beside, inputs=reads):
+        given = distinct([item.text for item in examples])
+        return _write_claimed(name, out, options, given, about, source, loading or {}, progress=progress)
+
+
+def _write_claimed(
+    name: str,
+    out: Path,
+    options: Writing,
+    given: Sequence[str],
+    about: str | None,
+    source: str | None,
+    loading: Mapping[str, Any],
+    *,
+    progress: bool,
+) -> dict[str, Any]:
+    """`write_to_file`, once its output is known to be fit."""
+    model, tokenizer = loader.load_for_work(name, **loading)
     written = write(model, tokenizer, options, examples=given, about=about, progress=progress)
     told = about_written(model, options, written) | {
         "about": about,
@@ -156,8 +176,7 @@ def write_to_file(
         {"text": text.text, "num_tokens": len(text.ids), "perplexity": round(exp(text.loss), 4)}
         for text in written.texts
     ]
-    write_lines(out, rows, told)
-    return told
+    return write_lines(out, "written texts", rows, told)
 
 
 def about_written(model: Any, options: Writing, written: Written) -> dict[str, Any]:

@@ -221,8 +221,12 @@ def test_a_report_is_made_again_in_place(tmp_path: Path) -> None:
     made(tmp_path, compare=page_example.minimal())
     assert sorted(p.name for p in tmp_path.rglob("*")) == old
     (tmp_path / "report_files" / "mine.txt").write_text("keep")
-    with pytest.raises(UserError, match=r"mine\.txt, which no report made"):
+    made(tmp_path, compare=page_example.minimal())
+    assert (tmp_path / "report_files" / "mine.txt").read_text() == "keep"
+    (tmp_path / "report.html").write_text("<html>mine")
+    with pytest.raises(UserError, match=r"report\.html is there already and isn't seap's own"):
         made(tmp_path, compare=page_example.minimal())
+    assert (tmp_path / "report.html").read_text() == "<html>mine"
 
 
 @pytest.mark.parametrize(

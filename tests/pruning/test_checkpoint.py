@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import seap
 from seap import files
 from seap.activations.stats import load_statistics
+from seap.disk.whole import written_whole
 from seap.errors import UserError
 from seap.models import loader
 from seap.pruning import checkpoint
@@ -222,7 +223,7 @@ def test_full_output_folders_are_refused_and_kept(dense: str, task: str, tmp_pat
     out = tmp_path / "out"
     out.mkdir()
     (out / "precious").write_text("mine")
-    refused("isn't empty; name another folder or add --overwrite", dense, out, tasks=[task])
+    refused("isn't empty, and it isn't a checkpoint of seap's", dense, out, tasks=[task])
     assert (out / "precious").read_text() == "mine"
     refused("is a file", dense, out / "precious", tasks=[task])
     refused("isn't a checkpoint of seap's", dense, out, tasks=[task], overwrite=True)
@@ -232,7 +233,8 @@ def test_full_output_folders_are_refused_and_kept(dense: str, task: str, tmp_pat
     prune_to_folder(dense, made, tasks=[task], **QUICK)
     (made / "stale").touch()
     prune_to_folder(dense, made, tasks=[task], overwrite=True, **QUICK)
-    assert not (made / "stale").exists() and (made / "config.json").is_file()
+    assert (made / "stale").exists() and (made / "config.json").is_file()  # not seap's own
+    refused("add --overwrite", dense, made, tasks=[task])
 
 
 def test_a_failing_overwrite_keeps_what_was_there(
@@ -303,7 +305,7 @@ def test_a_stranger_s_safetensors_is_no_artefact(tmp_path: Path) -> None:
 
 def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "new" / "value.json"
-    with pytest.raises(RuntimeError), files.written_whole(target) as draft:
+    with pytest.raises(RuntimeError), written_whole(target, "result") as draft:
         draft.write_text("half")
         raise RuntimeError("interrupted")
     assert listing(tmp_path) == set()
@@ -320,25 +322,10 @@ def test_a_pruned_checkpoint_without_seap_s_class_fails_loudly(dense: str, task:
         stock.load_state_dict(weights, strict=False)
 
 
-def test_an_interrupted_replacement_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = tmp_path / "out"
-    target.mkdir()
-    (target / "precious").write_text("mine")
-
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt), files.written_whole(target) as draft:
-        draft.mkdir()
-    assert listing(tmp_path) == {"out", "out/precious"}
-
-
 def test_a_linked_output_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "big").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "big")
-    with files.written_whole(tmp_path / "out") as draft:
-        draft.mkdir()
+    with written_whole(tmp_path / "out", "checkpoint") as draft:
         (draft / "a").touch()
     assert (tmp_path / "out").is_symlink() and (tmp_path / "big" / "a").is_file()
 

@@ -12,6 +12,7 @@ from tiny import model
 from toy import TEXTS, folder, texts_file, tokenizer
 
 from seap.cli.main import main
+from seap.disk.digests import digest_of
 from seap.text import builtin
 from seap.text.tasks import load_examples, load_items
 from seap.writing import author, sieve, writing
@@ -181,7 +182,7 @@ def test_what_is_written_says_its_origin_and_is_read_as_a_task(
     told = json.loads(printed.out)
     assert printed.err == "" and told["out"] == str(out)
     beside = json.loads((tmp_path / "train.jsonl.meta.json").read_text())
-    assert {**beside, "out": str(out)} == told
+    assert {**beside, "out": str(out)} == told and beside["digest"] == digest_of(out)
     assert beside["examples"]["num"] == 40 and beside["examples"]["source"] == str(few) and beside["model"] == dense
     assert beside["num_texts"] == 10 == beside["tried"] - sum(beside["rejected"].values())
     assert beside["options"]["slack"] == 1e9 and not beside["pruned"] and beside["versions"]["transformers"]
@@ -214,7 +215,7 @@ def test_what_is_written_says_its_origin_and_is_read_as_a_task(
         (["--like", "few.txt", "--separator", " "], "--separator is blank"),
         (["--like", "few.txt", "--out", "texts.csv"], "name it texts.jsonl"),
         (["--like", "few.txt", "--out", "there.jsonl"], "is there already"),
-        (["--like", "there.jsonl", "--out", "there.jsonl", "--overwrite"], "whose examples would be lost"),
+        (["--like", "there.jsonl", "--out", "there.jsonl", "--overwrite"], "is --like itself, which would be lost"),
     ],
 )
 def test_bad_input_is_refused_before_the_model_is_looked_for(

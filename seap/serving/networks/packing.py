@@ -1,15 +1,18 @@
 """Makes the tasks' network files (seap pack): from tasks, from pruned checkpoints, or from masks and statistics."""
 
 import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from seap.activations.calibration import check_same_model, identity
+from seap.disk.claim import claimed_each
+from seap.disk.digests import weight_digests
 from seap.environment import versions
 from seap.errors import UserError
-from seap.files import digest
+from seap.files import digest, is_current, read_about
 from seap.models import loader
 from seap.models.axes import Masks
 from seap.models.families import refuse_experts
@@ -27,6 +30,7 @@ from seap.selection.ranking import with_second_moments
 from seap.serving.networks.network import Network, load_pruned, network_between, save_network
 from seap.serving.networks.sharing import share_weights
 from seap.text.options import Calibration
+from seap.text.sources import sources_of
 from seap.text.tasks import parse_spec
 
 Statistics = dict[str, tuple[Any, dict[str, Any]]]
@@ -41,6 +45,7 @@ def pack_to_files(
     tasks: Sequence[str] = (),
     stats_files: Sequence[Path] = (),
     share: float | None = None,
+    overwrite: bool = False,
     loading: Mapping[str, Any] | None = None,
     progress: bool = True,
     ready: Callable[[], None] = lambda: None,
@@ -48,27 +53,86 @@ def pack_to_files(
 ) -> list[dict[str, Any]]:
     """`seap pack`: one OUT/NAME.safetensors per task or source. Returns what stands in each file's metadata.
 
-    share: most parameters that a network may own, as a share of the dense model's (`sharing.py`). ready: called once
-    nothing is left to be refused but what needs the model.
+    share: most parameters that a network may own, as a share of the dense model's (`sharing.py`). A file that is there
+    with the same key is left as it is, so that an interrupted run goes on where it stopped. ready:
+    called once nothing is left to be refused but what needs the model.
     """
     named = named_sources(sources)
     wanted = [parse_spec(spec).name for spec in tasks]
-    check_names([*named, *wanted], out)
+    check_names([*named, *wanted])
+    files = [f"{own}.safetensors" for own in (*named, *wanted)]
+    reads = sources_of(name, tasks, [*named.values(), *stats_files])
+    with claimed_each(out, files, "network", overwrite=overwrite, inputs=reads):
+        work = _Packing(out, share, overwrite, options, progress)
+        return _pack_claimed(name, work, named, tasks, stats_files, dict(loading or {}), ready)
+
+
+@dataclass(frozen=True)
+class _Packing:
+    """How networks are made and written."""
+
+    out: Path
+    share: float | None
+    overwrite: bool
+    options: Mapping[str, Any]
+    progress: bool
+
+
+def _pack_claimed(
+    name: str,
+    work: _Packing,
+    named: Mapping[str, Path],
+    tasks: Sequence[str],
+    stats_files: Sequence[Path],
+    place: Mapping[str, Any],
+    ready: Callable[[], None],
+) -> list[dict[str, Any]]:
+    """`pack_to_files`, once its outputs are known to be fit."""
     check_tasks(tasks, needed=False)
     stored = read_statistics(stats_files)
-    split_options(options)
-    place = dict(loading or {})
+    split_options(work.options)
     config = loader.load_config(name, trust_remote_code=place.get("trust_remote_code", False))
     refuse_experts(config, "seap pack", "prune once per task, with seap prune")
     ready()
     model, tokenizer = loader.load_for_work(name, **place)
     check_same_model(stats_files, [about for _, about in stored.values()], model)
+    options, share, progress = work.options, work.share, work.progress
+    shared = [name for name in (*named, *map(_name_of, tasks))]
+    makers: list[tuple[Any, Callable[[], Network]]] = [
+        (
+            [_content(path), share, [about["key"] for _, about in stored.values()]],
+            functools.partial(_from_source, model, path, stored, share, progress=progress),
+        )
+        for path in named.values()
+    ]
+    for spec in tasks:
+        rows = build_corpora(model, tokenizer, spec, split_options(options)[1])
+        told = [sorted(corpus.data_hash for corpus in rows.values()), share, {**options}]
+        makers.append((told, functools.partial(_from_task, model, tokenizer, spec, options, share, progress=progress)))
+    keys = [_key(model, own, told) for own, (told, _) in zip(shared, makers, strict=True)]
+    paths = [work.out / f"{own}.safetensors" for own in shared]
+    there = [is_current(path, key, overwrite=work.overwrite) for path, key in zip(paths, keys, strict=True)]
     made = []
-    for source_name, path in named.items():
-        made.append((source_name, _from_source(model, path, stored, share, progress=progress)))
-    for spec, own in zip(tasks, wanted, strict=True):
-        made.append((own, _from_task(model, tokenizer, spec, options, share, progress=progress)))
-    return [_write(model, out / f"{own}.safetensors", own, network) for own, network in made]
+    for own, path, key, is_there, (_, make) in zip(shared, paths, keys, there, makers, strict=True):
+        about = read_about(path)[1] if is_there else _write(model, path, own, make(), key)
+        made.append(about | {"path": str(path), "bytes": path.stat().st_size, "skipped": is_there})
+    return made
+
+
+def _name_of(spec: str) -> str:
+    return parse_spec(spec).name
+
+
+def _key(model: Any, task: str, told: Any) -> str:
+    """What decides a network's file, known before it is made. told: of its source, and the options."""
+    return digest([identity(model)["fingerprint"], str(model.dtype), task, told, versions()])
+
+
+def _content(path: Path) -> Any:
+    """What a pruned folder or a mask file says of itself."""
+    if path.is_file():
+        return read_about(path)[1].get("key")
+    return weight_digests(path)
 
 
 def plan_pack(
@@ -121,16 +185,14 @@ def named_sources(sources: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def check_names(names: Sequence[str], out: Path) -> None:
-    """Refuse no names at all, two equal ones, those that the runtime needs itself, and files that are there."""
+def check_names(names: Sequence[str]) -> None:
+    """Refuse no names at all, two equal ones, and those that the runtime needs itself."""
     if not names:
         raise UserError("nothing to pack: add --task NAME, or name pruned folders or mask files after the model")
     if len(set(names)) < len(names):
         raise UserError(f"two networks have one name: {', '.join(names)}; name them apart, as NAME=PATH")
     if taken := {"dense", "auto"} & set(names):
         raise UserError(f"no task can be called {taken.pop()}, which has a meaning of its own; name it as NAME=PATH")
-    if there := [name for name in names if (out / f"{name}.safetensors").exists()]:
-        raise UserError(f"{out / there[0]}.safetensors is there already; delete it or name another --out")
 
 
 def _from_task(
@@ -191,10 +253,9 @@ def _shared(
     return share_weights(model, pruned, network, rows, **options)
 
 
-def _write(model: Any, path: Path, task: str, network: Network) -> dict[str, Any]:
+def _write(model: Any, path: Path, task: str, network: Network, key: str) -> dict[str, Any]:
     about = {name: network.about[name] for name in KEPT if name in network.about}
     about["own_share"] = network.num_own / sum(p.numel() for p in model.parameters())
-    about |= identity(model) | {"task": task, "versions": versions()}
-    about["key"] = digest([about["fingerprint"], task, network.about.get("key")])
+    about |= identity(model) | {"task": task, "versions": versions(), "key": key}
     save_network(path, network, about)
-    return about | {"path": str(path), "bytes": path.stat().st_size}
+    return about

@@ -123,6 +123,8 @@ def load_router(path: Path, model: Any = None) -> Router:
     if model is not None:
         check_same_model([path], [about], model)
     stored: dict[str, Any] = {name: tensors[name] for name in TENSORS} | {name: about[name] for name in SETTINGS}
+    if stored["limit"] is None:  # infinite, which JSON can't say
+        stored["limit"] = float("inf")
     return Router(tasks=tuple(about["tasks"]), about=about, **stored)
 
 

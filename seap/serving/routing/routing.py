@@ -235,11 +235,7 @@ def make_router(model: Any, tokenizer: Any, specs: Sequence[str], options: Routi
     known = Sample(model, tokenizer, train, depth, options)
     tested = Sample(model, tokenizer, held_out, depth, options)
     router = fit(known, known.tasks, depth, options)
-    prompts = [prompt for part in held_out.values() for prompt in part[:10]]
-    report = test(router, tested) | {
-        "unseen": unseen(known, tested, depth, options),
-        "seconds_per_prompt": seconds_per_prompt(router, model, tokenizer, prompts),
-    }
+    report = test(router, tested) | {"unseen": unseen(known, tested, depth, options)}
     about = identity(model) | {"options": asdict(options), "versions": versions(), "report": report}
     about["num_prompts"] = {task: len(prompts) for task, prompts in train.items()}
     seen, _ = tested.of(router.tasks, ("as it is",))
