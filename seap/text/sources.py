@@ -3,13 +3,15 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from seap.models.loader import resolve_model
+from seap.models.loader import BUILTIN, model_path
 from seap.text.tasks import parse_spec
 
 
 def sources_of(name: str | None, specs: Sequence[str] = (), files: Iterable[Path | None] = ()) -> dict[str, Path]:
     """What is read, by what it is called in an error: the model, the tasks' texts, and other files."""
-    found = {"the model": Path(resolve_model(name))} if name is not None else {}
+    found = {}
+    if name is not None:
+        found["the model"] = model_path() if name == BUILTIN else Path(name).expanduser()
     for spec in map(parse_spec, specs):
         if spec.path is not None:
             found[f"the texts of {spec.name}"] = spec.path
