@@ -11,7 +11,9 @@ def sources_of(name: str | None, specs: Sequence[str] = (), files: Iterable[Path
     """What is read, by what it is called in an error: the model, the tasks' texts, and other files."""
     found = {}
     if name is not None:
-        found["the model"] = model_path() if name == BUILTIN else Path(name).expanduser()
+        path = model_path() if name == BUILTIN else Path(name).expanduser()
+        if path.is_file() or (path / "config.json").is_file():
+            found["the model"] = path
     for spec in map(parse_spec, specs):
         if spec.path is not None:
             found[f"the texts of {spec.name}"] = spec.path
