@@ -236,7 +236,8 @@ async def _run(
     """Submit, wait for the tasks, and answer whole or as a stream; a client that hangs up frees its places."""
     with contextlib.ExitStack() as stack:
         call = stack.enter_context(Call(service.scheduler, metrics, outbox))
-        call.submit([one for one, _ in tickets], [tokens for _, tokens in tickets])
+        with about("max_tokens"):
+            call.submit([one for one, _ in tickets], [tokens for _, tokens in tickets])
         for choice in call.choices if echoes else ():
             choice.echo = echoes[choice.index // asked.n]
         await unless_gone(request, call.started())
