@@ -113,6 +113,12 @@ def test_variants() -> None:
     assert prompts.without_template(asked, rng) == ["b a", "d c", "f e"]
     assert prompts.shortened(asked, rng)[0] == "Sort: b"
     assert prompts.in_chat(asked, rng)[0] == "User: Sort: b a ->\nAssistant:"
+    texts = ["Goal: sort b a\nSolution: a b", "Goal: put d c\nSolution: c d", "Goal: say it\nSolution: it"]
+    assert prompts.beginning(texts, rng) == ["sort b a", "put d c", "say it"]
+    long = [" ".join(f"{start}{place}" for place in range(40)) for start in "abcdefgh"]
+    made = prompts.beginning(long, rng)
+    assert all(text.startswith(f"{own} ") and 5 <= len(own.split()) <= 20 for text, own in zip(long, made, strict=True))
+    assert len({len(own.split()) for own in made}) > 3 and prompts.beginning(["one two", "three"], rng)[0] == "one two"
     assert all(made == made.lower() for made in prompts.altered(asked, rng))
 
 

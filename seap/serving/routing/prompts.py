@@ -1,4 +1,5 @@
-"""What users may send in place of a task's test prompt: wrapped in a chat, without its template, shortened, altered."""
+"""What users may send in place of a task's test prompt: wrapped in a chat, without its template, shortened, its
+beginning alone, altered."""
 
 import random
 from collections import Counter
@@ -9,6 +10,8 @@ from seap.text.items import Item
 CHAT = "User: {}\nAssistant:"
 COMMON = 0.5  # a first or last word that so many prompts share belongs to the template
 LOST_WORDS = 0.15
+BEGINNING = (0.125, 0.5)  # of the words of a text of one line
+FEWEST_WORDS = 4
 
 
 def prompt_of(item: Item) -> str:
@@ -43,6 +46,24 @@ def shortened(prompts: Sequence[str], rng: random.Random) -> list[str]:
     return [" ".join(words[: (len(words) + 1) // 2]) for words in split]
 
 
+def beginning(prompts: Sequence[str], rng: random.Random) -> list[str]:
+    """What is asked before the rest: the first of several lines, or an eighth to a half of the words; no template.
+
+    A task that has only texts has its answers in them, and its users send what comes before.
+    """
+    made = []
+    for prompt, bare in zip(prompts, without_template([_first_line(prompt) for prompt in prompts], rng), strict=True):
+        words = bare.split()
+        if "\n" not in prompt.strip():
+            words = words[: max(round(len(words) * rng.uniform(*BEGINNING)), FEWEST_WORDS)]
+        made.append(" ".join(words))
+    return made
+
+
+def _first_line(prompt: str) -> str:
+    return prompt.strip().partition("\n")[0]
+
+
 def altered(prompts: Sequence[str], rng: random.Random) -> list[str]:
     """Lower case, a courtesy in front, one word in seven lost: a light paraphrase that needs no other model."""
     courtesies = ("please: ", "hi, ", "can you help? ", "")
@@ -59,5 +80,6 @@ VARIANTS: dict[str, Callable[[Sequence[str], random.Random], list[str]]] = {
     "in a chat": in_chat,
     "without template": without_template,
     "first half": shortened,
+    "beginning": beginning,
     "altered": altered,
 }
