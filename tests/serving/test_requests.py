@@ -190,6 +190,8 @@ def test_a_history_with_tools_and_nulls(url: str, bench: Bench) -> None:
         ({"messages": [{"role": "user", "content": "w5 " * 70}]}, "messages"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content"),
         ({"\ud800": 1}, None),
+        ({"metadata": {"\ud800": [0] * 5000}}, "metadata.\\ud800"),
+        ({"messages": [{"role": "user", "content": "w5", "\ud800": [0] * 5000}]}, "messages[0].\\ud800"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])

@@ -118,7 +118,7 @@ def test_variants() -> None:
     long = [" ".join(f"{start}{place}" for place in range(40)) for start in "abcdefgh"]
     made = prompts.beginning(long, rng)
     assert all(text.startswith(f"{own} ") and 5 <= len(own.split()) <= 20 for text, own in zip(long, made, strict=True))
-    assert len({len(own.split()) for own in made}) > 3 and prompts.beginning(["one two", "three"], rng)[0] == "one two"
+    assert len({len(own.split()) for own in made}) > 3
     assert all(made == made.lower() for made in prompts.altered(asked, rng))
 
 

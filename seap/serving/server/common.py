@@ -21,11 +21,14 @@ def error(status: int, message: str, *, headers: dict[str, str] | None = None, *
     return JSONResponse(error_body(status, message, **more), status, headers=headers)
 
 
-def error_body(status: int, message: str, **more: Any) -> dict[str, Any]:
+def error_body(status: int, message: str, **more: str | None) -> dict[str, Any]:
     """Text that no answer can hold, such as half of a character that the client sent, is escaped."""
     kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    plain = message.encode(errors="backslashreplace").decode()
-    return {"error": {"message": plain, "type": kind, "param": None, "code": None} | more}
+    found = {"message": message, "type": kind, "param": None, "code": None} | more
+    plain = {
+        name: None if one is None else one.encode(errors="backslashreplace").decode() for name, one in found.items()
+    }
+    return {"error": plain}
 
 
 def told_health(alive: bool) -> JSONResponse:
