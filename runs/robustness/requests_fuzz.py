@@ -186,7 +186,8 @@ def attack(url: str, options: argparse.Namespace) -> dict[str, Any]:
     """All the requests, `options.together` at a time."""
     statuses: collections.Counter[int] = collections.Counter()
     faults, slowest, slow_body = [], 0.0, ""
-    client = httpx.Client(timeout=SECONDS)
+    # shorter than the server's: a request on a connection that is just being closed would get no answer
+    client = httpx.Client(timeout=SECONDS, limits=httpx.Limits(keepalive_expiry=2))
 
     def one(number: int) -> tuple[int, str | None, float, str]:
         path, raw, headers = mutated(random.Random(f"{options.seed}/{number}"))
@@ -222,7 +223,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     log, scheduler, bound = Log(), make_scheduler(options.seed), bind("127.0.0.1", 0)
     logging.getLogger().addHandler(log)
     app = create_app(Service(scheduler=scheduler, tokenizer=scheduler.tokenizer, name="tiny"))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", log_config=None))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", log_config=None, timeout_keep_alive=30))
     serving = threading.Thread(target=lambda: server.run(sockets=[bound]))
     serving.start()
     stop, url = threading.Event(), address(bound)

@@ -9,8 +9,15 @@ import httpx
 import openai
 import pytest
 import torch
-from live import PROMPT, expected, running
+from live import PROMPT, expected, listening, running
+from paths import SHARED
 from workload import Bench
+
+import seap
+from seap.serving.networks.runtime import TaskRuntime
+from seap.serving.options import Limits
+from seap.serving.scheduling.scheduler import Scheduler
+from seap.serving.server.app import Service, create_app
 
 BEYOND = "[BEYOND]"  # in the tokenizer, not in the embedding
 
@@ -211,3 +218,16 @@ def test_a_body_of_no_type_is_told(url: str, kind: str | None) -> None:
         answer = raw.send(request)
     assert answer.status_code in (400, 415)
     assert "content-type" in answer.json()["error"]["message"] and "application/json" in answer.text
+
+
+@pytest.mark.skipif(not (SHARED / "cases/m8_tok_beyond").is_dir(), reason="needs ../shared, the workshop's data")
+def test_a_real_tokenizer_with_ids_beyond_the_embedding() -> None:
+    net, words = seap.load(str(SHARED / "cases/m8_tok_beyond"), device="cpu", dtype="float32")
+    scheduler = Scheduler(TaskRuntime(net, {}), words, Limits())
+    app = create_app(Service(scheduler=scheduler, tokenizer=words, name="m8"))
+    with listening(app) as url, ThreadPoolExecutor(9) as pool:
+        goods = [pool.submit(completion, url, model="dense", prompt="order", temperature=0) for _ in range(4)]
+        bads = [pool.submit(completion, url, model="dense", prompt="order [PAD] late") for _ in range(4)]
+        texts = {one.result().json()["choices"][0]["text"] for one in goods}
+        found = [one.result() for one in bads]
+    assert len(texts) == 1 and all(one.status_code == 400 and "4096 ('[PAD]')" in one.text for one in found)
