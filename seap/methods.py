@@ -8,6 +8,8 @@ Allocate = Literal["uniform", "one-width", "logistic", "adaptive", "damage", "se
 MaskOf = Literal["task", "general", "general-raw", "pooled"]
 Compensate = Literal["none", "bias", "ridge"]
 Convention = Literal["true", "seap-reference"]
+CurvesFrom = Literal["closed", "measured"]
+EffortName = Literal["quick", "standard", "thorough"]
 
 CHOICES: dict[str, Any] = {
     "score": Score,
@@ -18,7 +20,7 @@ CHOICES: dict[str, Any] = {
 }
 NEEDS_ACTIVATIONS = ("wifv", "wifv-flap", "wanda", "wanda-sp", "obs", "obs-fisher")
 RECONSTRUCTING = ("obs", "obs-fisher")  # scores of second moments
-MEASURED = ("damage", "search")  # allocations that run the model
+MEASURED = ("damage", "search")  # allocations by the damage of each axis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,24 @@ class Method:
     sequential: bool = False
     about: str
 
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """What a run spends on choosing units and widths, beside the text that it measures."""
+
+    searches: bool = True  # where the method does
+    refits: bool = True  # where the method does
+    curves: CurvesFrom = "closed"
+    search_evaluations: int
+    probe_tokens: int
+    fisher_tokens: int
+
+
+EFFORTS: dict[str, Effort] = {
+    "quick": Effort(searches=False, refits=False, search_evaluations=20, probe_tokens=1024, fisher_tokens=2048),
+    "standard": Effort(search_evaluations=20, probe_tokens=1024, fisher_tokens=8192),
+    "thorough": Effort(search_evaluations=80, probe_tokens=4096, fisher_tokens=16384),
+}
 
 METHODS: dict[str, Method] = {
     "seap": Method(

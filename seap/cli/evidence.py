@@ -10,11 +10,12 @@ from rich.markup import escape
 from seap.cli.app import Flat, Json, Model, Overwrite, Plan, TaskOption, app, note, print_json, results
 from seap.cli.plan import print_plan
 from seap.evaluation.options import Evaluation
+from seap.methods import CurvesFrom, EffortName
 from seap.models.options import Loading
 from seap.selection.options import Pruning
 from seap.text.options import Calibration
 
-AsInPrune = Annotated[int, Parameter(help="As in `seap prune`, for methods of that kind.")]
+AsInPrune = Annotated[int | None, Parameter(help="As in `seap prune`, for methods of that kind.")]
 
 
 @app.command(name="eval")
@@ -72,6 +73,8 @@ def compare(
         Path("comparison")
     ),
     min_channels: Annotated[int, Parameter(help="MLP channels that every layer keeps.")] = Pruning.min_channels,
+    effort: Annotated[EffortName, Parameter(help="As in `seap prune`.")] = Pruning.effort,
+    curves: Annotated[CurvesFrom | None, Parameter(help="As in `seap prune`.")] = Pruning.curves,
     fisher_tokens: AsInPrune = Pruning.fisher_tokens,
     probe_tokens: AsInPrune = Pruning.probe_tokens,
     search_evaluations: AsInPrune = Pruning.search_evaluations,
@@ -94,6 +97,8 @@ def compare(
 
     pruning = Pruning(
         min_channels=min_channels,
+        effort=effort,
+        curves=curves,
         fisher_tokens=fisher_tokens,
         probe_tokens=probe_tokens,
         search_evaluations=search_evaluations,

@@ -10,6 +10,7 @@ from rich.markup import escape
 from seap.cli.app import Flat, Json, Model, Overwrite, Plan, TaskOption, app, note, print_json, results
 from seap.cli.plan import print_plan
 from seap.evaluation.options import Evaluation
+from seap.methods import EffortName
 from seap.models.options import Loading
 from seap.selection.options import Pruning
 from seap.text.options import Calibration
@@ -23,6 +24,7 @@ def sweep(
     task: TaskOption,
     sparsity: Annotated[str, Parameter(help="One or more, as 0.2,0.5.")] = "0.1,0.2,0.3,0.4,0.5",
     method: Annotated[str, Parameter(help="Of `seap prune --method`.")] = Pruning.method,
+    effort: Annotated[EffortName, Parameter(help="As in `seap prune`.")] = Pruning.effort,
     min_channels: Annotated[int, Parameter(help="MLP channels that every layer keeps.")] = Pruning.min_channels,
     round_to: Annotated[int, Parameter(help="Keep a multiple of so many MLP channels.")] = Pruning.round_to,
     batch: Annotated[int, Parameter(help="Sequences at a time when speed is measured.")] = 1,
@@ -49,7 +51,7 @@ def sweep(
     wanted = Sweep(
         tasks=task,
         sparsities=numbers("--sparsity", sparsity),
-        pruning=Pruning(method=method, min_channels=min_channels, round_to=round_to),
+        pruning=Pruning(method=method, effort=effort, min_channels=min_channels, round_to=round_to),
         calibration=calibration,
         evaluation=evaluation,
         repeats=repeats,

@@ -8,12 +8,18 @@ from seap.errors import UserError
 
 def solve_damped(covariance: Tensor, right: Tensor, damping: float) -> Tensor:
     """X (O, k) with X (C + λI) = right (O, k), λ = damping · mean diag C, raised tenfold while C is too singular."""
+    return torch.cholesky_solve(right.t(), factor_damped(covariance, damping)).t()
+
+
+def factor_damped(covariance: Tensor, damping: float) -> Tensor:
+    """L (k, k), lower, with LLᵀ = C + λI and the same λ."""
     scale = covariance.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
     eye = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
     for power in range(8):
         factor, failed = torch.linalg.cholesky_ex(covariance + scale * damping * 10**power * eye)
         if not failed:
-            return torch.cholesky_solve(right.t(), factor).t()
+            found: Tensor = factor
+            return found
     raise UserError(
         "second moments can't be inverted at any damping; are there NaN or infinite values in the statistics? "
         "calibrate again, or use --compensate bias"

@@ -14,8 +14,9 @@ from seap.activations.layerwise import HELD_PERIOD
 from seap.compensation import compensate, cross
 from seap.methods import MEASURED, RECONSTRUCTING, Method
 from seap.models.arch import Arch, choose_axes, describe, embedding_params
-from seap.models.axes import Axis
+from seap.models.axes import CHANNELS, Axis
 from seap.selection.budgets import is_protected, least_kept
+from seap.selection.curves import closed_widths
 from seap.selection.damage import probe_widths
 from seap.selection.options import Pruning
 
@@ -155,8 +156,8 @@ def calibration(shape: Shape, text: Text, moments: str | None) -> Stage:
 def ranking(shape: Shape, method: Method, options: Pruning, text: Text, moments: str) -> list[Stage]:
     """What is known before a sparsity: sensitivity, scores, damage."""
     stages = []
-    if method.score == "obs-fisher":
-        part = text.of(min(options.fisher_tokens, text.tokens * (1 - 1 / HELD_PERIOD)))
+    if options.needs_sensitivity:
+        part = text.of(min(options.spent.fisher_tokens, text.tokens * (1 - 1 / HELD_PERIOD)))
         outer = sum(2.0 * part.tokens * shape.hidden**2 for _ in shape.arch.axes)
         stages.append(
             Stage(
@@ -173,9 +174,22 @@ def ranking(shape: Shape, method: Method, options: Pruning, text: Text, moments:
         stages.append(
             Stage(name="scores", solves=sum(_removal(shape, axis, method, moments) for axis in shape.arch.axes))
         )
-    if method.allocate in MEASURED:
+    if options.closed_curves:
+        stages.append(Stage(name="damage", solves=sum(_closed(shape, axis, options, moments) for axis in shape.axes)))
+    elif method.allocate in MEASURED:
         stages.append(_probes(shape, method, options, text, moments))
     return stages
+
+
+def _closed(shape: Shape, axis: Axis, options: Pruning, moments: str) -> float:
+    """Operations of an axis's damage in closed form (`selection/curves.py`)."""
+    blocks = num_blocks(axis, moments)
+    size, outputs = axis.num_inputs / blocks, shape.hidden
+    found = 0.0
+    for width in closed_widths(axis, least_kept(axis, options), max(options.round_to, 1)):
+        k = width / axis.units * size
+        found += outputs * k**2 + 2 * outputs * k * (size - k) + 2 * outputs * size**2 + 2 * outputs**2 * size
+    return blocks * (size**3 / 3 + found)
 
 
 def _removal(shape: Shape, axis: Axis, method: Method, moments: str) -> float:
@@ -208,7 +222,7 @@ def _probes(shape: Shape, method: Method, options: Pruning, text: Text, moments:
 
 def probed(options: Pruning, text: Text) -> Text:
     """The held-out text that damage is measured on."""
-    return text.of(min(options.probe_tokens, text.tokens / HELD_PERIOD))
+    return text.of(min(options.spent.probe_tokens, text.tokens / HELD_PERIOD))
 
 
 def _repairs(method: Method) -> float:
@@ -232,13 +246,20 @@ def choosing(shape: Shape, method: Method, options: Pruning, text: Text, moments
         variables = sum(axis.units / (step if axis.unit_inputs == 1 else 1) for axis in shape.axes)
         stages.append(Stage(name="widths", variables=variables))
     if method.allocate == "search":
-        part, trials = probed(options, text), options.search_evaluations + 1
+        part, trials = probed(options, text), options.spent.search_evaluations + 1
         one = sum(_solve(shape, axis, 1 - options.sparsity, moments) for axis in shape.axes) * _repairs(method)
         solves = one * (1 + 2 * (trials - 1) / max(len(shape.axes), 1))  # two axes differ from trial to trial
         passes = trials * part.batches * shape.num_layers
         tokens = trials * part.tokens
-        stages.append(Stage(name="search", forward=tokens, positions=tokens, passes=passes, solves=solves))
+        forward = tokens * (1 - options.sparsity * _channels(shape))  # channels that go are not run
+        forward += part.tokens * options.closed_curves  # the dense model, once; measured curves have run it
+        stages.append(Stage(name="search", forward=forward, positions=tokens, passes=passes, solves=solves))
     return stages
+
+
+def _channels(shape: Shape) -> float:
+    """The share of channels in the parameters that a token goes through."""
+    return min(sum(axis.params for axis in shape.axes if axis.name == CHANNELS) / max(shape.active, 1), 1.0)
 
 
 def repairing(shape: Shape, method: Method, options: Pruning, text: Text, moments: str) -> list[Stage]:

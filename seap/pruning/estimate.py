@@ -26,8 +26,9 @@ OVERHEAD = 4.0  # seconds: reading the model, its checkpoint
 
 # What makes a run cheaper, as it is typed, and what it changes; in the order of how little it costs in quality.
 CHEAPER: dict[str, dict[str, Any]] = {
-    "--search-evaluations 20": {"search_evaluations": 20},
+    "--effort standard": {"effort": "standard"},
     "--probe-tokens 512": {"probe_tokens": 512},
+    "--effort quick": {"effort": "quick"},
     "--allocate logistic": {"allocate": "logistic"},
     "--no-sequential": {"sequential": False},
     "--method flap": {"method": "flap"},

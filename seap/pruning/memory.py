@@ -33,7 +33,7 @@ class Needs:
 
 def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Calibration, *, stream: bool) -> Needs:
     """What a pruning needs."""
-    method, tokens = options.resolved(), sum(part.tokens for part in text.values())
+    method, spent, tokens = options.resolved(), options.spent, sum(part.tokens for part in text.values())
     matrices, on_disk = _matrices(shape, options, calibration, max(len(text), 1))
     hidden = float(FLOAT * tokens * shape.hidden)
     batch = min(calibration.batch_tokens, max(tokens, 1))
@@ -41,12 +41,12 @@ def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Ca
     weights = layer + FLOAT * shape.vocabulary * shape.hidden if stream else float(shape.weight_bytes)
     held = weights + matrices
     stages = [hidden + 6.0 * FLOAT * batch * shape.hidden]
-    if method.score == "obs-fisher":
-        states = FLOAT * min(options.fisher_tokens, tokens) * shape.hidden * (shape.num_layers + 1)
-        logits = LOGITS * FLOAT * min(batch, options.fisher_tokens) * shape.vocabulary
+    if options.needs_sensitivity:
+        states = FLOAT * min(spent.fisher_tokens, tokens) * shape.hidden * (shape.num_layers + 1)
+        logits = LOGITS * FLOAT * min(batch, spent.fisher_tokens) * shape.vocabulary
         stages.append(states + logits + 2.0 * FLOAT * len(shape.arch.axes) * shape.hidden**2)
-    if method.allocate in MEASURED:
-        stages.append(_probing(shape, options, min(options.probe_tokens, batch)))
+    if method.allocate == "search" or (method.allocate in MEASURED and not options.closed_curves):
+        stages.append(_probing(shape, options, min(spent.probe_tokens, batch)))
     if method.sequential:
         stages.append(4 * hidden + sum(8.0 * shape.hidden * a.num_inputs * (1 - options.sparsity) for a in shape.axes))
     disk = (("second moments", on_disk, Path(tempfile.gettempdir())),) if on_disk else ()

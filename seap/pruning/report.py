@@ -7,6 +7,7 @@ from seap.activations.calibration import fingerprint
 from seap.activations.stats import Statistics
 from seap.environment import command_line, versions
 from seap.files import digest
+from seap.methods import MEASURED
 from seap.models.arch import describe, embedding_params
 from seap.models.axes import Masks
 from seap.selection.mask import budgets_of, realised_sparsity
@@ -109,10 +110,13 @@ def _dequantized(model: Any) -> dict[str, str]:
     return {} if read_from is None else {"dequantized_from": read_from}
 
 
-def choices(options: Pruning) -> dict[str, str]:
-    """What each stage does in this run, whether chosen or the method's."""
-    method = options.resolved()
-    return {name: getattr(method, name) for name in ("score", "allocate", "mask", "compensate", "convention")}
+def choices(options: Pruning) -> dict[str, Any]:
+    """What each stage does in this run, whether chosen, the method's or the effort's."""
+    method, spent = options.resolved(), asdict(options.spent)
+    chosen = {name: getattr(method, name) for name in ("score", "allocate", "mask", "compensate", "convention")}
+    if not options.needs_sensitivity and method.allocate not in MEASURED:
+        return chosen
+    return chosen | {name: spent[name] for name in spent if name not in ("searches", "refits")}
 
 
 def provenance(identity: str, run: Run) -> dict[str, Any]:

@@ -127,7 +127,8 @@ class Streams:
         with self._cut(axes):
             for index, held in enumerate(self.walk.held):
                 inputs, target = self._fitted_to(axis, index, dense[index])
-                h = self.walk.real(index, inputs)[:, keep.to(inputs.device)]
+                h = self.walk.real(index, inputs)
+                h = h[:, keep.to(h.device)] if h.shape[1] == len(keep) else h  # channels that go are left out already
                 sums[held].update_(h, self.walk.real(index, target))
         start = self._start(axis)
         better = refit(start, sums[0], sums[1], weight_of(self.arch, axis)[:, keep])

@@ -29,6 +29,7 @@ from seap.models.arch import Arch
 from seap.models.axes import KV_GROUPS, Axis
 from seap.models.residency import release
 from seap.scoring.obs import removal
+from seap.scoring.sensitivity import root
 
 Scores = dict[str, Tensor]  # axis key → float64 (C,), one per input of the consumer
 
@@ -93,11 +94,11 @@ def score_inputs(
     name: str,
     *,
     seed: int = 0,
-    weighing: Mapping[str, Tensor] | None = None,
+    sensitivity: Mapping[str, Tensor] | None = None,
 ) -> Scores:
     """Score every input of every consumer.
 
-    weighing: for `obs-fisher`, axis key → R (O, O), so that ‖R e‖² is what an output error e costs.
+    sensitivity: for `obs-fisher`, axis key → F (O, O) of `measure_sensitivity`.
 
     Returns axis key → float64 (C,) on the CPU. Raises ValueError when a score isn't finite, with the axis named.
     """
@@ -111,8 +112,8 @@ def score_inputs(
         else:
             assert statistics is not None, f"{name} needs statistics"
             if name == "obs-fisher":
-                assert weighing is not None, f"{name} needs the loss's sensitivity"
-                weight = weighing[axis.key].double() @ weight.cpu().double()
+                assert sensitivity is not None, f"{name} needs the loss's sensitivity"
+                weight = root(sensitivity[axis.key]).double() @ weight.cpu().double()
             score = ACTIVATION_SCORES[name](axis, weight, statistics[axis.key])
         if not torch.isfinite(score).all():
             raise UserError(f"{arch.name_of(axis)}: score {name} is not finite; are the model's weights sound?")

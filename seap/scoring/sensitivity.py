@@ -24,10 +24,10 @@ Place = tuple[int, str]  # layer, and a linear in it
 FLOOR = 0.5  # added to F, over the mean of its diagonal: few tokens leave many directions unseen
 
 
-def weigh_outputs(
+def measure_sensitivity(
     arch: Arch, rows: Rows, *, num_tokens: int, seed: int, batch_tokens: int, progress: bool
 ) -> dict[str, Tensor]:
-    """Axis key → R (O, O) float32 with RᵀR = F + floor, so that ‖R e‖² is what an output error e costs.
+    """Axis key → F (O, O) float32 per token, so that ½ eᵀ F e is about what an output error e costs in nats.
 
     rows: calibration text, of which about `num_tokens` tokens are drawn among those that aren't held out.
     """
@@ -40,11 +40,12 @@ def weigh_outputs(
         taken_rows.append(row)
     with evaluation(arch.model):
         found = fisher(arch, taken_rows, seed=seed, batch_tokens=batch_tokens, progress=progress)
-    return {key: root(information) for key, information in found.items()}
+    count = sum(map(len, taken_rows))
+    return {key: information.div_(count) for key, information in found.items()}
 
 
 def root(information: Tensor) -> Tensor:
-    """R (O, O) float32 of F (O, O): the upper Cholesky factor of F + FLOOR · mean diag F · I."""
+    """R (O, O) float32 with RᵀR = F / mean diag F + FLOOR · I, so that ‖R e‖² weighs an output error e. F (O, O)."""
     scale = information.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
     eye = torch.eye(len(information), dtype=torch.float64)
     return torch.linalg.cholesky(information.double() / scale + FLOOR * eye).t().float()

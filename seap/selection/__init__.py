@@ -3,9 +3,9 @@
 In: scores, and statistics of one task or several. Out: `Masks`, axis key → bool per unit (True keeps).
 
 Open `ranking.py` first: what is known before a sparsity is chosen, and what makes masks of it. `allocate.py` spreads
-the sparsity over the layers, by formula or by measured `damage.py` with `widths.py`, `knapsack.py` and `search.py`;
-`mask.py` picks the units; `mixture.py` puts several texts behind one network; `usage.py` is about experts, `timing.py`
-about milliseconds. `options.py` holds the options of a pruning.
+the sparsity over the layers, by formula or by damage (`curves.py` in closed form, `damage.py` measured), with
+`widths.py`, `knapsack.py` and `search.py`; `mask.py` picks the units; `mixture.py` puts several texts behind one
+network; `usage.py` is about experts, `timing.py` about milliseconds. `options.py` holds the options of a pruning.
 
 Not here: cutting (pruning/).
 """

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from seap.activations.layerwise import Walk, evaluation, resume, split_rows
 from seap.compensation.compensate import Repair, map_inputs
 from seap.models.arch import Arch
-from seap.models.axes import KV_GROUPS, Axis
+from seap.models.axes import CHANNELS, KV_GROUPS, Axis
 
 KEPT_SHARES = (0.75, 0.5, 0.3, 0.15)  # of the channels, beside the least that must stay
 CACHED_BYTES = 1 << 30  # dense log-probabilities kept between probes; beyond it they are computed anew
@@ -42,6 +42,10 @@ class Curve:
             roots[i] = max(roots[i], roots[i + 1])  # less width is never better but by noise
         return [max(float(v), 0.0) ** 2 for v in PchipInterpolator(self.widths, roots)(list(widths))]
 
+    def times(self, factor: float) -> "Curve":
+        """The same curve, so many times as high."""
+        return Curve(self.widths, tuple(factor * value for value in self.damage))
+
 
 Curves = dict[str, Curve]  # axis key → curve
 RepairTo = Callable[[Axis, int], tuple[Tensor, Repair | None]]  # axis, width → kept inputs (C,), repair
@@ -49,22 +53,33 @@ RepairTo = Callable[[Axis, int], tuple[Tensor, Repair | None]]  # axis, width �
 
 @contextlib.contextmanager
 def simulated(arch: Arch, axis: Axis, keep: Tensor, repair: Repair | None) -> Iterator[None]:
-    """An axis cut without surgery: its consumer reads 0 from what goes. keep: bool (C,)."""
+    """An axis cut without surgery: channels are left out, and the consumer of heads reads 0 from those that go.
+
+    keep: bool (C,).
+    """
     if axis.usage_key:
         experts = arch.experts_of(axis)
         with experts.replaced(experts.cut(keep, None if repair is None else repair.weight)):
             yield
         return
+    narrow = axis.name == CHANNELS and not arch.family.transposed  # whose linears know their size
     old = arch.weight(axis.layer, axis.consumer)
     keep = keep.to(old.device)
-    cut = torch.zeros_like(old)
-    cut[:, keep] = old[:, keep] if repair is None or repair.weight is None else repair.weight.to(cut)
+    kept = old[:, keep] if repair is None or repair.weight is None else repair.weight.to(old)
+    if not narrow:
+        kept = torch.zeros_like(old).index_copy_(1, keep.nonzero().flatten(), kept)
+    inputs = None if repair is None else repair.inputs
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_replaced(arch, axis.layer, axis.consumer, cut, None if repair is None else repair.bias))
-        if repair is not None and repair.inputs is not None:
-            for module in axis.producers:
-                weight = arch.weight(axis.layer, module)
-                stack.enter_context(_replaced(arch, axis.layer, module, map_inputs(weight, repair.inputs)))
+        bias = None if repair is None else repair.bias
+        stack.enter_context(_replaced(arch, axis.layer, axis.consumer, kept, shift=bias))
+        for part in [part for part in axis.slices if not part.consumer and not part.values]:
+            rows = part.indices(keep) if narrow else None
+            if rows is None and inputs is None:
+                continue
+            weight = arch.weight(axis.layer, part.module)
+            weight = weight if rows is None else weight[rows]
+            weight = weight if inputs is None else map_inputs(weight, inputs)
+            stack.enter_context(_replaced(arch, axis.layer, part.module, weight, rows=rows))
         yield
 
 
@@ -80,14 +95,18 @@ def simulated_all(
 
 
 @contextlib.contextmanager
-def _replaced(arch: Arch, layer: int, module: str, new: Tensor, shift: Tensor | None = None) -> Iterator[None]:
-    """A linear with another weight (O, C) for a while, and its bias shifted."""
+def _replaced(
+    arch: Arch, layer: int, module: str, new: Tensor, *, shift: Tensor | None = None, rows: Tensor | None = None
+) -> Iterator[None]:
+    """A linear with another weight (O, C) for a while, and its bias shifted, or only some rows of it there."""
     linear = arch.linear(layer, module)
     weight, bias = linear.weight, linear.bias
     linear.weight = nn.Parameter(new.t().contiguous() if arch.family.transposed else new, requires_grad=False)
     if shift is not None:
         shift = shift.to(new)
         linear.bias = nn.Parameter(shift if bias is None else bias + shift, requires_grad=False)
+    if rows is not None and bias is not None:
+        linear.bias = nn.Parameter(bias[rows], requires_grad=False)
     try:
         yield
     finally:

@@ -21,14 +21,18 @@ def choose_units(axes: Sequence[Axis], scores: Scores, budgets: Mapping[str, int
     """
     masks: Masks = {}
     for axis in axes:
-        budget = budgets.get(axis.key, axis.units)
-        own = unit_scores(axis, scores[axis.key]).view(axis.experts, axis.units)
-        order = torch.sort(own, dim=1, descending=True, stable=True).indices
-        mask = torch.zeros(axis.experts, axis.units, dtype=torch.bool).scatter_(1, order[:, :budget], True)
+        mask = unit_places(axis, scores) < budgets.get(axis.key, axis.units)
         if axis.kept is not None:
             mask[[expert for expert in range(axis.experts) if expert not in axis.kept]] = False
         masks[axis.key] = mask.flatten()
     return masks
+
+
+def unit_places(axis: Axis, scores: Scores) -> Tensor:
+    """int64 (E, U): the place of each unit among its expert's, the best first; without experts there is one part."""
+    own = unit_scores(axis, scores[axis.key]).view(axis.experts, axis.units)
+    order = torch.sort(own, dim=1, descending=True, stable=True).indices
+    return torch.empty_like(order).scatter_(1, order, torch.arange(axis.units).expand_as(order).contiguous())
 
 
 def kept_experts(axis: Axis, mask: Tensor) -> tuple[int, ...]:

@@ -106,7 +106,7 @@ class QuickNetworks:
         arch = describe(model)
         judges = {
             name: Judge.on(
-                arch, probe_rows(part.rows, options.probe_tokens, seed), batch_tokens=Calibration.batch_tokens
+                arch, probe_rows(part.rows, options.spent.probe_tokens, seed), batch_tokens=Calibration.batch_tokens
             )
             for name, part in statistics.items()
         }

@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from seap.errors import UserError, at_least, one_of, unknown
 from seap.methods import (
     CHOICES,
+    EFFORTS,
     MEASURED,
     METHODS,
     NEEDS_ACTIVATIONS,
@@ -20,6 +21,9 @@ from seap.methods import (
     Allocate,
     Compensate,
     Convention,
+    CurvesFrom,
+    Effort,
+    EffortName,
     MaskOf,
     Method,
     Score,
@@ -80,13 +84,19 @@ class Pruning:
     """KV groups that every layer keeps."""
     min_channels: int = 32
     """MLP channels that every layer keeps."""
+    effort: EffortName = "standard"
+    """What is spent on the choice of units and widths: quick (closed forms, no refit), standard, thorough. The options
+    below that are left out come from it, and so do the search and the refit of methods that have them."""
+    curves: CurvesFrom | None = None
+    """How the damage of an axis at a width is known: closed, from moments alone; measured, by a forward pass."""
     cost: Cost = "params"
     """What --sparsity is a share of with --allocate damage: parameters, or the linears' decode time measured here."""
-    fisher_tokens: int = 8192
-    """Calibration tokens on which the loss's sensitivity is measured (--score obs-fisher), forward and back."""
-    probe_tokens: int = 1024
+    fisher_tokens: int | None = None
+    """Calibration tokens on which the loss's sensitivity is measured (--score obs-fisher, or curves in closed form),
+    forward and back."""
+    probe_tokens: int | None = None
     """Held-out calibration tokens that damage is measured on (--allocate damage or search)."""
-    search_evaluations: int = 60
+    search_evaluations: int | None = None
     """Trials of --allocate search, each a forward pass over the probe tokens."""
     round_to: Annotated[int, Parameter(converter=_rounding)] = 1
     """Keep a multiple of so many MLP channels in every layer: 64 or 128 for GPUs, 256 for GGUF K-quants; auto measures
@@ -100,6 +110,9 @@ class Pruning:
         for kind, allowed in CHOICES.items():
             if getattr(self, kind) is not None:
                 one_of(kind.replace("_", " "), getattr(self, kind), allowed)
+        one_of("effort", self.effort, EffortName)
+        if self.curves is not None:
+            one_of("curves", self.curves, CurvesFrom)
         one_of("cost", self.cost, Cost)
         if self.cost != "params" and self.resolved().allocate != "damage":
             raise UserError(
@@ -119,8 +132,10 @@ class Pruning:
             raise UserError(f"--experts {self.experts}: must be a number of experts, auto or keep")
         for name, least in (("protect_first", 0), ("protect_last", 0), ("min_kv_groups", 1), ("min_channels", 1)):
             at_least(name, getattr(self, name), least)
-        for name, least in (("round_to", 0), ("fisher_tokens", 2), ("probe_tokens", 2), ("search_evaluations", 1)):
-            at_least(name, getattr(self, name), least)
+        at_least("round_to", self.round_to, 0)
+        for name, least in (("fisher_tokens", 2), ("probe_tokens", 2), ("search_evaluations", 1)):
+            if getattr(self, name) is not None:
+                at_least(name, getattr(self, name), least)
         if self.mix != "auto" and not (isinstance(self.mix, float | int) and 0 <= self.mix < math.inf):
             raise UserError(f"--mix {self.mix}: must be auto, or a number from 0 up, such as 0.3")
         for name in ("logistic_k", "logistic_x0"):
@@ -137,8 +152,28 @@ class Pruning:
         chosen = {name: value for name, value in own.items() if value is not None}
         if "sparsity_convention" in chosen:
             chosen["convention"] = chosen.pop("sparsity_convention")
+        effort = EFFORTS[self.effort]
+        if preset.allocate == "search" and not effort.searches:
+            preset = replace(preset, allocate="damage")
+        preset = replace(preset, sequential=preset.sequential and effort.refits)
         method = replace(preset, **chosen)
         return replace(method, sequential=method.sequential and method.compensate != "none")
+
+    @property
+    def spent(self) -> Effort:
+        """The effort with this run's own choices in place of the dial's."""
+        names = ("curves", "search_evaluations", "probe_tokens", "fisher_tokens")
+        own = {name: getattr(self, name) for name in names}
+        return replace(EFFORTS[self.effort], **{name: value for name, value in own.items() if value is not None})
+
+    @property
+    def closed_curves(self) -> bool:
+        """Whether damage comes from moments."""
+        return self.resolved().allocate in MEASURED and self.spent.curves == "closed"
+
+    @property
+    def needs_sensitivity(self) -> bool:
+        return self.resolved().score == "obs-fisher" or self.closed_curves
 
     @property
     def needs_scores_of_activations(self) -> bool:
@@ -152,7 +187,8 @@ class Pruning:
 
     @property
     def needs_second_moments(self) -> bool:
-        return self.resolved().score in RECONSTRUCTING or self.resolved().compensate == "ridge"
+        method = self.resolved()
+        return method.score in RECONSTRUCTING or method.compensate == "ridge" or self.closed_curves
 
     def unused(self) -> list[str]:
         """Options set away from their default that have no effect on this run."""
@@ -162,10 +198,12 @@ class Pruning:
             notes += [f"--{name.replace('_', '-')}" for name in ("logistic_k", "logistic_x0") if name in changed]
         if method.mask not in ("general", "general-raw"):
             notes += [f"--{name.replace('_', '-')}" for name in ("weights", "worst_task") if name in changed]
-        if method.score != "obs-fisher" and "fisher_tokens" in changed:
+        if not self.needs_sensitivity and "fisher_tokens" in changed:
             notes.append("--fisher-tokens")
-        if method.allocate not in MEASURED and "probe_tokens" in changed:
-            notes.append("--probe-tokens")
+        if method.allocate not in MEASURED:
+            notes += [f"--{name.replace('_', '-')}" for name in ("probe_tokens", "curves") if name in changed]
+        if "effort" in changed and not self.needs_sensitivity and not METHODS[self.method].sequential:
+            notes.append("--effort")
         if method.allocate != "search" and "search_evaluations" in changed:
             notes.append("--search-evaluations")
         if self.sequential and method.compensate == "none":

@@ -3,7 +3,7 @@
 One ranking serves many sparsities: the scores and the damage curves don't depend on it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -28,9 +28,10 @@ from seap.methods import MEASURED, RECONSTRUCTING, Method
 from seap.models.arch import Arch, choose_axes, describe
 from seap.models.axes import Axis, Masks
 from seap.scoring.score import Scores, mix, score_inputs
-from seap.scoring.sensitivity import weigh_outputs
+from seap.scoring.sensitivity import measure_sensitivity
 from seap.selection.allocate import allocate
-from seap.selection.budgets import is_protected, least_kept
+from seap.selection.budgets import Budgets, is_protected, least_kept
+from seap.selection.curves import closed_curves
 from seap.selection.damage import Curves, Judge, RepairTo, measure_curves, probe_rows
 from seap.selection.mask import choose_units
 from seap.selection.mixture import QuickNetworks, add_general, check_mixture, choose_share, choose_weights, pool
@@ -48,21 +49,21 @@ def combine_scores(
     statistics: Mapping[str, Statistics],
     options: Pruning,
     seed: int,
-    weighing: Mapping[str, Tensor] | None = None,
+    sensitivity: Mapping[str, Tensor] | None = None,
 ) -> Scores:
-    """One score per input: of the one task, mixed over several, or of all text pooled. weighing: see `score_inputs`.
+    """One score per input: of the one task, mixed over several, or of all text pooled. sensitivity: see `score_inputs`.
 
     Scores of reconstruction are of mixed moments, the others are mixed themselves (SEAP-gen).
     """
     one_by_one = method.mask in ("general", "general-raw") and method.score not in RECONSTRUCTING
     if one_by_one and statistics:
         each = {
-            task: score_inputs(arch, part, method.score, seed=seed, weighing=weighing)
+            task: score_inputs(arch, part, method.score, seed=seed, sensitivity=sensitivity)
             for task, part in statistics.items()
         }
         return mix(each, options.weights, normalise=method.mask == "general")
     pooled = pool(statistics, options) if statistics else None
-    return score_inputs(arch, pooled, method.score, seed=seed, weighing=weighing)
+    return score_inputs(arch, pooled, method.score, seed=seed, sensitivity=sensitivity)
 
 
 @dataclass
@@ -119,11 +120,19 @@ class Ranking:
                 self.least,
                 options.round_to,
                 self.repair_to,
-                evaluations=options.search_evaluations if options.sparsity else 0,
+                evaluations=options.spent.search_evaluations if options.sparsity else 0,
                 seed=self.seed,
                 progress=progress,
+                allocated=lambda factors: self._tilted(options, axes, factors),
             )
         return choose_units(axes, self.scores, budgets)
+
+    def _tilted(self, options: Pruning, axes: Sequence[Axis], factors: Mapping[str, float]) -> Budgets:
+        """Budgets of the free axes with their curves times these factors."""
+        assert self.curves is not None
+        curves = {key: curve.times(factors[key]) for key, curve in self.curves.items()}
+        found = allocate(self.arch, options, self.scores, curves, self.times, axes=axes)
+        return {axis.key: found[axis.key] for axis in self.free}
 
 
 def rank(
@@ -146,19 +155,29 @@ def rank(
     ready = with_second_moments(model, statistics, options, progress=progress)
     ready, options, notes = _settled(model, ready, options, general, seed=seed, progress=progress)
     method = options.resolved()
-    weights = _weighing(arch, ready, options, seed, progress) if method.score == "obs-fisher" else None
-    made = Ranking(arch, options, seed, ready, combine_scores(arch, method, ready, options, seed, weights))
+    sensitivity = _sensitivity(arch, ready, options, seed, progress) if options.needs_sensitivity else {}
+    made = Ranking(arch, options, seed, ready, combine_scores(arch, method, ready, options, seed, sensitivity))
     made.notes = notes
     if method.allocate in MEASURED:
         pooled = pool(ready, options)
         made.repair_to = _repairing(arch, method, made.scores, pooled)
         made.times = axis_times(arch, made.free) if options.cost == "milliseconds" else None
-        rows = probe_rows(pooled.rows, options.probe_tokens, seed)
-        made.judge = Judge.on(arch, rows, batch_tokens=Calibration.batch_tokens)
-        made.curves = measure_curves(
-            made.judge, made.free, made.least, options.round_to, made.repair_to, progress=progress
-        )
+        if not options.closed_curves or method.allocate == "search":
+            rows = probe_rows(pooled.rows, options.spent.probe_tokens, seed)
+            made.judge = Judge.on(arch, rows, batch_tokens=Calibration.batch_tokens)
+        made.curves = _curves(made, pooled, sensitivity, progress)
     return made
+
+
+def _curves(made: Ranking, pooled: Statistics, sensitivity: Mapping[str, Tensor], progress: bool) -> Curves:
+    """The damage curve of every free axis, as the options say how."""
+    options, arch, least, step = made.options, made.arch, made.least, made.options.round_to
+    assert made.repair_to is not None
+    if not options.closed_curves:
+        assert made.judge is not None
+        return measure_curves(made.judge, made.free, least, step, made.repair_to, progress=progress)
+    compensate = options.resolved().compensate
+    return closed_curves(arch, made.free, least, step, made.scores, pooled, sensitivity, compensate)
 
 
 def _settled(
@@ -190,14 +209,14 @@ def _settled(
     return statistics, options, ()
 
 
-def _weighing(
+def _sensitivity(
     arch: Arch, statistics: Mapping[str, Statistics], options: Pruning, seed: int, progress: bool
 ) -> dict[str, Tensor]:
     rows = tuple(row for part in statistics.values() for row in part.rows)
-    return weigh_outputs(
+    return measure_sensitivity(
         arch,
         rows,
-        num_tokens=options.fisher_tokens,
+        num_tokens=options.spent.fisher_tokens,
         seed=seed,
         batch_tokens=Calibration.batch_tokens,
         progress=progress,
@@ -231,7 +250,9 @@ def with_second_moments(
     Raises UserError for statistics without rows, as seap before 0.2 wrote them.
     """
     method = options.resolved()
-    rows_needed = method.allocate in MEASURED or method.sequential or options.needs_second_moments
+    rows_needed = (
+        method.allocate in MEASURED or options.needs_sensitivity or method.sequential or options.needs_second_moments
+    )
     ready = dict(statistics)
     for task, part in statistics.items():
         if rows_needed and not part.rows:

@@ -1,19 +1,24 @@
 """Local search over widths: move parameters from one axis to another as long as held-out KL falls.
 
-Damage measured axis by axis takes no account of how cuts work together; here every trial cuts all axes at once. A move
-takes units from one axis and gives as many parameters to another; moves are drawn by seed, those that helped before
-more often, and become smaller when few help (random local search; Týr-the-Pruner, arXiv 2503.09657, likewise searches
-on KL).
+Damage known axis by axis takes no account of how cuts work together; here every trial cuts all axes at once. First all
+curves are tilted together (heads against channels, early layers against late ones) and what they then give is tried,
+since a few trials can't go through thousands of pairs of axes. Then single moves: units go from one axis and as many
+parameters to another; moves are drawn by seed, those that helped before more often, and become smaller when few help
+(random local search; Týr-the-Pruner, arXiv 2503.09657, likewise searches on KL).
 """
 
 import contextlib
+import itertools
+import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from tqdm import tqdm
 
 from seap.activations.layerwise import evaluation
-from seap.models.axes import Axis
+from seap.models.axes import KV_GROUPS, Axis
 from seap.selection.budgets import Budgets
 from seap.selection.damage import Judge, RepairTo, simulated
 
@@ -49,6 +54,87 @@ def _params(axes: Sequence[Axis], budgets: Mapping[str, int]) -> int:
     return sum(budgets[axis.key] * axis.unit_params for axis in axes)
 
 
+def directions(axes: Sequence[Axis]) -> list[dict[str, float]]:
+    """What all curves may be off by together, as a log of a factor for each axis, from −½ to ½: heads against channels,
+    late layers against early ones, the middle against the ends."""
+    last = max(axis.layer for axis in axes) or 1
+    kinds = {axis.key: 0.5 if axis.name == KV_GROUPS else -0.5 for axis in axes}
+    depth = {axis.key: axis.layer / last - 0.5 for axis in axes}
+    middle = {axis.key: 0.5 - 4 * depth[axis.key] ** 2 for axis in axes}
+    return [found for found in (kinds, depth, middle) if len(set(found.values())) > 1]
+
+
+@dataclass
+class Search:
+    """The best budgets so far, and what measures others."""
+
+    judge: Judge
+    axes: Sequence[Axis]
+    repair_to: RepairTo
+    best: Budgets
+    left: int  # trials
+    bar: Any  # of tqdm
+    least_kl: float = math.inf
+    tried: set[tuple[int, ...]] = field(default_factory=set)
+
+    def offer(self, budgets: Budgets) -> bool:
+        """Measure budgets; whether they are the best so far."""
+        self.tried.add(tuple(budgets.values()))
+        found = divergence_of(self.judge, self.axes, budgets, self.repair_to)
+        better = found < self.least_kl
+        if better:
+            self.best, self.least_kl = budgets, found
+        self.bar.set_postfix_str(f"KL {self.least_kl:.4f}")
+        return better
+
+    def attempt(self, budgets: Budgets) -> bool:
+        """A trial of what wasn't tried before."""
+        self.left -= 1
+        self.bar.update()
+        return self.offer(budgets)
+
+
+def tilt_(state: Search, allocated: Callable[[Mapping[str, float]], Budgets], trials: int) -> None:
+    """Trials of what the curves' allocation becomes with all curves tilted together, one direction after the other."""
+    factors, size = dict.fromkeys((axis.key for axis in state.axes), 0.0), math.log(2)
+    until = state.left - trials
+    while state.left > until and size > 0.1:
+        gained = False
+        for direction, sign in itertools.product(directions(state.axes), (1, -1)):
+            new = {key: value + sign * size * direction[key] for key, value in factors.items()}
+            budgets = allocated({key: math.exp(value) for key, value in new.items()})
+            if state.left <= until:
+                return
+            if tuple(budgets.values()) in state.tried:
+                continue
+            if state.attempt(budgets):
+                factors, gained = new, True
+        size = size if gained else size / 2
+
+
+def move_(state: Search, least: Mapping[str, int], step: int, generator: random.Random) -> None:
+    """Trials of moves from one axis to another, until none are left."""
+    axes, start = state.axes, state.best
+    size = max(axis.params for axis in axes) / 8
+    weights = {(giver.key, taker.key): 1.0 for giver in axes for taker in axes if giver.key != taker.key}
+    by_key = {axis.key: axis for axis in axes}
+    drift = min(axis.unit_params * (step if axis.unit_inputs == 1 else 1) for axis in axes) / 2
+    while state.left:
+        for _ in range(200):
+            pair = generator.choices(list(weights), list(weights.values()))[0]
+            params = size * generator.uniform(0.3, 1)
+            budgets = moved(state.best, by_key[pair[0]], by_key[pair[1]], params, least, step)
+            if budgets is None or tuple(budgets.values()) in state.tried:
+                continue
+            if abs(_params(axes, budgets) - _params(axes, start)) <= drift:
+                break
+        else:
+            return
+        better = state.attempt(budgets)
+        weights[pair] = min(weights[pair] * 2, 8.0) if better else max(weights[pair] * 0.6, 0.1)
+        size = min(size * 1.3, max(axis.params for axis in axes) / 4) if better else size * 0.985
+
+
 def search(
     judge: Judge,
     axes: Sequence[Axis],
@@ -60,34 +146,20 @@ def search(
     evaluations: int,
     seed: int,
     progress: bool,
+    allocated: Callable[[Mapping[str, float]], Budgets] | None = None,
 ) -> Budgets:
     """Better budgets than `start` after so many evaluations; `start` if none is better.
 
-    They keep as many parameters, to half of the smallest unit.
+    They keep as many parameters, to half of the smallest unit. allocated: budgets from a factor for the curve of each
+    axis; with it half of the trials tilt the curves.
     """
-    generator = random.Random(seed)
-    size, tried = max(axis.params for axis in axes) / 8, {tuple(start.values())}
-    weights = {(giver.key, taker.key): 1.0 for giver in axes for taker in axes if giver.key != taker.key}
-    by_key = {axis.key: axis for axis in axes}
-    drift = min(axis.unit_params * (step if axis.unit_inputs == 1 else 1) for axis in axes) / 2
-    with evaluation(judge.arch.model):
-        best, least_kl = start, divergence_of(judge, axes, start, repair_to)
-        for _ in (bar := tqdm(range(evaluations), desc="search", unit="trial", disable=not progress, leave=False)):
-            for _ in range(200):
-                pair = generator.choices(list(weights), list(weights.values()))[0]
-                budgets = moved(best, by_key[pair[0]], by_key[pair[1]], size * generator.uniform(0.3, 1), least, step)
-                if budgets is None or tuple(budgets.values()) in tried:
-                    continue
-                if abs(_params(axes, budgets) - _params(axes, start)) <= drift:
-                    break
-            else:
-                break
-            tried.add(tuple(budgets.values()))
-            found = divergence_of(judge, axes, budgets, repair_to)
-            better = found < least_kl
-            weights[pair] = min(weights[pair] * 2, 8.0) if better else max(weights[pair] * 0.6, 0.1)
-            size = min(size * 1.3, max(axis.params for axis in axes) / 4) if better else size * 0.985
-            if better:
-                best, least_kl = budgets, found
-            bar.set_postfix_str(f"KL {least_kl:.4f}")
-    return best
+    with (
+        evaluation(judge.arch.model),
+        tqdm(total=evaluations, desc="search", unit="trial", disable=not progress, leave=False) as bar,
+    ):
+        state = Search(judge, axes, repair_to, start, evaluations, bar)
+        state.offer(start)
+        if allocated is not None:
+            tilt_(state, allocated, evaluations // 2)
+        move_(state, least, step, random.Random(seed))
+    return state.best

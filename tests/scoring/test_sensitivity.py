@@ -11,7 +11,7 @@ from seap.activations.calibration import calibrate
 from seap.activations.layerwise import evaluation
 from seap.models.arch import describe
 from seap.scoring.score import score_inputs
-from seap.scoring.sensitivity import FLOOR, fisher, root, weigh_outputs
+from seap.scoring.sensitivity import FLOOR, fisher, measure_sensitivity, root
 from seap.text.corpus import Corpus
 from seap.text.options import Calibration
 
@@ -47,15 +47,16 @@ def test_the_root_is_of_the_information_and_its_floor() -> None:
 def test_padding_and_the_number_of_tokens_do_not_matter_but_by_their_content() -> None:
     dense = model("llama")
     rows = tuple(tuple(row) for row in torch.randint(0, 40, (10, 8)).tolist())
-    one = weigh_outputs(describe(dense), rows, num_tokens=1, seed=0, batch_tokens=64, progress=False)
-    again = weigh_outputs(describe(dense), rows, num_tokens=8, seed=0, batch_tokens=64, progress=False)
-    other = weigh_outputs(describe(dense), rows, num_tokens=64, seed=0, batch_tokens=64, progress=False)
+    one = measure_sensitivity(describe(dense), rows, num_tokens=1, seed=0, batch_tokens=64, progress=False)
+    again = measure_sensitivity(describe(dense), rows, num_tokens=8, seed=0, batch_tokens=64, progress=False)
+    other = measure_sensitivity(describe(dense), rows, num_tokens=64, seed=0, batch_tokens=64, progress=False)
     key = "layers.0.channels"
     assert torch.equal(one[key], again[key]) and not torch.allclose(one[key], other[key])
     assert all(parameter.grad is None for parameter in dense.parameters())
 
 
-def test_scores_weigh_the_error_by_the_sensitivity() -> None:
+def test_scores_weigh_the_error_by_the_sensitivity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seap.scoring.sensitivity.FLOOR", 0.0)
     dense: Any = model("llama")
     arch = describe(dense)
     rows = tuple(
@@ -64,14 +65,15 @@ def test_scores_weigh_the_error_by_the_sensitivity() -> None:
     statistics = calibrate(dense, Corpus("toy", rows, "test"), Calibration(second_moments=True), progress=False)
     outputs = {axis.key: arch.weight(axis.layer, axis.consumer).shape[0] for axis in arch.axes}
     plain = score_inputs(arch, statistics, "obs")
-    same = score_inputs(arch, statistics, "obs-fisher", weighing={k: torch.eye(n) for k, n in outputs.items()})
-    first = torch.zeros(next(iter(outputs.values())), next(iter(outputs.values())))
+    same = score_inputs(arch, statistics, "obs-fisher", sensitivity={k: torch.eye(n) for k, n in outputs.items()})
+    num_outputs = next(iter(outputs.values()))
+    first = 1e-9 * torch.eye(num_outputs)
     first[0, 0] = 1  # only the first output matters
-    one = score_inputs(arch, statistics, "obs-fisher", weighing=dict.fromkeys(outputs, first))
+    one = score_inputs(arch, statistics, "obs-fisher", sensitivity=dict.fromkeys(outputs, first))
     for key, score in plain.items():
-        torch.testing.assert_close(same[key], score)
+        torch.testing.assert_close(same[key], score, rtol=1e-6, atol=0)
     channels = arch.axes[-1]
     with torch.no_grad():
         arch.weight(channels.layer, channels.consumer)[1:] = 0
     alone = score_inputs(arch, statistics, "obs")[channels.key]
-    torch.testing.assert_close(one[channels.key], alone)
+    torch.testing.assert_close(one[channels.key], num_outputs * alone, rtol=1e-3, atol=0)  # weighed over the mean of F

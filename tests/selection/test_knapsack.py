@@ -24,3 +24,27 @@ def test_the_knapsack_equals_brute_force() -> None:
         assert sum(axis[i][1] for axis, i in zip(options, chosen, strict=True)) == pytest.approx(best, rel=1e-3)
     with pytest.raises(ValueError, match="more than all options"):
         choose_options(options, 1e6)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_of_convex_and_other_curves_nothing_better_is_left_out(seed: int) -> None:
+    """Few coarse axes beside fine ones, as heads beside channels; at targets from nothing to nearly all."""
+    generator = torch.Generator().manual_seed(seed)
+    heights = torch.rand(4, generator=generator).square().tolist()
+    powers = (1 + 2 * torch.rand(4, generator=generator)).tolist()
+    options = [
+        [(unit * i, height * (i / (count - 1)) ** power + 0.02 * (i % 3)) for i in range(count)]
+        for (count, unit), height, power in zip(
+            ((3, 10.0), (12, 1.5), (3, 10.0), (12, 1.5)), heights, powers, strict=True
+        )
+    ]
+    for share in (0.0, 0.1, 0.5, 0.9, 1.0):
+        target = share * sum(axis[-1][0] for axis in options)
+        chosen = choose_options(options, target)
+        assert sum(axis[i][0] for axis, i in zip(options, chosen, strict=True)) >= target * (1 - 1e-12)
+        best = min(
+            sum(axis[i][1] for axis, i in zip(options, places, strict=True))
+            for places in itertools.product(*(range(len(axis)) for axis in options))
+            if sum(axis[i][0] for axis, i in zip(options, places, strict=True)) >= target * (1 - 1e-12)
+        )
+        assert sum(axis[i][1] for axis, i in zip(options, chosen, strict=True)) <= best * (1 + 1e-3) + 1e-12

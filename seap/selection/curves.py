@@ -1,0 +1,140 @@
+"""Damage curves in closed form: what cutting one axis to a width costs, from moments alone.
+
+With F the Fisher information at the consumer's output, per token, and e the error that is left there after
+reconstruction, on held-out rows:
+
+    damage(axis, width) = ½ E[eᵀ F e] = ½ tr(F · E[e eᵀ])   (Amari, 1998: KL to second order)
+
+e = (W − W') h − b is linear in the inputs h, so that its second moments are theirs: E[e eᵀ] = D C Dᵀ + s sᵀ, with
+D = W − W', C the covariance of the held-out inputs and s the mean error. Nothing is run.
+
+The units kept at a smaller width are among those kept at a larger one. So with the inputs in the order in which they
+stay, one Cholesky factor L of C + λI serves every width: W' = W_k + W_d L_dk L_kk⁻¹. λ is over the mean variance of all
+inputs here, of the kept ones where a repair is made.
+
+Errors of different blocks of inputs (and of different experts) count as uncorrelated, and so do those of different
+tokens. Where a norm stands behind the consumer (Gemma 2 and 3, OLMo 2), F differs from token to token with the output
+itself, and the mean says too much.
+Shapes: C inputs of the consumer, k of them kept and d removed, O outputs, E experts.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from seap.activations.moments import Moments
+from seap.activations.stats import Statistics
+from seap.compensation.compensate import FEW_TOKENS, UNTESTED_DAMPING, Source, fitting, weight_of
+from seap.compensation.damped import factor_damped
+from seap.models.arch import Arch
+from seap.models.axes import KV_GROUPS, Axis
+from seap.models.residency import release
+from seap.scoring.score import Scores
+from seap.selection.damage import Curve, Curves
+from seap.selection.mask import unit_places
+
+SHARES = (0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)  # of the units, beside the least that must stay
+
+
+@dataclass(frozen=True)
+class Block:
+    """Inputs of a consumer whose second moments are known together, in the order in which they stay."""
+
+    weight: Tensor  # (O, C) float64
+    fit: Moments  # what a repair is fitted on
+    held: Moments  # what its error is measured on
+    order: Tensor  # int64 (C,): from that order to the moments' own
+    places: Tensor  # int64 (C,): an input stays at every width above its place
+    is_repaired: bool
+
+    def errors(self, widths: Sequence[int]) -> Iterator[Tensor]:
+        """D (O, C) of each width, W − W'."""
+        factor = None
+        if self.is_repaired:
+            factor = factor_damped(self.fit.covariance[self.order][:, self.order], UNTESTED_DAMPING)
+        for width in widths:
+            kept = int((self.places < width).sum())
+            gone = self.weight[:, kept:]
+            if factor is None or not kept:
+                yield torch.cat([torch.zeros_like(self.weight[:, :kept]), gone], 1)
+                continue
+            reach = gone @ factor[kept:, :kept]
+            moved = torch.linalg.solve_triangular(factor[:kept, :kept], reach, upper=False, left=False)
+            yield torch.cat([-moved, gone], 1)
+
+
+def closed_curves(
+    arch: Arch,
+    axes: Sequence[Axis],
+    least: Mapping[str, int],
+    step: int,
+    scores: Scores,
+    statistics: Statistics,
+    sensitivity: Mapping[str, Tensor],
+    compensate: str,
+) -> Curves:
+    """The damage curve of every axis, each cut alone, in nats per token. step: channels go in multiples of it.
+
+    sensitivity: axis key → F (O, O) per token. statistics: with second moments.
+    """
+    curves: Curves = {}
+    for axis in axes:
+        widths = closed_widths(axis, least[axis.key], step)
+        blocks = blocks_of(axis, weight_of(arch, axis), statistics, unit_places(axis, scores), compensate)
+        damage = damage_at(blocks, sensitivity[axis.key], widths, has_bias=compensate != "none" and not axis.usage_key)
+        curves[axis.key] = Curve((*widths, axis.units), (*damage, 0.0))
+        release(arch.model, arch.layers[axis.layer].parameters())
+    return curves
+
+
+def closed_widths(axis: Axis, least: int, step: int) -> list[int]:
+    """Widths below the whole to work out: every number of KV groups up to 16, else shares of the units."""
+    if axis.name == KV_GROUPS and axis.units <= 16:
+        return list(range(least, axis.units))
+    shares = {max(round(axis.units * share / step) * step, least) for share in SHARES}
+    return sorted(width for width in shares | {least} if width < axis.units)
+
+
+def blocks_of(axis: Axis, weight: Tensor, statistics: Source, places: Tensor, compensate: str) -> Iterator[Block]:
+    """An axis's inputs block by block. weight (O, C) float64; places (E, U) of `unit_places`."""
+    moments = fitting(axis, statistics[axis.key])
+    parts = moments.split()
+    size = weight.shape[1] // len(parts)
+    each = places.flatten().repeat_interleave(axis.unit_inputs).split(size)
+    seen = _tokens_seen(axis, statistics, len(parts))
+    for columns, own, place, tokens in zip(weight.split(size, 1), parts, each, seen, strict=True):
+        order = torch.sort(place, stable=True).indices
+        is_apart = own.held is not None and own.held.count > 0 and bool(own.held.m2.any())
+        fit, held = (own.without_held(), own.held) if is_apart else (own, own)
+        assert held is not None
+        repaired = compensate == "ridge" and tokens >= FEW_TOKENS
+        yield Block(columns[:, order], fit, held, order, place[order], repaired)
+
+
+def _tokens_seen(axis: Axis, statistics: Source, blocks: int) -> list[float]:
+    """Tokens behind each block: of experts, those that are routed to it."""
+    if not axis.usage_key:
+        return [math.inf] * blocks
+    usage = statistics[axis.usage_key]
+    seen = (usage.mean[: axis.experts] * usage.count).round()
+    return seen.repeat_interleave(blocks // axis.experts).tolist()
+
+
+def damage_at(blocks: Iterable[Block], sensitivity: Tensor, widths: Sequence[int], *, has_bias: bool) -> list[float]:
+    """½ tr(F (Σ D C Dᵀ + s sᵀ)) of each width. sensitivity: F (O, O) per token.
+
+    has_bias: whether the consumer's bias makes up for the mean error on the rows that a repair is fitted on.
+    """
+    information = sensitivity.double()
+    spread = [0.0 for _ in widths]
+    shift = [torch.zeros(len(information), dtype=torch.float64) for _ in widths]
+    for block in blocks:
+        covariance = block.held.covariance[block.order][:, block.order]
+        drift = (block.held.mean - block.fit.mean if has_bias else block.held.mean)[block.order]
+        for i, error in enumerate(block.errors(widths)):
+            spread[i] += float(((information @ error) * (error @ covariance)).sum())
+            shift[i] += error @ drift
+    return [max(a + float(s @ information @ s), 0.0) / 2 for a, s in zip(spread, shift, strict=True)]
