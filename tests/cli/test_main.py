@@ -112,7 +112,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_the_stages_import_transformers_where_they_use_it() -> None:
-    program = "import sys; import seap.pruning, seap.sweep, seap.bench; print('transformers' in sys.modules)"
+    program = "import sys; import seap.pruning, seap.evidence.sweep, seap.bench; print('transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("False")
 
