@@ -3,7 +3,8 @@
 In: a model, its tasks or statistics or masks. Out: the cut model, a `Report`, and a checkpoint folder that reloads.
 
 Open `prune.py` first: the only file that knows the order of the stages. `surgery.py` turns a mask into smaller linears;
-`sequential.py` refits them layer after layer; `streaming.py` does it for models larger than memory. `checkpoint.py`
+`ready.py` says before that whether a model can be cut, `probe.py` runs it masked, cut and saved; `sequential.py` refits
+layer after layer; `streaming.py` does it for models larger than memory. `checkpoint.py`
 writes the folder, `card.py` its model card. `commands.py` and `stages.py` do it over files: prune; calibrate, mask and
 merge.
 

@@ -7,7 +7,7 @@ bytes and their size, `tables.py` CSV, and Parquet in a process of its own), `hu
 under which names a column is known, `shapes.py` which of them make an item; `items.py` makes items of rows and says
 what was left out. `builtin.py` has the nine tasks that come with seap, `options.py` how much text is read.
 
-`templates.py` writes messages by a chat template, in a process of its own.
+`tokens.py` makes ids of a text, `templates.py` writes messages by a chat template, in a process of its own.
 
 Not here: what a model does with the rows, and how answers are judged (evaluation/).
 """

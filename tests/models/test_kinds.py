@@ -1,5 +1,6 @@
 """What a folder is, said in prune, inspect and check alike; and what of a stranger's folder is never read."""
 
+import fnmatch
 import io
 import json
 import os
@@ -283,6 +284,33 @@ def test_the_hub_s_cache_with_its_links_is_read(dense: Path, tmp_path: Path) -> 
     (snapshot / "chat_template.jinja").symlink_to(tmp_path / "secret")
     with pytest.raises(UserError, match="leads out of the folder"):
         seap.load(str(snapshot))
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_model_of_the_hub_is_fetched_as_a_folder(
+    dense: Path, tmp_path: Path, sharded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def snapshot(name: str, *, allow_patterns: list[str]) -> str:
+        assert name == "me/small"
+        asked.extend(allow_patterns)
+        return str(dense)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    if sharded:
+        weights = load_file(dense / "model.safetensors")
+        (dense / "model.safetensors").rename(dense / "model-00001-of-00001.safetensors")
+        named = dict.fromkeys(weights, "model-00001-of-00001.safetensors")
+        edit(dense / kinds.INDEX, metadata={}, weight_map=named)
+    loader.load_config("me/small")
+    assert not any(fnmatch.fnmatch("model.safetensors", pattern) for pattern in asked)
+    built, _ = seap.load("me/small", device="cpu")
+    assert built.config._name_or_path == "me/small"
+    fetched = {name for name in os.listdir(dense) if any(fnmatch.fnmatch(name, pattern) for pattern in asked)}
+    assert set(os.listdir(dense)) == fetched
+    for never in ("pytorch_model.bin", "consolidated.safetensors", "modeling_x.py", ".env"):
+        assert not any(fnmatch.fnmatch(never, pattern) for pattern in asked)
 
 
 def test_blobs_that_are_a_link_themselves_are_no_cache(dense: Path, tmp_path: Path) -> None:
