@@ -4,6 +4,7 @@ import pytest
 from workload import Bench
 
 from seap.serving.scheduling.fairness import FairQueue, Places
+from seap.serving.scheduling.scheduler import ROUTED
 from seap.serving.scheduling.tickets import FullError, Request, Ticket
 
 
@@ -86,3 +87,14 @@ def test_all_get_their_answers_in_the_end() -> None:
         asked = [bench.submit([5 + n], ("red", "blue")[n % 2], client=f"client {n % 3}") for n in range(18)]
         for number, one in enumerate(asked):
             assert one.tokens() == bench.expected([5 + number], ("red", "blue")[number % 2])
+
+
+def test_the_router_reads_a_few_prompts_at_a_time_and_by_turns() -> None:
+    bench = Bench()
+    for _ in range(ROUTED + 5):
+        bench.submit([5], None, client="a")
+    other = bench.submit([6], None, client="b")
+    bench.scheduler._route_new()
+    assert len(bench.scheduler.unrouted) == 6 and other.ticket not in bench.scheduler.unrouted
+    with bench:
+        assert other.tokens() == bench.expected([6], "dense")

@@ -6,13 +6,17 @@ from typing import Any
 
 import httpx
 import pytest
-from live import PROMPT, running
+from fastapi import FastAPI, Request
+from live import PROMPT, listening, running
 from workload import Bench
 
 from seap.errors import UserError
 from seap.serving.options import Access, Connections
+from seap.serving.scheduling.fairness import Places
 from seap.serving.server.access import Guard, make_guard, read_keys
+from seap.serving.server.gate import add_gate
 from seap.serving.server.hosts import allowed_hosts, host_fits, origin_fits
+from seap.serving.server.reading import client_of
 
 ASKED = {"model": "red", "prompt": PROMPT, "max_tokens": 2}
 
@@ -143,6 +147,21 @@ def test_a_client_cant_take_all_places() -> None:
         assert post(waiting()) == 200
         assert statuses == [200, 429, 200, 200]
         assert int(told[0].headers["retry-after"]) >= 1 and "one client" in told[0].json()["error"]["message"]
+
+
+@pytest.mark.parametrize("trusted", [(), ("127.0.0.1",)])
+def test_a_proxys_word_counts_where_it_is_trusted(trusted: tuple[str, ...]) -> None:
+    app, seen = FastAPI(), []
+
+    @app.get("/v1/seen")
+    async def see(request: Request) -> None:
+        seen.append(client_of(request))
+
+    add_gate(app, Guard(), Places(9, 1), lambda status: None)
+    with listening(app, trusted_proxy=trusted) as url:
+        for address in ("10.0.0.1", "2001:db8::7"):
+            httpx.get(f"{url}/v1/seen", headers={"x-forwarded-for": address})
+    assert seen == (["10.0.0.1", "2001:db8::/64"] if trusted else ["127.0.0.1", "127.0.0.1"])
 
 
 def test_health_fails_with_the_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from seap.errors import UserError
 from seap.serving.options import Limits
 from seap.serving.scheduling.tickets import FullError
 from seap.serving.server.fields import FieldError
+from seap.serving.server.prompts import encode_all
 from seap.serving.server.reading import SHORT, Pools
 from seap.serving.server.shape import MAX_DEPTH, MAX_ENTRIES, Bounds, check_structure, parse
 from seap.serving.server.tokenizing import PIECE, Tokenizing
@@ -191,6 +192,20 @@ def test_one_client_has_its_share_of_long_texts_and_short_ones_pass() -> None:
         assert [len(one) for one in await asyncio.gather(*first, other)] == [20_000] * 3
 
     asyncio.run(all_at_once())
+    made.pools.close()
+
+
+def test_many_texts_together_count_as_a_long_one() -> None:
+    made, _ = tokenizing(20_000, client_share=0.125)
+
+    async def with_one_at_it() -> None:
+        with made.long.taken("a"):
+            assert len((await encode_all(made, ["a b"] * 9, 9, "a"))[8].ids) == 2
+            with pytest.raises(FullError, match="long prompts"):
+                await encode_all(made, ["a b " * 100] * 99, 9, "a")
+        assert len(await encode_all(made, ["a b " * 100] * 99, 9, "a")) == 99
+
+    asyncio.run(with_one_at_it())
     made.pools.close()
 
 

@@ -11,7 +11,7 @@ it, `submit` refuses. Requests without a task are routed first, together.
 import logging
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +26,7 @@ from seap.serving.scheduling.telling import Teller, failed
 from seap.serving.scheduling.tickets import Event, FullError, Request, Started, Ticket
 from seap.writing.sampling import Writer
 
+ROUTED = 32  # prompts that the router reads before others get a turn
 CONTEXT = 8  # tokens of a prompt that decide how an answer's first one is written behind it
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class Scheduler:
     ) -> None:
         self.runtime, self.tokenizer, self.limits = runtime, tokenizer, limits
         self.router, self.fallback = router, runtime.known(fallback)
-        self.unrouted: deque[Ticket] = deque()
+        self.unrouted = FairQueue()
         self.waiting = {task: FairQueue() for task in runtime.tasks}
         self.running: dict[str, Rows] = {}
         self.served = dict.fromkeys(runtime.tasks, 0.0)
@@ -105,9 +106,7 @@ class Scheduler:
         """Free a ticket's place: at once where it waits, after the step at hand where it runs."""
         with self._changed:
             ticket.cancelled = True
-            if ticket in self.unrouted:
-                self.unrouted.remove(ticket)
-            for queue in self.waiting.values():
+            for queue in (self.unrouted, *self.waiting.values()):
                 if ticket in queue:
                     queue.drop(ticket)
             if self.blocked is ticket:
@@ -171,8 +170,9 @@ class Scheduler:
 
     def _route_new(self) -> None:
         with self._changed:
-            tickets = [*self.unrouted]
-            self.unrouted.clear()
+            tickets = [*self.unrouted][:ROUTED]
+            for ticket in tickets:
+                self.unrouted.take(ticket)
         routes = self._routes(tickets)
         for ticket, route in zip(tickets, routes, strict=True):
             known = route is not None and route.task in self.waiting

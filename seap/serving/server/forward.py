@@ -27,7 +27,7 @@ from seap.serving.server.common import AUTO, add_errors, told_health
 from seap.serving.server.fields import FieldError
 from seap.serving.server.gate import add_gate
 from seap.serving.server.reading import Pools, Reader, unless_gone
-from seap.serving.server.tokenizing import longest_token
+from seap.serving.server.tokenizing import USUAL, longest_token
 
 RETRIED = (502, 503, 504)
 HEALTH_SECONDS = 2.0
@@ -120,7 +120,7 @@ def create_forwarder(forwarder: Forwarder) -> FastAPI:
     everything = httpx.Limits(max_connections=None)  # the places bound them
     transport = httpx.AsyncHTTPTransport(retries=0, limits=everything)
     client = httpx.AsyncClient(timeout=httpx.Timeout(forwarder.timeout, connect=5), transport=transport)
-    reach = forwarder.router.max_prompt_tokens * longest_token(forwarder.tokenizer)  # characters that it may need
+    reach = forwarder.router.max_prompt_tokens * min(longest_token(forwarder.tokenizer), USUAL)
     health_of, pools = Health(client, forwarder.backends), Pools()
     reader = Reader(pools, forwarder.grants, limits, limits.max_queued_tokens)
 

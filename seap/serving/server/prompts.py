@@ -25,13 +25,16 @@ async def encode_all(
     tokenizing: Tokenizing, given: Sequence[str | Sequence[int]], vocabulary: int, client: str
 ) -> list[Prompt]:
     """`encode` for one after the other."""
-    return [await encode(tokenizing, one, vocabulary, client) for one in given]
+    among = sum(len(one) for one in given)
+    return [await encode(tokenizing, one, vocabulary, client, among) for one in given]
 
 
-async def encode(tokenizing: Tokenizing, given: str | Sequence[int], vocabulary: int, client: str) -> Prompt:
+async def encode(
+    tokenizing: Tokenizing, given: str | Sequence[int], vocabulary: int, client: str, among: int = 0
+) -> Prompt:
     """A completion's prompt. Raises UserError for an empty one, one beyond the context, or ids out of range."""
     if isinstance(given, str):
-        ids = await tokenizing.ids(given, client)
+        ids = await tokenizing.ids(given, client, among=among)
         if not ids:
             raise UserError("the prompt is empty; give at least one token")
         return Prompt(ids, given[: tokenizing.reach])

@@ -16,6 +16,7 @@ from seap.serving.server.reading import SHORT, Pools
 
 PIECE = 8 << 10  # characters that are counted at a time, about 20 ms of work
 LONG_TEXTS = 8  # that are tokenized at a time
+USUAL = 16  # characters that a token seldom has in the mean: the router need not read more
 MARGIN = 1  # a space that a word-level vocabulary doesn't hold
 
 
@@ -34,7 +35,7 @@ class Tokenizing:
         self.tokenizer, self.pools = tokenizer, pools
         self.most = min(context or limits.max_tokens_in_flight, limits.max_tokens_in_flight)
         self.longest = longest_token(tokenizer)
-        self.routed, self.reach = routed, routed * self.longest
+        self.routed, self.reach = routed, routed * min(self.longest, USUAL)
         self.long = Places(LONG_TEXTS, limits.client_share, what="long prompts")
 
     @property
@@ -54,16 +55,18 @@ class Tokenizing:
             )
         return found
 
-    async def ids(self, text: str, client: str, *, special: bool = True) -> tuple[int, ...]:
-        """The text's tokens. special: with those that the tokenizer puts around a text. Raises UserError for a text
-        beyond the context, FullError where too many long ones are at it."""
+    async def ids(self, text: str, client: str, *, special: bool = True, among: int = 0) -> tuple[int, ...]:
+        """The text's tokens. special: with those that the tokenizer puts around a text. among: characters of all texts
+        that are asked for together, which count as one. Raises UserError for a text beyond the context, FullError where
+        too many long ones are at it."""
         size = self.size(text)
-        if size <= max(SHORT, PIECE):
-            return await self.pools.run(size, self._tokens, text, special)
+        together = max(size, among)
+        if together <= SHORT:
+            return await self.pools.run(together, self._tokens, text, special)
         with self.long.taken(client):
-            if size > self.most:
+            if size > max(self.most, SHORT):
                 await self._count(text)
-            return await self.pools.run(size, self._tokens, text, special)
+            return await self.pools.run(together, self._tokens, text, special)
 
     async def text(self, ids: Sequence[int]) -> str:
         """What the router reads of token ids."""
