@@ -1,6 +1,8 @@
 """Connections on real sockets: slow, silent, too many, too large, and what is finished when the server stops."""
 
 import asyncio
+import asyncio.selector_events
+import errno
 import json
 import socket
 import threading
@@ -72,6 +74,19 @@ def test_a_letter_now_and_then_is_too_slow_too(impatient: str) -> None:
         raw.sendall(b"a")
         time.sleep(0.05)
     assert status_and_error(said(raw))[0] == 408
+
+
+def test_who_is_gone_when_told_so_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system says that the other end isn't connected any more: the connection is let go all the same."""
+
+    def gone(*_: Any) -> None:
+        raise OSError(errno.ENOTCONN, "not connected")
+
+    monkeypatch.setattr(asyncio.selector_events._SelectorSocketTransport, "write_eof", gone)
+    monkeypatch.setattr("seap.serving.server.connections.LINGER_SECONDS", 0.1)
+    with stoppable(Bench(), SHORT, 10) as (url, server, _), opened(url, HEAD) as raw:
+        assert raw.recv(12) == b"HTTP/1.1 408"
+        wait_for(lambda: not server.server_state.connections)
 
 
 def test_silent_and_idle_connections_are_closed(impatient: str) -> None:

@@ -8,6 +8,7 @@ the connection, and with it the answer; a client that takes nothing of its answe
 """
 
 import asyncio
+import contextlib
 from collections import Counter
 from typing import Any
 
@@ -178,7 +179,8 @@ class GuardedProtocol(H11Protocol):
         if self._timer is not None:
             self._timer.cancel()
         if self.transport.can_write_eof():
-            self.transport.write_eof()
+            with contextlib.suppress(OSError):  # the client is gone
+                self.transport.write_eof()
         self.flow.resume_reading()
         self._timer = self.loop.call_later(LINGER_SECONDS, self._close)
 
