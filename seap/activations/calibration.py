@@ -32,7 +32,7 @@ from seap.text.options import Calibration
 
 
 def calibrate(model: Any, corpus: Corpus, options: Calibration, *, progress: bool = True) -> Statistics:
-    """Moments of the inputs of every o_proj and down_proj over the corpus's tokens, padding left out.
+    """Moments of the inputs of every o_proj and down_proj over the corpus's tokens that count, padding left out.
 
     float64 and exact up to its rounding, whatever the batching and the model's dtype (co-moments of more than 256
     inputs: products in float32, sums in float64). The output layer isn't computed. With second moments, layer after
@@ -179,8 +179,8 @@ def _moments_of(axes: Sequence[Axis], into: Into) -> dict[str, Moments]:
 
 @contextlib.contextmanager
 def _recording(arch: Arch, axes: Sequence[Axis], into: Into, batch: Batch) -> Iterator[None]:
-    """Takes in what the axes' consumers read of one batch's real tokens."""
-    real = None if batch.mask.all() else batch.mask.flatten()
+    """Takes in what the axes' consumers read of one batch's tokens that count, padding never."""
+    real = None if batch.counted.all() else batch.counted.flatten()
     with contextlib.ExitStack() as stack:
         for axis in axes:
             accumulator = into[axis.key]
@@ -272,6 +272,8 @@ def about_statistics(model: Any, corpus: Corpus, options: Calibration) -> dict[s
         "source": corpus.source,
         "num_rows": len(corpus.rows),
         "num_tokens": corpus.num_tokens,
+        "num_counted": corpus.num_counted,
+        "in_template": corpus.in_template,
         "data_hash": corpus.data_hash,
         "seed": options.seed,
         "second_moments": options.second_moments,

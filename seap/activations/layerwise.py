@@ -63,9 +63,9 @@ class Walk:
         return found
 
     def real(self, index: int, values: Tensor) -> Tensor:
-        """(B, T, C) → (N, C): the rows of the real tokens."""
+        """(B, T, C) → (N, C): the rows of the tokens that count."""
         flat = values.reshape(-1, values.shape[-1])
-        mask = self.batches[index].mask
+        mask = self.batches[index].counted
         return flat if mask.all() else flat[mask.flatten().to(flat.device)]
 
 

@@ -23,6 +23,7 @@ from seap.disk.whole import lasting
 from seap.errors import UserError
 from seap.files import read_about, write_safetensors, write_tensors
 from seap.models.axes import EXPERTS
+from seap.text.rows import CountedRow, counted_of
 
 Rows = tuple[tuple[int, ...], ...]  # token ids, one text (or one packed sequence) a row
 
@@ -112,6 +113,9 @@ def save_statistics(path: Path, statistics: Statistics, about: Mapping[str, Any]
     if statistics.rows:
         tensors["rows"] = torch.tensor([token for row in statistics.rows for token in row], dtype=torch.int32)
         tensors["row_lengths"] = torch.tensor([len(row) for row in statistics.rows], dtype=torch.int32)
+        if any(counted_of(row) is not None for row in statistics.rows):
+            marks = [counted_of(row) or (True,) * len(row) for row in statistics.rows]
+            tensors["row_counted"] = torch.tensor([mark for row in marks for mark in row])
     write_tensors(path, "stats", tensors, about)
 
 
@@ -149,8 +153,11 @@ def load_statistics(path: Path) -> tuple[Statistics, dict[str, Any]]:
     with safe_open(path, framework="pt") as file:
         names = list(file.keys())
         if "rows" in names:
-            pieces = file.get_tensor("rows").split(file.get_tensor("row_lengths").tolist())
-            rows = tuple(tuple(piece.tolist()) for piece in pieces)
+            lengths = file.get_tensor("row_lengths").tolist()
+            rows = tuple(tuple(piece.tolist()) for piece in file.get_tensor("rows").split(lengths))
+            if "row_counted" in names:
+                marks = file.get_tensor("row_counted").split(lengths)
+                rows = tuple(CountedRow(row, mark.tolist()) for row, mark in zip(rows, marks, strict=True))
     keys = [name.removesuffix(".count") for name in names if name.endswith(".count") and not name.startswith("held.")]
     found = Statistics.of_file(path, keys, rows)
     if path.stat().st_size <= IN_MEMORY_BYTES:

@@ -4,7 +4,7 @@ Results go to standard output, everything else to standard error; `--json` print
 """
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 
 import seap
+from seap.evaluation.options import Evaluation
+from seap.text.options import Calibration
 
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 results = Console(soft_wrap=True, highlight=False)
@@ -37,7 +39,14 @@ Model = Annotated[
 ]
 TaskOption = Annotated[
     tuple[str, ...],
-    Parameter(name="--task", help="NAME or NAME=PATH; may be repeated. See `seap tasks` for the names."),
+    Parameter(
+        name="--task",
+        help="NAME, NAME=PATH or NAME=hub:OWNER/NAME[:CONFIG]; may be repeated. `seap tasks` lists names.",
+    ),
+]
+ColumnsOption = Annotated[
+    tuple[str, ...],
+    Parameter(name="--columns", help="What your columns are, as question=goal,answer=sol1; of all --task NAME=…."),
 ]
 Overwrite = Annotated[
     bool, Parameter(help="Replace what --out holds, as far as seap wrote it; nothing else is ever replaced.")
@@ -55,6 +64,11 @@ def print_json(value: Any) -> None:
     from seap.files import to_json
 
     sys.stdout.write(to_json(value, indent=2) + "\n")
+
+
+def read_alike(evaluation: Evaluation, calibration: Calibration) -> Evaluation:
+    """A test that reads its text as calibration does: --template and --weigh are of both."""
+    return replace(evaluation, template=calibration.template, weigh=calibration.weigh)
 
 
 def merged_options(*parts: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The commands that make text: corpus write."""
+"""The commands that make text: corpus write and answer."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from seap.cli.app import Flat, Json, Model, Overwrite, app, note, print_json, results
 from seap.models.options import Loading
-from seap.writing.options import Writing
+from seap.writing.options import Answering, Writing
 
 corpus = App(name="corpus", help="Make calibration text where you have too little.")
 app.command(corpus)
@@ -63,4 +63,45 @@ def write(
     )
     results.print(
         f"look at some before you rely on them; then: seap prune {escape(model)} --task NAME={escape(str(out))}"
+    )
+
+
+@corpus.command
+def answer(
+    model: Model,
+    /,
+    *,
+    prompts: Annotated[
+        str, Parameter(help="Prompts, with or without answers: a file, folder, NAME or NAME=PATH; its training part.")
+    ],
+    out: Annotated[
+        Path, Parameter(help="The JSONL file, which --task NAME=FILE reads; OUT.meta.json tells its origin.")
+    ],
+    answering: Annotated[Answering, Flat] = Answering(),  # noqa: B008
+    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    overwrite: Annotated[bool, Parameter(help="Replace what --out holds.")] = False,
+    json: Json = False,
+) -> None:
+    """Have the dense model answer a task's prompts, to calibrate on what it writes; loops and torsos are dropped.
+
+    Example: `seap corpus answer builtin --prompts questions.jsonl --out answers.jsonl`
+    """
+    from seap.writing.answering import answer_to_file
+
+    told = answer_to_file(
+        model, prompts, out, answering, overwrite=overwrite, loading=asdict(loading), progress=not json
+    )
+    if told["pruned"]:
+        note("the model is already pruned; what counts is how the dense one answers")
+    if json:
+        print_json(told | {"out": str(out)})
+        return
+    dropped = ", ".join(f"{count} {reason}" for reason, count in told["rejected"].items() if count) or "none"
+    results.print(
+        f"{escape(str(out))}: {told['num_answers']} answers to {told['prompts']['num']} prompts, "
+        f"{told['num_tokens']:,} tokens; {told['tried']} written, dropped: {dropped}"
+    )
+    results.print(
+        f"look at some before you rely on them; then: seap prune {escape(model)} --task NAME={escape(str(out))} "
+        "--weigh generated"
     )

@@ -2,12 +2,25 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.markup import escape
 
-from seap.cli.app import Flat, Json, Model, Overwrite, Plan, TaskOption, app, note, print_json, results
+from seap.cli.app import (
+    ColumnsOption,
+    Flat,
+    Json,
+    Model,
+    Overwrite,
+    Plan,
+    TaskOption,
+    app,
+    note,
+    print_json,
+    read_alike,
+    results,
+)
 from seap.cli.plan import print_plan
 from seap.evaluation.options import Evaluation
 from seap.methods import CurvesFrom, EffortName
@@ -24,6 +37,7 @@ def evaluate(
     /,
     *,
     task: TaskOption = (),
+    columns: ColumnsOption = (),
     dense: Annotated[str | None, Parameter(help="The model it was pruned from, to measure the likeness to it.")] = None,
     harness: Annotated[
         str | None, Parameter(help="Tasks of lm-evaluation-harness, as arc_easy,piqa (seap[eval]).")
@@ -41,12 +55,15 @@ def evaluate(
     """
     from seap.evaluation.commands import evaluate_tasks, run_harness
     from seap.page.terminal import show_rows
+    from seap.text.tasks import with_columns
 
     rows = []
     if task or not harness:
-        rows += evaluate_tasks(model, task, evaluation, dense=dense, loading=asdict(loading))
+        rows += evaluate_tasks(model, with_columns(task, columns), evaluation, dense=dense, loading=asdict(loading))
     if harness:
-        names, limits = harness.split(","), {"limit": harness_limit, "num_fewshot": num_fewshot}
+        names = harness.split(",")
+        limits: dict[str, Any] = {"limit": harness_limit, "num_fewshot": num_fewshot}
+        limits["chat"] = evaluation.template == "chat"
         rows += run_harness(model, names, data=harness_data, loading=asdict(loading), **limits)
     if json:
         print_json({"model": model, "rows": rows})
@@ -111,7 +128,7 @@ def compare(
         controls=controls,
         general=general,
         calibration=calibration,
-        evaluation=evaluation,
+        evaluation=read_alike(evaluation, calibration),
         pruning=pruning,
     )
     place = asdict(loading)

@@ -7,7 +7,20 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.markup import escape
 
-from seap.cli.app import Flat, Json, Model, Overwrite, Plan, TaskOption, app, note, print_json, results
+from seap.cli.app import (
+    ColumnsOption,
+    Flat,
+    Json,
+    Model,
+    Overwrite,
+    Plan,
+    TaskOption,
+    app,
+    note,
+    print_json,
+    read_alike,
+    results,
+)
 from seap.cli.plan import print_plan
 from seap.evaluation.options import Evaluation
 from seap.methods import EffortName
@@ -22,6 +35,7 @@ def sweep(
     /,
     *,
     task: TaskOption,
+    columns: ColumnsOption = (),
     sparsity: Annotated[str, Parameter(help="One or more, as 0.2,0.5.")] = "0.1,0.2,0.3,0.4,0.5",
     method: Annotated[str, Parameter(help="Of `seap prune --method`.")] = Pruning.method,
     effort: Annotated[EffortName, Parameter(help="As in `seap prune`.")] = Pruning.effort,
@@ -47,13 +61,15 @@ def sweep(
     from seap.evidence.sweep import sweep as run
     from seap.page.terminal import show_sweep
     from seap.pruning.estimate import begin
+    from seap.text.tasks import with_columns
 
+    task = with_columns(task, columns)
     wanted = Sweep(
         tasks=task,
         sparsities=numbers("--sparsity", sparsity),
         pruning=Pruning(method=method, effort=effort, min_channels=min_channels, round_to=round_to),
         calibration=calibration,
-        evaluation=evaluation,
+        evaluation=read_alike(evaluation, calibration),
         repeats=repeats,
         batch=batch,
     )

@@ -20,6 +20,7 @@ from seap.cli import frontier as frontier
 from seap.cli import serving as serving
 from seap.cli import stages as stages
 from seap.cli.app import (
+    ColumnsOption,
     Flat,
     Json,
     Model,
@@ -32,6 +33,7 @@ from seap.cli.app import (
     merged_options,
     note,
     print_json,
+    read_alike,
     results,
 )
 from seap.cli.plan import print_plan
@@ -50,6 +52,7 @@ def prune(
     *,
     out: Annotated[Path, Parameter(help="Folder of the pruned checkpoint; must not exist or be empty.")],
     task: TaskOption = (),
+    columns: ColumnsOption = (),
     pruning: Annotated[Pruning, Flat] = Pruning(),  # noqa: B008
     promise: Annotated[Promise, Flat] = Promise(),  # noqa: B008
     calibration: Annotated[Calibration, Flat] = Calibration(),  # noqa: B008
@@ -78,8 +81,10 @@ def prune(
     from seap.evidence.commands import promise_to_folder
     from seap.pruning.commands import prune_to_folder
     from seap.pruning.estimate import Estimate, begin, plan_prune
+    from seap.text.tasks import with_columns
 
     check_promise(promise, evaluation)
+    task = with_columns(task, columns)
     settings: dict[str, Any] = dict(
         tasks=task,
         stats_files=stats,
@@ -114,7 +119,7 @@ def prune(
         return
     settings["ready"] = lambda: begin(estimate(), None if json else note)
     if promise.kind:
-        report = promise_to_folder(model, out, promise, evaluation, **settings)
+        report = promise_to_folder(model, out, promise, read_alike(evaluation, calibration), **settings)
     else:
         report = prune_to_folder(model, out, **settings)
     for text in report.notes:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.markup import escape
 
-from seap.cli.app import Flat, Json, Model, Overwrite, TaskOption, app, print_json, results
+from seap.cli.app import ColumnsOption, Flat, Json, Model, Overwrite, TaskOption, app, print_json, results
 from seap.models.options import Loading, Streaming
 from seap.selection.options import Pruning
 from seap.text.options import Calibration
@@ -19,6 +19,7 @@ def calibrate(
     /,
     *,
     task: TaskOption,
+    columns: ColumnsOption = (),
     out: Annotated[Path, Parameter(help="Folder for TASK.safetensors.")] = Path("stats"),
     calibration: Annotated[Calibration, Flat] = Calibration(),  # noqa: B008
     loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
@@ -34,10 +35,11 @@ def calibrate(
     """
     from seap.activations.distributed import Ranks
     from seap.pruning.stages import calibrate_to_files
+    from seap.text.tasks import with_columns
 
     made = calibrate_to_files(
         model,
-        task,
+        with_columns(task, columns),
         out,
         calibration,
         shard=Ranks.of(shard) if shard else None,

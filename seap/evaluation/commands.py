@@ -33,11 +33,17 @@ def evaluate_tasks(
 
 
 def run_harness(
-    name: str, names: Sequence[str], *, data: Path | None, loading: Mapping[str, Any] | None = None, **limits: Any
+    name: str,
+    names: Sequence[str],
+    *,
+    data: Path | None,
+    loading: Mapping[str, Any] | None = None,
+    chat: bool = False,
+    **limits: Any,
 ) -> list[dict[str, Any]]:
-    """`seap eval --harness`: standard tasks by lm-evaluation-harness."""
+    """`seap eval --harness`: standard tasks by lm-evaluation-harness. chat: in the model's own template."""
     from seap.evaluation import harness
 
     harness.check(names, data, **limits)
     model, tokenizer = loader.load_for_work(name, **(loading or {}))
-    return harness.evaluate(model, tokenizer, names, data=data, **limits)
+    return harness.evaluate(model, tokenizer, names, data=data, chat=chat, **limits)

@@ -14,10 +14,12 @@ from seap.evaluation.metrics import Figure, Row
 from seap.evaluation.options import Evaluation
 from seap.files import digest
 from seap.text.corpus import separator
+from seap.text.encode import encode, in_template
 from seap.text.hub import TASKS as HUB_TASKS
 from seap.text.items import Item
+from seap.text.rows import num_counted
 from seap.text.tasks import load_items, parse_spec
-from seap.text.tokens import check_ids, encode
+from seap.text.tokens import check_ids
 
 NEEDS = {
     "multiple-choice": "columns question, choices and answer",
@@ -46,10 +48,12 @@ class Test:
 
 
 def natural_metric(items: Sequence[Item]) -> str:
-    """What the items' columns are made for."""
+    """What the items' columns are made for. Answers of conversations have no one wording, so that their loss is."""
+    if any(item.is_free for item in items):
+        return "loss"
     if all(item.choices for item in items):
         return "multiple-choice"
-    return "exact-match" if all(item.prompt is not None and item.answer for item in items) else "continuation"
+    return "exact-match" if _have_answers(items) else "continuation"
 
 
 def load_test(spec: str, options: Evaluation) -> Test:
@@ -64,7 +68,8 @@ def load_test(spec: str, options: Evaluation) -> Test:
         raise UserError(f"task {parsed.name}: its test part has one item; a mean and its error need two at least")
     natural = natural_metric(items)
     metric = natural if options.metric == "auto" else options.metric
-    if metric not in ("loss", "continuation", natural):
+    possible = ["loss", "continuation", natural, *(["exact-match"] if _have_answers(items) else [])]
+    if metric not in possible:
         raise UserError(f"--metric {metric}: task {parsed.name} lacks {NEEDS[metric]}; what it has is for {natural}")
     if metric == "multiple-choice" and parsed.name not in HUB_TASKS and not options.ragged_choices:
         _check_equal_choices(parsed.name, items)
@@ -72,6 +77,10 @@ def load_test(spec: str, options: Evaluation) -> Test:
         _check_extraction(parsed.name, items, options)
     drawn = random.Random(options.test_seed).sample(items, len(items))
     return Test(parsed.name, tuple(drawn[: options.num_items] if metric != "continuation" else drawn), metric)
+
+
+def _have_answers(items: Sequence[Item]) -> bool:
+    return all(item.prompt is not None and item.answer for item in items)
 
 
 def _check_equal_choices(name: str, items: Sequence[Item]) -> None:
@@ -109,9 +118,9 @@ def prepare(test: Test, model: Any, tokenizer: Any, options: Evaluation) -> Exam
     longest = getattr(model.config, "max_position_embeddings", None)
     asked: list[Row] = []
     if test.metric == "multiple-choice":
-        asked = metrics.choice_rows(tokenizer, test.items, longest=longest)
+        asked = metrics.choice_rows(tokenizer, test.items, options, longest=longest)
     elif test.metric == "continuation":
-        texts = [encode(tokenizer, item.text) for item in test.items]
+        texts = [encode(tokenizer, item, options).ids for item in test.items]
         asked = metrics.continuation_rows(texts, options)
     owners, windows = zip(*loss_rows(tokenizer, test, options, longest=longest), strict=True)
     check_ids([row.ids for row in (*windows, *asked)], model, tokenizer, f"the test of task {test.name}")
@@ -121,18 +130,18 @@ def prepare(test: Test, model: Any, tokenizer: Any, options: Evaluation) -> Exam
 def loss_rows(tokenizer: Any, test: Test, options: Evaluation, *, longest: int | None = None) -> list[tuple[int, Row]]:
     """Windows over the test's texts, `num_items` of them drawn by seed, none over `longest` tokens.
 
-    Each comes with the place of its text.
-
-    A text is preceded by the end-of-text token where the tokenizer marks no beginning itself.
+    Each comes with the place of its text. Of a text read as --weigh says, windows without a token that counts are left
+    out. A plain text is preceded by the end-of-text token where the tokenizer marks no beginning itself.
     """
     length = min(options.window, longest or options.window)
     stride = min(options.stride or length, length)
     start = separator(tokenizer)
-    texts = [start + encode(tokenizer, item.text) for item in test.items]
+    texts = [encode(tokenizer, item, options).after(start).row for item in test.items]
     rows = [(i, row) for i, text in enumerate(texts) for row in metrics.windows(text, length=length, stride=stride)]
-    rows = [(i, row) for i, row in rows if len(row.ids) > row.start]
+    rows = [(i, row) for i, row in rows if len(row.ids) > row.start and num_counted(row.ids)]
     if len(rows) < 2:
-        raise UserError(f"task {test.name}: its test texts have fewer than two windows with a token to predict")
+        more = "" if options.weigh == "all" else f" that --weigh {options.weigh} counts"
+        raise UserError(f"task {test.name}: its test texts have fewer than two windows with a token to predict{more}")
     return random.Random(options.test_seed).sample(rows, min(options.num_items, len(rows)))
 
 
@@ -156,6 +165,10 @@ def evaluate(model: Any, exam: Exam, *, reference: Reference | None = None) -> d
         "test_seed": options.test_seed,
         "test_hash": exam.test.data_hash,
     }
+    if options.weigh != "all":
+        found["weigh"] = options.weigh
+    if any(in_template(exam.tokenizer, item, options) for item in exam.test.items):
+        found["template"] = "chat"
     return found | _accuracy(model, exam) | like
 
 

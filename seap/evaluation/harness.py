@@ -26,6 +26,7 @@ from seap.evaluation.harness_tasks import (
 )
 from seap.text.hub import Values
 from seap.text.items import Item
+from seap.text.templates import render
 
 PURPOSE = "seap eval --harness"
 SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
@@ -71,14 +72,16 @@ def evaluate(
     num_fewshot: int | None = None,
     batch_size: int = 16,
     seed: int | None = None,
+    chat: bool = False,
 ) -> list[dict[str, Any]]:
     """Run tasks of lm-evaluation-harness on a loaded model, dense or pruned: one row per task, metric and filter.
 
     Without `data` the harness fetches its own data sets; with it, a folder with a sub-folder per task, nothing is
     fetched. `num_fewshot` and `seed` are the harness's own where None: GSM8K's are 5, the multiple-choice tasks' 0.
     The first `limit` items are taken. A row's `stderr` is None where the harness gives none, `note` says in which way
-    local text differs from upstream's. The figures are those of `lm_eval --model hf` with the same dtype: in
-    bfloat16 the harness also sums log-likelihoods in bfloat16. Like the harness it seeds the global generators.
+    local text differs from upstream's. chat: prompts in the model's own template, as with
+    --apply_chat_template. The figures are those of `lm_eval --model hf` with the same dtype: in bfloat16 the harness
+    also sums log-likelihoods in bfloat16. Like the harness it seeds the global generators.
     Raises UserError as `check` does, and when a data set can't be fetched.
     """
     check(names, data, limit=limit, num_fewshot=num_fewshot)
@@ -89,6 +92,8 @@ def evaluate(
     with _quiet() as truncations:
         notes, tasks = fetched_tasks(names) if data is None else local_tasks(names, data, num_fewshot)
         lm = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)  # it may add a pad token
+        if chat:
+            _chat_(lm)
         _check_room(lm, tasks)
         seeds = {} if seed is None else dict.fromkeys(SEEDS, seed)
         with contextlib.redirect_stdout(sys.stderr):
@@ -98,12 +103,25 @@ def evaluate(
                 task_manager=manager(LOCAL[names[0]].home if data else None),
                 limit=limit,
                 num_fewshot=num_fewshot,
+                apply_chat_template=chat,
                 log_samples=False,
                 **seeds,
             )
     if truncations.count:
         log.warning("%s: prompts longer than the model's %d tokens lost their beginning", PURPOSE, lm.max_length)
     return [row for name in found["results"] for row in _rows(name, found, notes.get(name))]
+
+
+def _chat_(lm: Any) -> None:
+    """Its templates run with our limits. Raises UserError where the model has none."""
+    if not lm.tokenizer.chat_template:
+        raise UserError(f"{PURPOSE} --template chat: the model's tokenizer has no chat template; leave it out")
+
+    def rendered(messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
+        asks = add_generation_prompt
+        return render(lm.tokenizer, messages, add_generation_prompt=asks, continue_final_message=not asks)
+
+    lm.apply_chat_template = rendered
 
 
 def as_items(name: str, rows: Sequence[Values]) -> list[Item]:

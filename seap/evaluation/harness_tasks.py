@@ -13,8 +13,9 @@ from typing import Any
 
 from seap.errors import UserError, unknown
 from seap.evaluation.harness_data import LOCAL
+from seap.text.folders import split_files
 from seap.text.hub import Values
-from seap.text.readers import read_rows, split_files
+from seap.text.readers import read_rows
 
 SPLIT_KEYS = ("training_split", "validation_split", "test_split", "fewshot_split")
 

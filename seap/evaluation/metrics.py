@@ -18,11 +18,15 @@ from torch.nn import functional
 from seap.errors import UserError
 from seap.evaluation.options import Evaluation
 from seap.text.corpus import Batch, batches
+from seap.text.encode import in_template, prompt_ids
 from seap.text.items import Item
+from seap.text.options import Reading
+from seap.text.rows import CountedRow
 from seap.text.tokens import encode
 
 Result = TypeVar("Result")
 NUMBER = re.compile(r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?(?:[eE][-+]?[0-9]{1,3})?|[-+]?\.[0-9]+")
+PLAIN = Reading()  # multiple choice is in no template unless that is asked for
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Row:
-    """Token ids, of which those from `start` on are scored (never the first one: nothing predicts it)."""
+    """Token ids, of which those from `start` on are scored (never the first one: nothing predicts it).
+
+    Of a `CountedRow` only those that a counted place predicts.
+    """
 
     ids: tuple[int, ...]
     start: int = 1
@@ -88,7 +95,11 @@ def windows(ids: Sequence[int], *, length: int, stride: int | None = None) -> It
     stride = stride or length
     for begin in range(0, max(len(ids) - 1, 1), stride):
         end = min(begin + length, len(ids))
-        yield Row(tuple(ids[begin:end]), 1 if begin == 0 or stride == length else length - stride)
+        part = ids[begin:end]
+        yield Row(
+            part if isinstance(part, CountedRow) else tuple(part),
+            1 if begin == 0 or stride == length else length - stride,
+        )
         if end == len(ids):
             return
 
@@ -102,9 +113,9 @@ def predictions(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def scored_tokens(batch: Batch, starts: Sequence[int]) -> Tensor:
-    """Bool (B, T−1): real tokens at or after each row's start."""
+    """Bool (B, T−1): real tokens at or after each row's start that a counted place predicts."""
     positions = torch.arange(1, batch.ids.shape[1])
-    return batch.mask[:, 1:] & (positions[None] >= torch.tensor(starts)[:, None])
+    return batch.mask[:, 1:] & batch.counted[:, :-1] & (positions[None] >= torch.tensor(starts)[:, None])
 
 
 def in_batches(rows: Sequence[Row], batch_tokens: int) -> Iterator[tuple[list[int], Batch]]:
@@ -157,11 +168,28 @@ def encode_pair(tokenizer: Any, context: str, continuation: str) -> Row:
     return Row(tuple(whole), max(start, 1))
 
 
-def choice_rows(tokenizer: Any, items: Sequence[Item], *, longest: int | None = None) -> list[Row]:
-    """Every item's choices, one after the other, each after its question and a space; cut to `longest` tokens."""
+def choice_rows(
+    tokenizer: Any,
+    items: Sequence[Item],
+    reading: Reading = PLAIN,
+    *,
+    longest: int | None = None,
+) -> list[Row]:
+    """Every item's choices, one after the other, each after its question and a space; cut to `longest` tokens.
+
+    In the chat template, where --template chat asks for it, a choice is what the assistant begins to say.
+    """
+    if items and in_template(tokenizer, items[0], reading):
+        return _cropped([row for item in items for row in _said_choices(tokenizer, item, reading)], longest)
     pairs = [(item.contexts or (item.question or "",) * len(item.choices), item.choices) for item in items]
     asked = [pair for contexts, choices in pairs for pair in zip(contexts, choices, strict=True)]
     return _cropped([encode_pair(tokenizer, context, f" {choice}") for context, choice in asked], longest)
+
+
+def _said_choices(tokenizer: Any, item: Item, reading: Reading) -> list[Row]:
+    asked = prompt_ids(tokenizer, item, reading)
+    said = [tokenizer(choice, add_special_tokens=False, verbose=False)["input_ids"] for choice in item.choices]
+    return [Row((*asked, *ids), len(asked)) for ids in said]
 
 
 def multiple_choice(
@@ -218,10 +246,17 @@ def continuation_among_four(model: Any, rows: Sequence[Row], *, batch_tokens: in
 
 
 def generated_answers(
-    model: Any, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int = 24, batch_size: int = 64
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str | Sequence[int]],
+    *,
+    max_new_tokens: int = 24,
+    batch_size: int = 64,
 ) -> list[str]:
-    """What the model writes after each prompt, greedily, in order."""
-    encoded = [encode(tokenizer, prompt) for prompt in prompts]
+    """What the model writes after each prompt (a text or token ids), greedily, in order."""
+    encoded: list[Sequence[int]] = [
+        encode(tokenizer, prompt) if isinstance(prompt, str) else prompt for prompt in prompts
+    ]
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
     written = [""] * len(prompts)
 
@@ -273,7 +308,7 @@ def same_answer(text: str, gold: str) -> bool:
 
 def exact_match(model: Any, tokenizer: Any, items: Sequence[Item], options: Evaluation) -> Figure:
     """Share of items whose generated answer is the gold one, both as `extract_answer` finds them: `same_answer`."""
-    prompts = [item.prompt or "" for item in items]
+    prompts = [prompt_ids(tokenizer, item, options) for item in items]
     texts = generated_answers(model, tokenizer, prompts, max_new_tokens=options.max_new_tokens)
     right = []
     for text, item in zip(texts, items, strict=True):

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from seap.errors import UserError, at_least, one_of
+from seap.text.options import Reading
 
 Metric = Literal["auto", "multiple-choice", "exact-match", "continuation", "loss"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class Evaluation(Reading):
     """What a model is tested on, and how."""
 
     metric: Metric = "auto"
@@ -40,6 +41,7 @@ class Evaluation:
     """Draws the test items and the distractors."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         one_of("metric", self.metric, Metric)
         least = {"num_items": 2, "window": 2, "context": 1, "continuation": 1, "max_new_tokens": 1}
         for name, value in least.items():

@@ -60,7 +60,7 @@ class Frontier:
         report = prune(model, ranking=self.ranking, progress=False, **options)
         if not self.corpora:
             return report
-        told = {n: {"source": c.source, "tokens": c.num_tokens, "hash": c.data_hash} for n, c in self.corpora.items()}
+        told = {name: corpus.told for name, corpus in self.corpora.items()}
         about = {"calibration": asdict(self.calibration), "corpora": told}
         key = digest([report.provenance["key"], about])
         return replace(report, provenance=report.provenance | about | {"key": key})

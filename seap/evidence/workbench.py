@@ -15,6 +15,7 @@ from seap.selection.ranking import Ranking, rank
 from seap.text.corpus import Corpus, build_corpus, longest_sequence
 from seap.text.items import Item
 from seap.text.options import Calibration
+from seap.text.shapes import without_answer
 from seap.text.tasks import parse_spec, spec_source
 from seap.text.tokens import check_ids
 
@@ -99,9 +100,9 @@ class Bench:
         parsed = parse_spec(spec)
         corpus = build_corpus(
             parsed.name if answers else f"{parsed.name}-no-answers",
-            [item.text if answers else item.prompt or item.question or "" for item in self.items[spec]],
+            self.items[spec] if answers else [without_answer(item) for item in self.items[spec]],
             self.tokenizer,
-            options,
+            options if answers else replace(options, weigh="all"),
             source=spec_source(parsed),
             seq_len=longest_sequence(self.model, options),
         )

@@ -41,8 +41,7 @@ class Prospect:
             tokens = min(sum(lengths), options.max_tokens or sum(lengths))
             return Text(tokens, max(tokens // options.batch_tokens, 1))
         seq_len = longest_sequence(self.model, options)
-        texts = [item.text for item in items]
-        corpus = build_corpus(parse_spec(spec).name, texts, self.tokenizer, options, source=spec, seq_len=seq_len)
+        corpus = build_corpus(parse_spec(spec).name, items, self.tokenizer, options, source=spec, seq_len=seq_len)
         return Text(corpus.num_tokens, num_batches(corpus.rows, batch_tokens=options.batch_tokens), len(corpus.rows))
 
 

@@ -30,31 +30,35 @@ from seap.selection.ranking import Ranking, rank, with_second_moments
 from seap.selection.timing import best_rounding
 from seap.selection.usage import keep_experts
 from seap.text.corpus import Corpus, build_corpus, longest_sequence
+from seap.text.memory import in_memory, items_in_memory
 from seap.text.options import Calibration
 from seap.text.tasks import load_items, parse_spec, spec_source
 from seap.text.tokens import check_ids
 
-Tasks = str | Sequence[str] | Mapping[str, Sequence[str]]
+Tasks = str | Sequence[Any] | Mapping[str, Sequence[Any]]
 
 
 def build_corpora(model: Any, tokenizer: Any, tasks: Tasks, options: Calibration) -> dict[str, Corpus]:
-    """The corpus of each task, given as `NAME`, `NAME=PATH`, several of them, or a dict of name → texts."""
+    """The corpus of each task, given as `NAME`, `NAME=PATH`, several of them, or a dict of name → examples.
+
+    Examples are texts, lists of messages, or rows with the columns of a task's file, as a `datasets.Dataset` has them;
+    a list of messages or rows without a name, or a Dataset, is the task `data`.
+    """
     seq_len = longest_sequence(model, options)
-    if not isinstance(tasks, Mapping):
-        specs = [parse_spec(spec) for spec in ([tasks] if isinstance(tasks, str) else tasks)]
+    given = tasks if isinstance(tasks, str) else in_memory(tasks)
+    if isinstance(given, str) or not isinstance(given, Mapping):
+        specs = [parse_spec(spec) for spec in ([given] if isinstance(given, str) else given)]
         names = [spec.name for spec in specs]
         if len(set(names)) < len(names):
             raise UserError(f"two tasks have one name: {', '.join(names)}; name them apart, as NAME=PATH")
-        texts = {s.name: [item.text for item in load_items(s, "train")] for s in specs}
+        items = {s.name: load_items(s, "train") for s in specs}
         sources = {spec.name: spec_source(spec) for spec in specs}
     else:
-        if any(isinstance(given, str) for given in tasks.values()):
-            raise UserError("task as a dict maps each name to a list of texts, got one text; put it in a list")
-        texts = {name: list(given) for name, given in tasks.items()}
-        sources = dict.fromkeys(texts, "given in memory")
+        items = {name: items_in_memory(name, examples) for name, examples in given.items()}
+        sources = dict.fromkeys(items, "given in memory")
     corpora = {
-        name: build_corpus(name, given, tokenizer, options, source=sources[name], seq_len=seq_len)
-        for name, given in texts.items()
+        name: build_corpus(name, found, tokenizer, options, source=sources[name], seq_len=seq_len)
+        for name, found in items.items()
     }
     for name, corpus in corpora.items():
         check_ids(corpus.rows, model, tokenizer, f"task {name}")

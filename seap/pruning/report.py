@@ -85,6 +85,11 @@ def build_report(model: Any, before: Before, masks: Masks, run: Run, *, target: 
     size, after = before.size, Size.of(model)
     skipped = {name: corpus.skipped for name, corpus in run.corpora.items() if corpus.skipped}
     left_out = [f"{name}: {number} texts shorter than two tokens were left out" for name, number in skipped.items()]
+    left_out += [
+        f"{corpus.name}: {corpus.uncounted} texts without a token that counts were left out"
+        for corpus in run.corpora.values()
+        if corpus.uncounted
+    ]
     return Report(
         model=getattr(model.config, "_name_or_path", "") or "unnamed",
         method=run.pruning.method,
@@ -126,7 +131,7 @@ def provenance(identity: str, run: Run) -> dict[str, Any]:
     return {
         "options": asdict(run.pruning) | choices(run.pruning),
         "calibration": asdict(run.calibration),
-        "corpora": {c.name: {"source": c.source, "tokens": c.num_tokens, "hash": c.data_hash} for c in corpora},
+        "corpora": {c.name: c.told for c in corpora},
         "fingerprint": identity,
         "key": digest([identity, asdict(run.pruning), asdict(run.calibration), hashes]),
         "versions": versions(),

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from seap.activations.layerwise import Walk, evaluation, resume, split_rows, taken
 from seap.activations.stats import Rows
 from seap.models.arch import Arch
+from seap.text.rows import num_counted
 
 Place = tuple[int, str]  # layer, and a linear in it
 FLOOR = 0.5  # added to F, over the mean of its diagonal: few tokens leave many directions unseen
@@ -35,12 +36,12 @@ def measure_sensitivity(
     drawn = random.Random(seed).sample(fit, len(fit))
     taken_rows: list[Sequence[int]] = []
     for row in drawn:
-        if sum(map(len, taken_rows)) >= num_tokens:
+        if sum(map(num_counted, taken_rows)) >= num_tokens:
             break
         taken_rows.append(row)
     with evaluation(arch.model):
         found = fisher(arch, taken_rows, seed=seed, batch_tokens=batch_tokens, progress=progress)
-    count = sum(map(len, taken_rows))
+    count = sum(map(num_counted, taken_rows))
     return {key: information.div_(count) for key, information in found.items()}
 
 
@@ -85,7 +86,7 @@ def _at_the_end(walk: Walk, index: int, hidden: Tensor, generator: torch.Generat
     with torch.enable_grad():
         leaf = hidden.detach().requires_grad_()
         logits = resume(walk.arch, walk.batches[index], len(walk.arch.layers), leaf).float()
-        real = logits[walk.batches[index].mask.to(logits.device)]
+        real = logits[walk.batches[index].counted.to(logits.device)]
         sampled = torch.multinomial(real.detach().softmax(-1).cpu(), 1, generator=generator).flatten()
         [grad] = torch.autograd.grad(cross_entropy(real, sampled.to(real.device), reduction="sum"), [leaf])
     return grad

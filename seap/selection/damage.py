@@ -19,6 +19,7 @@ from seap.activations.layerwise import Walk, evaluation, resume, split_rows
 from seap.compensation.compensate import Repair, map_inputs
 from seap.models.arch import Arch
 from seap.models.axes import CHANNELS, KV_GROUPS, Axis
+from seap.text.rows import cut_to, num_counted
 
 KEPT_SHARES = (0.75, 0.5, 0.3, 0.15)  # of the channels, beside the least that must stay
 CACHED_BYTES = 1 << 30  # dense log-probabilities kept between probes; beyond it they are computed anew
@@ -146,22 +147,22 @@ class Judge:
             logits = resume(self.arch, batch, first_layer, self.states[first_layer][index])
             expected = self._expected(index)
             kl = (expected.exp() * (expected - log_softmax(logits.float(), -1))).sum(-1)
-            real = batch.mask.to(kl.device)
+            real = batch.counted.to(kl.device)
             total += float((kl.double() * real).sum())
             count += int(real.sum())
         return total / count
 
 
-def probe_rows(rows: Sequence[Sequence[int]], num_tokens: int, seed: int) -> list[tuple[int, ...]]:
+def probe_rows(rows: Sequence[Sequence[int]], num_tokens: int, seed: int) -> list[Sequence[int]]:
     """Held-out rows, drawn by seed and cut to so many tokens; where none is held out, from all rows."""
     held = split_rows(rows)[1] or list(rows)
     drawn = random.Random(seed).sample(held, len(held))
-    taken: list[tuple[int, ...]] = []
+    taken: list[Sequence[int]] = []
     for row in drawn:
-        left = num_tokens - sum(map(len, taken))
+        left = num_tokens - sum(map(num_counted, taken))
         if left < 2:
             break
-        taken.append(tuple(row[:left]))
+        taken.append(cut_to(row, left))
     return taken
 
 

@@ -9,5 +9,8 @@ what was left out. `builtin.py` has the nine tasks that come with seap, `options
 
 `tokens.py` makes ids of a text, `templates.py` writes messages by a chat template, in a process of its own.
 
+`turns.py` reads conversations, `encode.py` makes tokens of items, in the chat template or plain, and `rows.py` says
+which of them count. `folders.py` and `memory.py` are other places that examples come from.
+
 Not here: what a model does with the rows, and how answers are judged (evaluation/).
 """

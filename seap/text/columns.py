@@ -14,8 +14,11 @@ from seap.errors import UserError
 
 # Field → the names of a column that may stand for it, the first that is there. Compared without case and outer spaces.
 NAMES = {
+    "messages": ("messages", "conversations", "conversation"),
+    "prompt": ("prompt", "instruction", "input"),
     "choices": ("choices", "options"),
-    "answer": ("answer", "answers", "answerkey", "answer_key"),
+    "answer": ("answer", "answers", "answerkey", "answer_key", "completion", "output", "response"),
+    "system": ("system", "system_prompt"),
 }
 # Columns of what is to be read before the question; all that are there are used, in their order.
 CONTEXT = "context passage document article paragraph story background premise support evidence".split()
@@ -41,6 +44,8 @@ def fields_of(row: Mapping[str, Any]) -> Fields:
         by_name.setdefault(str(column).strip().lower(), column)
     columns: dict[str, tuple[str, ...]] = {name: (column,) for name, column in by_name.items()}
     for name, accepted in NAMES.items():
+        if name == "prompt" and "question" in columns:  # an instruction beside it is no prompt by itself
+            continue
         found = next((columns[other] for other in accepted if other in columns), None)
         if found:
             columns[name] = found

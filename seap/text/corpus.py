@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from seap.errors import UserError
+from seap.text.encode import encode
+from seap.text.items import Item
 from seap.text.options import Calibration
-from seap.text.tokens import encode
+from seap.text.rows import CountedRow, counted_of, num_counted
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Corpus:
     rows: tuple[tuple[int, ...], ...]
     source: str
     skipped: int = 0  # texts shorter than two tokens
+    uncounted: int = 0  # texts of which no token counts: without an answer, or with one beyond what is read
+    in_template: int = 0  # texts that were read in the model's chat template
 
     @property
     def num_tokens(self) -> int:
@@ -33,16 +37,31 @@ class Corpus:
 
     @property
     def data_hash(self) -> str:
-        """Of the token ids in the order used."""
-        return hashlib.sha256(repr(self.rows).encode()).hexdigest()[:16]
+        """Of the token ids in the order used, and of which of them count where not all do."""
+        counted = [counted_of(row) for row in self.rows]
+        told = repr(self.rows) + (repr(counted) if any(counted) else "")
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+    @property
+    def num_counted(self) -> int:
+        """Tokens that statistics are of."""
+        return sum(num_counted(row) for row in self.rows)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """For provenance; tokens that count, and texts in the chat template, where they aren't all or none."""
+        told: dict[str, Any] = {"source": self.source, "tokens": self.num_tokens, "hash": self.data_hash}
+        told |= {"counted": self.num_counted} if self.num_counted != self.num_tokens else {}
+        return told | ({"in_template": self.in_template} if self.in_template else {})
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded rows: ids and mask (B, T); the mask is True on real tokens."""
+    """Right-padded rows: ids and mask (B, T); the mask is True on real tokens, `counted` on those that count."""
 
     ids: Tensor
     mask: Tensor
+    counted: Tensor
 
 
 def longest_sequence(model: Any, options: Calibration) -> int:
@@ -51,34 +70,80 @@ def longest_sequence(model: Any, options: Calibration) -> int:
 
 
 def build_corpus(
-    name: str, texts: Sequence[str], tokenizer: Any, options: Calibration, *, source: str, seq_len: int | None = None
+    name: str,
+    texts: Sequence[str | Item],
+    tokenizer: Any,
+    options: Calibration,
+    *,
+    source: str,
+    seq_len: int | None = None,
 ) -> Corpus:
     """Draw texts by seed, tokenise, cut or pack them, and stop at the token limit.
 
-    Raises UserError when no text has two tokens or more (a first token alone predicts nothing).
+    Raises UserError when no text has two tokens or more (a first token alone predicts nothing), or none that counts.
     """
     seq_len = seq_len or options.seq_len
-    order = list(texts)
+    order = [Item(text=text) if isinstance(text, str) else text for text in texts]
     random.Random(options.seed).shuffle(order)
-    rows: list[list[int]] = []
-    skipped = num_tokens = 0
-    for text in order:
+    rows: list[tuple[int, ...]] = []
+    skipped = uncounted = in_template = num_tokens = 0
+    for item in order:
         if len(rows) == options.num_texts or num_tokens >= (options.max_tokens or math.inf):
             break
-        ids = encode(tokenizer, text)
-        if len(ids) < 8 and len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) < 2:
+        found = encode(tokenizer, item, options)
+        if len(found.ids) < 8 and not found.in_template and _is_short(tokenizer, item.text):
             skipped += 1
             continue
-        rows.append(ids if options.pack else ids[:seq_len])
-        num_tokens += len(rows[-1])
+        row = found.row if options.pack else found.row[:seq_len]
+        if not num_counted(row):
+            uncounted += 1
+            continue
+        rows.append(row)
+        num_tokens += len(row)
+        in_template += found.in_template
     if not rows:
-        raise UserError(f"task {name}: none of {len(order)} texts has two tokens or more ({source})")
+        raise _nothing(name, len(order), uncounted, options, source)
     if options.pack:
-        stream = [token for row in rows for token in (*row, *separator(tokenizer))]
-        rows = [stream[i : i + seq_len] for i in range(0, len(stream), seq_len)]
-        if len(rows) > 1 and len(rows[-1]) < 2:
-            rows.pop()
-    return Corpus(name, _limited(rows, options.max_tokens), source, skipped)
+        rows = _packed(rows, separator(tokenizer), seq_len)
+    rows = [row for row in _limited(rows, options.max_tokens) if num_counted(row)]
+    return Corpus(name, tuple(rows), source, skipped, uncounted, in_template)
+
+
+def _is_short(tokenizer: Any, text: str) -> bool:
+    return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) < 2
+
+
+def _nothing(name: str, num_texts: int, uncounted: int, options: Calibration, source: str) -> UserError:
+    if not uncounted:
+        return UserError(f"task {name}: none of {num_texts} texts has two tokens or more ({source})")
+    wanted = {
+        "answer": "an answer within --seq-len tokens; give prompts with answers, or use --weigh all",
+        "generated": "an answer that the model wrote (column generated); seap corpus answer makes such data",
+    }
+    return UserError(
+        f"task {name}: --weigh {options.weigh}: none of {num_texts} texts has {wanted[options.weigh]} ({source})"
+    )
+
+
+def _packed(rows: Sequence[Sequence[int]], between: Sequence[int], seq_len: int) -> list[tuple[int, ...]]:
+    """Rows end to end in rows of `seq_len` tokens; what stands between them doesn't count where not all does."""
+    stream = [token for row in rows for token in (*row, *between)]
+    marks = [counted_of(row) for row in rows]
+    counted = None
+    if any(mark is not None for mark in marks):
+        each = zip(rows, marks, strict=True)
+        counted = [flag for row, mark in each for flag in (*(mark or [True] * len(row)), *([False] * len(between)))]
+    starts = range(0, len(stream), seq_len)
+    packed: list[tuple[int, ...]] = []
+    for start in starts:
+        ids = stream[start : start + seq_len]
+        part = None if counted is None else counted[start : start + seq_len]
+        if part is not None:
+            part[-1] = False  # the token that it predicts is in the next row
+        packed.append(tuple(ids) if part is None else CountedRow(ids, part))
+    if len(packed) > 1 and len(packed[-1]) < 2:
+        packed.pop()
+    return packed
 
 
 def separator(tokenizer: Any) -> list[int]:
@@ -90,15 +155,19 @@ def separator(tokenizer: Any) -> list[int]:
 
 def _limited(rows: Sequence[Sequence[int]], max_tokens: int | None) -> tuple[tuple[int, ...], ...]:
     if max_tokens is None:
-        return tuple(tuple(row) for row in rows)
+        return tuple(map(_frozen, rows))
     kept: list[tuple[int, ...]] = []
     left = max_tokens
     for row in rows:
         if left < 2:
             break
-        kept.append(tuple(row[:left]))
+        kept.append(_frozen(row[:left]))
         left -= len(kept[-1])
     return tuple(kept)
+
+
+def _frozen(row: Sequence[int]) -> tuple[int, ...]:
+    return row if isinstance(row, CountedRow) else tuple(row)
 
 
 def batches(rows: Sequence[Sequence[int]], *, batch_tokens: int, pad: int = 0) -> Iterator[Batch]:
@@ -121,7 +190,10 @@ def _padded(rows: Sequence[Sequence[int]], pad: int) -> Batch:
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), pad, dtype=torch.long)
     mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    counted = mask.clone()
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row)
         mask[i, : len(row)] = True
-    return Batch(ids, mask)
+        own = counted_of(row)
+        counted[i, : len(row)] = True if own is None else torch.tensor(own)
+    return Batch(ids, mask, counted)

@@ -3,8 +3,12 @@
 Everything that unpacks goes through `bounded`, since a kilobyte may unpack to as much as its writer liked.
 """
 
+import bz2
 import codecs
+import gzip
 import logging
+import lzma
+import zlib
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +19,7 @@ from seap.errors import UserError
 
 MOST_BYTES = 4 << 30  # of one file, unpacked; less where memory is short
 PIECE = 1 << 20
+PACKED = (".gz", ".bz2", ".xz", ".zst")
 MARKS = (  # the longer ones first: UTF-32's begins as UTF-16's does
     *((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32")),
     *((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")),
@@ -49,10 +54,25 @@ def bytes_of(path: Path) -> bytes:
     try:
         if (size := path.stat().st_size) > most:
             raise too_large(path, size, most)
-        with path.open("rb") as file:
+        with opened(path) as file:
             return bounded(file, path)
-    except OSError as error:
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise UserError(f"{path}: damaged, or cut off: {error}") from error
+    except OSError as error:  # pyarrow's own is one too
         raise UserError(f"{path}: can't be read: {error.strerror or error}") from error
+
+
+def opened(path: Path) -> IO[bytes]:
+    """A file's bytes, unpacked by its suffix."""
+    openers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _zstd}
+    found: IO[bytes] = openers.get(path.suffix.lower(), open)(path, "rb")
+    return found
+
+
+def _zstd(path: Path, mode: str) -> Any:
+    import pyarrow
+
+    return pyarrow.input_stream(str(path), compression="zstd")
 
 
 def bounded(stream: IO[bytes], path: Path) -> bytes:

@@ -51,8 +51,36 @@ def fetch(name: str, split: str) -> list[Row]:
     return [Row(f"{task.source} {upstream} row {i}", dict(row)) for i, row in enumerate(found, start=1)]
 
 
+def fetch_any(dataset: str) -> dict[str, Any]:
+    """The parts (train, validation, test, those that are there) of any data set, owner/name or owner/name:config.
+
+    Raises UserError when they, or `datasets`, can't be had, and for a data set without a train or validation part.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise missing_extra("datasets", "hub", f"hub:{dataset}") from error
+    path, _, config = dataset.partition(":")
+    try:
+        found = datasets.load_dataset(path, config or None)
+    except Exception as error:  # as above
+        raise UserError(
+            f"hub:{dataset}: couldn't be fetched ({type(error).__name__}: {error}); with several configurations name "
+            "one as hub:owner/name:config, with a local copy give NAME=PATH"
+        ) from error
+    parts = {part: found[part] for part in ("train", "validation", "test") if part in found}
+    if not parts:
+        raise UserError(f"hub:{dataset} has the parts {', '.join(found)}; one must be named train")
+    return parts
+
+
+def rows_of(dataset: str, part: str, rows: Any) -> list[Row]:
+    """The rows of one part."""
+    return [Row(f"hub:{dataset} {part} row {i}", dict(row)) for i, row in enumerate(rows, start=1)]
+
+
 def _gsm8k(row: Values) -> Values:
-    return {"prompt": f"Question: {row['question']}\nAnswer:", "answer": row["answer"]}
+    return {"question": row["question"], "answer": row["answer"]}
 
 
 def _gsm8k_corpus(row: Values, gold: str) -> str:

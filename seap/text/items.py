@@ -22,10 +22,10 @@ from seap.text.shapes import Item as Item
 log = logging.getLogger(__name__)
 
 
-def to_items(rows: Iterable[Row], name: str) -> list[Item]:
+def to_items(rows: Iterable[Row], name: str, *, unanswered: bool = False) -> list[Item]:
     """Rows as items, without the blank and the unlabelled ones; an error names the row.
 
-    Columns that no item is made of are named in a warning.
+    Columns that no item is made of are named in a warning. unanswered: prompts and questions alone will do.
     """
     rows = list(rows)
     task = hub.TASKS.get(name)
@@ -38,7 +38,7 @@ def to_items(rows: Iterable[Row], name: str) -> list[Item]:
             if task and _is_upstream(row, task):
                 item = _upstream_item(row.values, task)
             else:
-                item = _item(row.values, first, left_out)
+                item = _item(row.values, first, left_out, unanswered=unanswered)
         except UserError as error:
             raise UserError(f"{row.where}: {error}") from error
         if item is not None:
@@ -51,10 +51,10 @@ def to_items(rows: Iterable[Row], name: str) -> list[Item]:
     return items
 
 
-def _item(row: dict[str, Any], first: int | None, left_out: LeftOut) -> Item | None:
+def _item(row: dict[str, Any], first: int | None, left_out: LeftOut, *, unanswered: bool) -> Item | None:
     """The item of a row in one of the accepted shapes. first: what numbered choices count from."""
     fields = fields_of(row)
-    shape = shape_of(fields.values)
+    shape = shape_of(fields.values, unanswered=unanswered)
     if shape is None:
         raise _wrong_columns(row)
     used = shape.fields(fields.values)

@@ -5,12 +5,30 @@ Field docstrings become the help texts of the command line.
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
-from seap.errors import UserError, at_least
+from seap.errors import UserError, at_least, one_of
+
+Template = Literal["auto", "chat", "none"]
+Weigh = Literal["all", "answer", "generated"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibration:
+class Reading:
+    """How a task's examples become tokens, and which of those count."""
+
+    template: Template = "auto"
+    """auto: turns, and prompts with answers, in the model's own chat template where it has one; chat; none."""
+    weigh: Weigh = "all"
+    """Whose tokens count: all; those of answers; those of answers that the model itself wrote (`corpus answer`)."""
+
+    def __post_init__(self) -> None:
+        one_of("template", self.template, Template)
+        one_of("weigh", self.weigh, Weigh)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration(Reading):
     """What text the activations are measured on."""
 
     num_texts: int = 256
@@ -31,6 +49,7 @@ class Calibration:
     """Draws the texts and seeds the random score. Single files are split the same way whatever it is."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least("num_texts", self.num_texts, 1)
         at_least("seq_len", self.seq_len, 2)
         at_least("batch_tokens", self.batch_tokens, 1)

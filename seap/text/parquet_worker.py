@@ -1,4 +1,4 @@
-"""A process of its own in which a Parquet file is read: a damaged one may end it, and one that unpacks without end too.
+"""A process of its own in which a Parquet or Arrow file is read: a damaged one may end it, or unpack without end.
 
 Run by `tables.py` as a script, with the file's path and the most bytes that it may unpack to. On stdout, a line each:
 the columns, every row's values, and last {"end": …}, or {"error": …}. It imports nothing of seap.
@@ -34,6 +34,9 @@ def lines(path: str, most: int) -> Iterator[Any]:
     import pyarrow
     import pyarrow.parquet
 
+    if path.lower().endswith(".arrow"):
+        yield from arrow_lines(path, most)
+        return
     with pyarrow.parquet.ParquetFile(path) as opened:
         schema, metadata = opened.schema, opened.metadata
         leaves = [schema.column(i) for i in range(len(schema.names))]
@@ -46,6 +49,28 @@ def lines(path: str, most: int) -> Iterator[Any]:
     with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as file:
         yield file.schema_arrow.names
         for batch in file.iter_batches(batch_size=ROWS, use_threads=False):
+            size += sum(unpacked(column) for column in batch.columns)
+            if size > most:
+                raise TooLargeError(size)
+            yield from zip(*[values(column) for column in batch.columns], strict=True)
+
+
+def arrow_lines(path: str, most: int) -> Iterator[Any]:
+    """The same of an Arrow file, as datasets keeps them: a stream, or the format with an index."""
+    import pyarrow
+    import pyarrow.ipc
+
+    size = 0
+    with pyarrow.memory_map(path) as mapped:
+        try:
+            batches = iter(pyarrow.ipc.open_stream(mapped))
+        except pyarrow.ArrowInvalid:
+            file = pyarrow.ipc.open_file(mapped)
+            batches = (file.get_batch(i) for i in range(file.num_record_batches))
+        for number, batch in enumerate(batches):
+            batch.validate(full=True)
+            if not number:
+                yield batch.schema.names
             size += sum(unpacked(column) for column in batch.columns)
             if size > most:
                 raise TooLargeError(size)

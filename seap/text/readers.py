@@ -1,4 +1,4 @@
-"""From files to rows: every format that a task may come in, and the files of a folder that belong to a split.
+"""From files to rows: every format that a task may come in (`folders.py`: which files of a folder are a split's).
 
 A Row remembers where it stood, so that whoever rejects it can say so.
 """
@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seap.disk.kinds import BESIDE
 from seap.errors import UserError
-from seap.text.decoding import say_once, text_of, without_halves
+from seap.text.decoding import PACKED, say_once, text_of, without_halves
 from seap.text.tables import parquet, table
 
 MOST_DEEP = 100  # levels of lists and objects in one row
 HALF = re.compile(r"\\u[dD][89a-fA-F]")
-SPLIT_WORDS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+POINTER = b"version https://git-lfs"  # a clone without its large files has these in their place
 
 
 @dataclass(frozen=True)
@@ -38,29 +37,6 @@ def read_rows(files: Iterable[Path]) -> list[Row]:
     return rows
 
 
-def split_files(folder: Path) -> dict[str, list[Path]]:
-    """The files of each split of a folder, shards in sorted order; a split that isn't there has no entry.
-
-    A file belongs to a split by the one split word among the words of its name: `train.csv`,
-    `train-00000-of-00002.parquet`, `plain_text_train_0000.parquet`. Where a file is named by the word alone,
-    the others are left out.
-    """
-    try:
-        found_here = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    except OSError as error:
-        raise UserError(f"{folder}: can't be read: {error.strerror or error}") from error
-    there = sorted(path for path in found_here if not path.name.endswith(BESIDE))
-    files = [path for path in there if os.path.isfile(path) and path.suffix.lower() in READERS]
-    found = {split: _files_of(split, files) for split in SPLIT_WORDS}
-    if not any(found.values()):
-        listed = ", ".join(path.name for path in there[:20]) or "nothing"
-        raise UserError(
-            f"{folder}: no file of a split; the folder has: {listed}; "
-            f"accepted: train.* with or without test.* (or validation.*, dev.*), where * is one of {_types()}"
-        )
-    return {split: paths for split, paths in found.items() if paths}
-
-
 def paragraphs(lines: Iterable[str]) -> list[str]:
     """Texts separated by blank lines; where no blank line separates anything, each line is a text."""
     stripped = "\n".join(line.rstrip() for line in lines).strip("\n")
@@ -68,40 +44,27 @@ def paragraphs(lines: Iterable[str]) -> list[str]:
     return [block for block in (blocks if len(blocks) > 1 else stripped.split("\n")) if block]
 
 
-def _files_of(split: str, files: list[Path]) -> list[Path]:
-    words = SPLIT_WORDS[split]
-    found = [path for path in files if path.stem.lower() in words]
-    found = found or [path for path in files if _split_of(path) == split]
-    if len({(_without_numbers(path), path.suffix.lower()) for path in found}) > 1:
-        raise UserError(
-            f"{found[0].parent}: {', '.join(path.name for path in found)} are all named {split}, "
-            "but not as shards of one data set; keep one in the folder"
-        )
-    return found
-
-
-def _split_of(path: Path) -> str | None:
-    tokens = set(_tokens(path))
-    named = [split for split, words in SPLIT_WORDS.items() if tokens.intersection(words)]
-    return named[0] if len(named) == 1 else None
-
-
-def _tokens(path: Path) -> list[str]:
-    return re.split(r"[^a-z0-9]+", path.stem.lower())
-
-
-def _without_numbers(path: Path) -> tuple[str, ...]:
-    return tuple(token for token in _tokens(path) if not any(c.isdigit() for c in token))
+def kind_of(path: Path) -> str:
+    """`.jsonl` of `train.jsonl` and of `train.jsonl.gz`."""
+    suffix = path.suffix.lower()
+    inner = Path(path.stem).suffix.lower()
+    return (inner if inner not in WHOLE else f"{inner}{suffix}") if suffix in PACKED else suffix
 
 
 def _reader_of(path: Path) -> Callable[[Path], Iterator[Row]]:
-    reader = READERS.get(path.suffix.lower())
+    reader = READERS.get(kind_of(path))
     if reader is None:
-        raise UserError(f"{path}: can't read files of type {path.suffix!r}; accepted: {_types()}")
+        raise UserError(
+            f"{path}: can't read files of type {kind_of(path)!r}; accepted: {types()}, of text also packed "
+            f"({', '.join(PACKED)})"
+        )
+    if os.path.isfile(path) and os.path.getsize(path) < 1024 and path.read_bytes().startswith(POINTER):
+        kind = kind_of(path).removeprefix(".")
+        raise UserError(f"{path}: not a readable {kind} file: it only points to its content; run there: git lfs pull")
     return reader
 
 
-def _types() -> str:
+def types() -> str:
     return ", ".join(READERS)
 
 
@@ -229,7 +192,9 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".csv": _csv,
     ".tsv": _tsv,
     ".parquet": _parquet,
+    ".arrow": _parquet,
     ".txt": _plain,
     ".text": _plain,
     ".md": _plain,
 }
+WHOLE = (".parquet", ".arrow")  # which pack their columns themselves

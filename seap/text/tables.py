@@ -62,7 +62,7 @@ def _check_columns(path: Path, names: list[str]) -> None:
 
 
 def parquet(path: Path) -> Iterator[tuple[str, Values]]:
-    """Rows of a Parquet file, read in a process of its own, which a damaged file may end."""
+    """Rows of a Parquet or Arrow file, read in a process of its own, which a damaged file may end."""
     if find_spec("pyarrow") is None:
         raise UserError(f"{path}: pyarrow, needed for parquet, is missing: pip install pyarrow")
     most = limit()
@@ -96,4 +96,4 @@ def _read(path: Path, lines: Iterable[str], most: int) -> Iterator[tuple[str, Va
     if "size" in told:
         raise too_large(path, told["size"] or most, most, at_least=told["size"] is None)
     if "error" in told:
-        raise UserError(f"{path}: not a readable parquet file: {told['error']}")
+        raise UserError(f"{path}: not a readable {path.suffix[1:].lower()} file: {told['error']}")

@@ -2,7 +2,8 @@
 
 In: examples or a description. Out: texts that the dense model wrote, sieved (`seap corpus write`).
 
-Open `writing.py` first; `author.py` prompts and samples (`sampling.py`), `sieve.py` decides what is kept.
+Open `writing.py` first, for answers to a task's own prompts (`seap corpus answer`) `answering.py`; `author.py` prompts
+and samples (`sampling.py`), `sieve.py` decides what is kept.
 
 Not here: reading tasks (text/).
 """

@@ -49,6 +49,11 @@ class Author:
         return int(min(self.options.context_tokens, self._positions - self.longest))
 
     @property
+    def room_to_answer(self) -> float:
+        """Tokens that a prompt may have whose answer is to be written."""
+        return self._positions - self.longest
+
+    @property
     def mark(self) -> list[int]:
         """The token that the tokenizer puts before a text by itself, if it does."""
         bos = self.tokenizer.bos_token_id
@@ -132,9 +137,15 @@ def drafts(author: Author, prompts: Prompts) -> Iterator[Candidate]:
             yield Candidate(text=text, ids=tuple(ids), loss=loss)
 
 
-@torch.no_grad()
 def sampled(author: Author, prompts: Sequence[Prompt], *, seed: int) -> list[str]:
     """One text after each prompt. The caller's own random numbers go on as if nothing had been drawn."""
+    new = continued(author, prompts, seed=seed)
+    return [cleaned(author, [*prompt.start, *ids][: author.longest]) for prompt, ids in zip(prompts, new, strict=True)]
+
+
+@torch.no_grad()
+def continued(author: Author, prompts: Sequence[Prompt], *, seed: int) -> list[list[int]]:
+    """The tokens written after each prompt, with its end and what stands after it in the longest one's place."""
     tokenizer, options = author.tokenizer, author.options
     device = next(author.model.parameters()).device
     rows = [[*prompt.ids, *prompt.start] for prompt in prompts]
@@ -163,8 +174,8 @@ def sampled(author: Author, prompts: Sequence[Prompt], *, seed: int) -> list[str
             raise UserError(
                 f"the GPU's memory doesn't hold {options.batch_size} texts at a time; lower --batch-size"
             ) from error
-    new = made[:, width:].tolist()
-    return [cleaned(author, [*prompt.start, *ids][: author.longest]) for prompt, ids in zip(prompts, new, strict=True)]
+    found: list[list[int]] = made[:, width:].tolist()
+    return found
 
 
 def cleaned(author: Author, ids: Sequence[int]) -> str:

@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from seap.errors import UserError, at_least
+from seap.errors import UserError, at_least, one_of
+from seap.text.options import Template
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,5 +52,61 @@ class Writing:
                 raise UserError(f"--{name.replace('_', '-')} {value}: must be above {low}{above}")
         if not self.slack >= 1:
             raise UserError(f"--slack {self.slack}: must be at least 1, which allows the examples' own range")
+        self._check_separator()
+
+    def _check_separator(self) -> None:
         if self.separator is not None and not self.separator.strip():
             raise UserError("--separator is blank; texts have blank lines in them, so give a mark such as '\\n###\\n'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneAnswer(Writing):
+    """How one answer is written, which a line break may end."""
+
+    def _check_separator(self) -> None:
+        if self.separator == "":
+            raise UserError("--separator is empty; leave it out, or give what ends an answer, such as '\\n\\n'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answering:
+    """How a model answers a task's prompts, and which of its answers are kept."""
+
+    num: int | None = None
+    """How many prompts to answer, drawn by seed; all of them by default."""
+    template: Template = "auto"
+    """auto: in the model's own chat template where it has one; chat; none."""
+    max_new_tokens: int = 512
+    """Longest answer in tokens; one that isn't at its end by then is dropped. Clipped to half of what can be read."""
+    temperature: float = 0.7
+    """Of sampling; 1 is the model's own distribution."""
+    top_p: float = 0.95
+    """Sample from the likeliest tokens that together have this probability."""
+    attempts: int = 2
+    """How often a prompt is tried until an answer is kept."""
+    separator: str | None = None
+    """Where an answer ends, beside the tokenizer's end of text: for models that go on with another example."""
+    batch_size: int = 16
+    """Answers written at a time. It also decides, with the seed, what is sampled."""
+    seed: int = 0
+    """Draws the prompts and samples the answers."""
+
+    def __post_init__(self) -> None:
+        one_of("template", self.template, Template)
+        for name in ("attempts", "batch_size"):
+            at_least(name, getattr(self, name), 1)
+        if self.num is not None:
+            at_least("num", self.num, 1)
+        self.writing()
+
+    def writing(self) -> Writing:
+        """The same for an author, whose limits are checked there."""
+        return OneAnswer(
+            max_new_tokens=self.max_new_tokens,
+            min_tokens=2,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            separator=self.separator,
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )

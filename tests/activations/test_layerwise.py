@@ -13,7 +13,7 @@ from seap.text.corpus import Batch
 def test_a_model_runs_layer_by_layer_as_it_does_whole(name: str) -> None:
     dense = model(name)
     arch, tokens = describe(dense), ids()
-    batch = Batch(tokens, torch.ones_like(tokens, dtype=torch.bool))
+    batch = Batch(tokens, torch.ones_like(tokens, dtype=torch.bool), torch.ones_like(tokens, dtype=torch.bool))
     with torch.no_grad():
         whole = dense(tokens).logits
         walk = Walk.start(arch, [row.tolist() for row in tokens], batch_tokens=999)

@@ -120,12 +120,10 @@ def test_headings_are_known_without_case_and_spaces(tmp_path: Path) -> None:
 
 
 def test_what_is_left_out_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    rows = [{"prompt": f"{i}", "answer": "a", "system": "kind", "source": "x" if i else None} for i in range(9)]
+    rows = [{"prompt": f"{i}", "answer": "a", "mood": "kind", "source": "x" if i else None} for i in range(9)]
     read(tmp_path / "a.jsonl", rows)
     load_items(f"mine={tmp_path / 'a.jsonl'}", "test")
-    assert [record.message for record in caplog.records] == [
-        "task mine: left out: system, source (read: prompt, answer)"
-    ]
+    assert [record.message for record in caplog.records] == ["task mine: left out: mood, source (read: prompt, answer)"]
 
 
 def test_nothing_is_said_where_nothing_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,8 +12,8 @@ from seap.evaluation.options import Evaluation
 from seap.serving.networks.runtime import DENSE, TaskRuntime
 from seap.serving.routing.prompts import prompt_of
 from seap.serving.routing.router import Router
+from seap.text.encode import encode
 from seap.text.items import Item
-from seap.text.tokens import encode
 
 MEASURED = ("routed", "true_task", "dense", "routed_right", "abstained", "weights")
 Scorer = Callable[[Any, Sequence[Item]], Sequence[float]]
@@ -64,11 +64,11 @@ def _scorer(runtime: TaskRuntime, tokenizer: Any, test: Test, options: Evaluatio
     longest = getattr(runtime.model.config, "max_position_embeddings", None)
 
     def choices(model: Any, items: Sequence[Item]) -> Sequence[float]:
-        return multiple_choice(model, choice_rows(tokenizer, items, longest=longest), items)[0].values
+        return multiple_choice(model, choice_rows(tokenizer, items, options, longest=longest), items)[0].values
 
     def losses(model: Any, items: Sequence[Item]) -> Sequence[float]:
-        texts = [encode(tokenizer, item.text)[: min(options.window, longest or 2**31)] for item in items]
-        return [-total / max(count, 1) for total, count in log_likelihoods(model, [Row(tuple(text)) for text in texts])]
+        texts = [encode(tokenizer, item, options).row[: min(options.window, longest or 2**31)] for item in items]
+        return [-total / max(count, 1) for total, count in log_likelihoods(model, [Row(text) for text in texts])]
 
     if test.metric == "multiple-choice":
         return choices

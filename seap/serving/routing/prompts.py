@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from seap.text.items import Item
+from seap.text.turns import said_by_user
 
 CHAT = "User: {}\nAssistant:"
 COMMON = 0.5  # a first or last word that so many prompts share belongs to the template
@@ -15,7 +16,9 @@ FEWEST_WORDS = 4
 
 
 def prompt_of(item: Item) -> str:
-    """What a user would send: the prompt, or the question, or the text."""
+    """What a user would send: what the user says in a conversation, or the prompt, the question, or the text."""
+    if item.is_free:
+        return said_by_user(item.turns[:-1] if item.answer is not None else item.turns)
     return item.prompt or item.question or item.text
 
 
