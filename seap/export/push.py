@@ -15,6 +15,7 @@ CONSISTS_OF = (
     "config.json",
     "generation_config.json",
     "seap.json",
+    "seap-files.json",
     "modeling_seap.py",
     "model.safetensors",
     "model-?????-of-?????.safetensors",
