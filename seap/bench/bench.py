@@ -15,6 +15,7 @@ import psutil
 import torch
 
 from seap.bench.options import Bench
+from seap.bench.profile import library
 from seap.bench.speed import compare_speed
 from seap.environment import clock, provenance
 from seap.errors import UserError
@@ -29,8 +30,13 @@ Models = dict[str, Any]
 
 def bench(names: Sequence[str], options: Bench, *, loading: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Measure the first model against each other one, or a random one against itself pruned. See `Bench`."""
+    models = models_for(names, options, loading or {})
+    return measure(models, options, options.random_weights or names[0])
+
+
+def measure(models: Models, options: Bench, name: str) -> dict[str, Any]:
+    """Measure models that are loaded, the first against each other one; `name` is what the result calls them."""
     started = time.perf_counter()
-    models = _models(names, options, loading or {})
     if "prepacked" in options.mode:
         for model in models.values():
             check_prepack(model)
@@ -40,7 +46,7 @@ def bench(names: Sequence[str], options: Bench, *, loading: Mapping[str, Any] | 
     rows = [row for mode, batch in runs for row in _rows(models, mode, batch, options, limits)]
     return {
         "kind": "bench",
-        "model": options.random_weights or names[0],
+        "model": name,
         "models": {name: _about(model) for name, model in models.items()},
         "rows": rows,
         "limits": limits,
@@ -51,7 +57,8 @@ def bench(names: Sequence[str], options: Bench, *, loading: Mapping[str, Any] | 
     }
 
 
-def _models(names: Sequence[str], options: Bench, loading: Mapping[str, Any]) -> Models:
+def models_for(names: Sequence[str], options: Bench, loading: Mapping[str, Any]) -> Models:
+    """By name the models that are named, or a random one and itself pruned."""
     if options.random_weights:
         if names:
             raise UserError(f"--random-weights makes the model itself; leave out {names[0]}, or the option")
@@ -73,6 +80,7 @@ def _rows(models: Models, mode: str, batch: int, options: Bench, limits: Mapping
         new_tokens=options.new_tokens,
         repeats=options.repeats,
         mode=mode,
+        phases=options.phase,
     )
     (first, dense), *others = models.items()
     rows = []
@@ -85,6 +93,7 @@ def _rows(models: Models, mode: str, batch: int, options: Bench, limits: Mapping
                     "phase": phase,
                     "mode": mode,
                     "batch": batch,
+                    "library": library(model.device, model.dtype, mode),
                     "model": name,
                     "dense_tokens_per_s": base["tokens_per_s"],
                     "pruned_tokens_per_s": mine["tokens_per_s"],

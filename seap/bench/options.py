@@ -19,6 +19,8 @@ class Bench:
     mode: tuple[Literal["eager", "prepacked", "compile"], ...] = ("eager",)
     """prepacked: on a CPU, weights laid out for oneDNN. compile: by torch.compile, decoding with a static cache, and
     CUDA graphs on a GPU. May be repeated."""
+    phase: tuple[Literal["prefill", "decode"], ...] = ("prefill", "decode")
+    """What is timed; may be repeated."""
     batch: tuple[int, ...] = (1, 8, 32)
     """Sequences at a time; may be repeated."""
     prompt_length: int = 128

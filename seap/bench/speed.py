@@ -4,7 +4,7 @@ Models are timed in turn within every repeat, after one repeat of warm-up, so th
 """
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Any
@@ -34,6 +34,7 @@ def compare_speed(
     new_tokens: int = 32,
     repeats: int = 7,
     mode: str = "eager",
+    phases: Sequence[str] = ("prefill", "decode"),
 ) -> dict[str, dict[str, dict[str, float]]]:
     """phase → name → `tokens_per_s`, and `ratio` to the first model: the median over repeats, and quartiles.
 
@@ -54,7 +55,8 @@ def compare_speed(
             for model in models.values():
                 stack.enter_context(prepacked(model))
         made = {name: Runner.of(model, mode, length + new_tokens) for name, model in models.items()}
-        for phase, (run, count) in runs.items():
+        for phase in phases:
+            run, count = runs[phase]
             times = _times(made, run, repeats)
             first = next(iter(times.values()))
             found[phase] = {name: _figures(first, taken, count) for name, taken in times.items()}

@@ -130,6 +130,9 @@ def show_bench(result: dict[str, Any], console: Console) -> None:
     for row in rows:
         table.add_row(*(row[name] for name in told))
     console.print(table)
+    told_of = dict.fromkeys((row.get("mode", "eager"), row["library"]) for row in result["rows"] if "library" in row)
+    if told_of:
+        console.print("products of linears: " + ", ".join(f"{mode} by {name}" for mode, name in told_of))
     console.print(
         "reached: the ratio over its ceiling, which is bytes read per step (decode) or operations (prefill). "
         "limit: the pruned model's speed over what this machine's copy bandwidth or matrix rate allows."
