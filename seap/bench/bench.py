@@ -37,7 +37,7 @@ def bench(names: Sequence[str], options: Bench, *, loading: Mapping[str, Any] | 
 def measure(models: Models, options: Bench, name: str) -> dict[str, Any]:
     """Measure models that are loaded, the first against each other one; `name` is what the result calls them."""
     started = time.perf_counter()
-    if "prepacked" in options.mode:
+    if {"prepacked", "auto"} & set(options.mode):
         for model in models.values():
             check_prepack(model)
     device = next(next(iter(models.values())).parameters()).device

@@ -16,9 +16,9 @@ class Bench:
     """Of the random model's pruned copy."""
     round_to: int = 1
     """Its MLP widths are multiples of so many channels."""
-    mode: tuple[Literal["eager", "prepacked", "compile"], ...] = ("eager",)
-    """prepacked: on a CPU, weights laid out for oneDNN. compile: by torch.compile, decoding with a static cache, and
-    CUDA graphs on a GPU. May be repeated."""
+    mode: tuple[Literal["eager", "prepacked", "auto", "compile"], ...] = ("eager",)
+    """prepacked: on a CPU, weights laid out for oneDNN. auto: those alone that are faster so for the batch. compile: by
+    torch.compile, decoding with a static cache, and CUDA graphs on a GPU. May be repeated."""
     phase: tuple[Literal["prefill", "decode"], ...] = ("prefill", "decode")
     """What is timed; may be repeated."""
     batch: tuple[int, ...] = (1, 8, 32)

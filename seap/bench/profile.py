@@ -82,6 +82,8 @@ def library(device: torch.device, dtype: torch.dtype, mode: str) -> str:
         return device.type
     if mode == "prepacked":
         return "oneDNN, weights prepacked"
+    if mode == "auto":
+        return f"the faster of oneDNN with prepacked weights and {library(device, dtype, 'eager')}, by shape"
     if mode == "compile":
         return "oneDNN or MKL, by torch.compile"
     if dtype in (torch.bfloat16, torch.float16) and torch.backends.mkldnn.is_available():

@@ -6,6 +6,7 @@ Models are timed in turn within every repeat, after one repeat of warm-up, so th
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median, quantiles
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 from seap.activations.layerwise import cache_name
 from seap.environment import clock
+from seap.models.layouts import Layouts
 from seap.models.prepack import prepacked
 
 # how the compiler is set while compiled models run: weights prepacked as constants, and C++ between the kernels
@@ -39,7 +41,8 @@ def compare_speed(
     """phase → name → `tokens_per_s`, and `ratio` to the first model: the median over repeats, and quartiles.
 
     mode: eager; prepacked (see `prepack_`), with a cache that isn't copied; or compile, whose decoding has a static
-    cache (and CUDA graphs on a GPU, prepacked weights on a CPU).
+    cache (and CUDA graphs on a GPU, prepacked weights on a CPU); auto, as prepacked, but only the weights that are
+    faster so for this batch (`layouts.py`).
     """
     lengths = {name: getattr(model.config, "max_position_embeddings", None) for name, model in models.items()}
     room = min([length + new_tokens, *[value for value in lengths.values() if value]])
@@ -51,9 +54,10 @@ def compare_speed(
     }
     found = {}
     with contextlib.ExitStack() as stack:
-        if mode == "prepacked":
+        if mode in ("prepacked", "auto"):
+            pays = partial(Layouts().pays, rows=(batch,)) if mode == "auto" else lambda weight: True
             for model in models.values():
-                stack.enter_context(prepacked(model))
+                stack.enter_context(prepacked(model, pays=pays))
         made = {name: Runner.of(model, mode, length + new_tokens) for name, model in models.items()}
         for phase in phases:
             run, count = runs[phase]
@@ -102,7 +106,7 @@ class Runner:
         """room: tokens that a compiled model's cache has space for. compiling: for `torch.compile`."""
         if mode == "eager":
             return cls(model, model, model.base_model)
-        if mode == "prepacked":
+        if mode in ("prepacked", "auto"):
             from seap.models.cache import growing_cache
 
             return cls(model, model, model.base_model, growing_cache)

@@ -23,20 +23,24 @@ MIN_BYTES = 1 << 20  # of a product's weights: below, they stay in the cache, an
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-def prepack_(model: Any) -> Any:
+Pays = Callable[[Tensor], bool]  # whether a weight (O, C) is better laid out
+
+
+def prepack_(model: Any, *, pays: Pays = lambda weight: True) -> Any:
     """Lay a CPU model's linears out for decoding, in place and for good: it can't be trained, cut or saved afterwards.
 
-    Takes no memory but while a linear is laid out. Outputs change by no more than rounding. Returns the model. Raises
-    UserError for a model that isn't on a CPU, or not in float32 or bfloat16, or where PyTorch comes without oneDNN.
+    pays: which weights, by default all (`seap.models.layouts.Layouts().pays` measures). Takes no memory but while a
+    linear is laid out. Outputs change by no more than rounding. Returns the model. Raises UserError for a model that
+    isn't on a CPU, or not in float32 or bfloat16, or where PyTorch comes without oneDNN.
     """
-    _prepack_(model)
+    _prepack_(model, pays)
     return model
 
 
 @contextlib.contextmanager
-def prepacked(model: Any) -> Iterator[Any]:
+def prepacked(model: Any, *, pays: Pays = lambda weight: True) -> Iterator[Any]:
     """The model laid out for decoding, and as it was afterwards, bit for bit."""
-    products = _prepack_(model)
+    products = _prepack_(model, pays)
     try:
         yield model
     finally:
@@ -65,13 +69,15 @@ def _supported(dtype: torch.dtype) -> bool:
 
 
 @torch.no_grad()
-def _prepack_(model: Any) -> "list[Product]":
+def _prepack_(model: Any, pays: Pays) -> "list[Product]":
     check_prepack(model)
     embedding = model.get_input_embeddings().weight
     products = []
     for linears in _groups(model):
         plain = any(linear.weight is embedding for linear in linears)  # the embedding needs it as it is
-        if sum(linear.weight.nbytes for linear in linears) >= MIN_BYTES:
+        outputs = sum(linear.weight.shape[0] for linear in linears)
+        like = linears[0].weight.new_empty(outputs, linears[0].in_features)
+        if like.nbytes >= MIN_BYTES and pays(like):
             products.append(Product.of(linears, packed=not plain))
     return products
 

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from seap.models.arch import Arch
 from seap.models.axes import Axis, Slice
+from seap.models.layouts import Layouts
 from seap.models.prepack import product_of
 from seap.serving.networks.network import Network, weight_key
 from seap.serving.networks.order import slices_of
@@ -76,8 +77,10 @@ def _piece(arch: Arch, network: Network, axis: Axis, part: Slice, rows: Tensor, 
 
 
 @torch.no_grad()
-def assignments_of(arch: Arch, piece: Piece, network: Network, order: Mapping[str, Tensor]) -> Assignments:
-    """What to set in the linear's dicts for this network; packs what has to be packed."""
+def assignments_of(
+    arch: Arch, piece: Piece, network: Network, order: Mapping[str, Tensor], layouts: Layouts
+) -> Assignments:
+    """What to set in the linear's dicts for this network; packs what has to be packed, in the layout that is faster."""
     linear, part = arch.linear(piece.axis.layer, piece.part.module), piece.part
     parameters, bias = linear._parameters, linear.bias
     if bias is not None and not part.consumer:
@@ -88,7 +91,8 @@ def assignments_of(arch: Arch, piece: Piece, network: Network, order: Mapping[st
     low = _correction(arch, piece, network, order[piece.axis.key]) if piece.rank else None
     if piece.packed or (low is None and len(piece.bounds) == 1):
         weight = _frozen(_weight(arch, piece, network, order[piece.axis.key], low))
-        product = product_of(weight, bias) if piece.packed and type(linear) is nn.Linear else None
+        laid_out = piece.packed and type(linear) is nn.Linear and layouts.pays(weight)
+        product = product_of(weight, bias) if laid_out else None
         if product is None:
             return [*sets, (parameters, "weight", weight)]
         return [*sets, (parameters, "weight", _frozen(weight.to("meta"))), (vars(linear), "forward", product)]

@@ -21,6 +21,7 @@ from seap.errors import UserError, unknown
 from seap.models.arch import Arch, describe, layer_width_values
 from seap.models.axes import Masks
 from seap.models.families import refuse_experts
+from seap.models.layouts import Layouts
 from seap.models.modeling_seap import LayerConfig
 from seap.pruning.ready import check_in_memory
 from seap.pruning.surgery import layer_attributes
@@ -41,7 +42,8 @@ class TaskRuntime:
     networks: task → network (of `seap pack`) or masks (of `seap mask`). repairs: task → repairs that go with masks.
     min_slice_bytes: a linear is several slices of the dense weight where they have so many bytes in the mean, otherwise
     a packed copy; 0 never packs for that. cache_bytes: most bytes of packed copies and corrections; one network alone
-    may exceed it, as there is no running it otherwise. None sets no limit.
+    may exceed it, as there is no running it otherwise. None sets no limit. layouts: which packed weights are
+    laid out for oneDNN; measured anew by default (`Layouts.beside` keeps it in a file).
 
     The model is reordered in place, which changes outputs by no more than rounding; read files that know their model
     (networks, routers) before. One thread at a time runs it: `task` waits for the others. Raises UserError for a pruned
@@ -56,12 +58,13 @@ class TaskRuntime:
         repairs: Mapping[str, Repairs] | None = None,
         min_slice_bytes: int = Serving.min_slice_kb << 10,
         cache_bytes: int | None = None,
+        layouts: Layouts | None = None,
     ) -> None:
         check_in_memory(model)
         refuse_experts(model.config, "switching one model between tasks", "prune it once per task")
         if getattr(model.config, "seap", None):
             raise UserError("the model is pruned already; give the dense one, of which the tasks' networks are parts")
-        self.model, self.cache_bytes = model, cache_bytes
+        self.model, self.cache_bytes, self.layouts = model, cache_bytes, layouts or Layouts()
         self.arch = describe(model)
         self.networks = {name: self._network(name, given, repairs or {}) for name, given in networks.items()}
         self.order = {axis.key: self._order(axis.key, axis.units) for axis in self.arch.axes}
@@ -177,7 +180,7 @@ class TaskRuntime:
             made = self._attributes[name].copy()
             self._set_(DENSE, self._dense)
             for piece in self.pieces[name]:
-                made += assignments_of(self.arch, piece, self.networks[name], self.order)
+                made += assignments_of(self.arch, piece, self.networks[name], self.order, self.layouts)
             self._resident[name] = self._dense | _keyed(made)
         self._resident.move_to_end(name)
         return self._resident[name]

@@ -10,6 +10,7 @@ from typing import Any
 
 from seap.errors import UserError, missing_extra, unknown
 from seap.models import loader
+from seap.models.layouts import Layouts
 from seap.serving.networks.network import Network, load_networks, unrepaired
 from seap.serving.networks.runtime import DENSE, TaskRuntime
 from seap.serving.options import Access, Connections, Limits, Serving
@@ -31,11 +32,24 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def make_scheduler(
-    model: Any, tokenizer: Any, networks: dict[str, Network], router: Router | None, options: Serving, limits: Limits
+    model: Any,
+    tokenizer: Any,
+    networks: dict[str, Network],
+    router: Router | None,
+    options: Serving,
+    limits: Limits,
+    *,
+    masks: Path | None = None,
 ) -> Scheduler:
-    """The runtime and the scheduler over it. Raises UserError for a fallback without a network."""
+    """The runtime and the scheduler over it. Raises UserError for a fallback without a network.
+
+    masks: the networks' folder, where it is kept which layout of the weights is faster on this processor.
+    """
     cache = None if options.cache_mb is None else options.cache_mb << 20
-    runtime = TaskRuntime(model, networks, min_slice_bytes=options.min_slice_kb << 10, cache_bytes=cache)
+    layouts = Layouts.beside(masks) if masks is not None and masks.is_dir() else Layouts()
+    runtime = TaskRuntime(
+        model, networks, min_slice_bytes=options.min_slice_kb << 10, cache_bytes=cache, layouts=layouts
+    )
     return Scheduler(runtime, tokenizer, limits, router=router, fallback=options.fallback or DENSE)
 
 
@@ -86,7 +100,7 @@ def serve(
         run(create_forwarder(replace(found, guard=guard, grants=grants, limits=limits)))
         return
     networks, guide = _parts(model, tokenizer, masks, router, tell)
-    scheduler = make_scheduler(model, tokenizer, networks, guide, options, limits)
+    scheduler = make_scheduler(model, tokenizer, networks, guide, options, limits, masks=masks)
     service = Service(
         scheduler=scheduler,
         tokenizer=tokenizer,
