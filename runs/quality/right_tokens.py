@@ -36,7 +36,7 @@ from seap.text.tasks import load_items, parse_spec
 from seap.writing.answering import answer
 from seap.writing.options import Answering
 
-METHOD = {"method": "seap", "score": "obs", "allocate": "logistic", "sequential": False}
+METHOD: dict[str, Any] = {"method": "seap", "score": "obs", "allocate": "logistic", "sequential": False}
 
 
 @dataclass
