@@ -20,7 +20,7 @@ from seap.disk.digests import digest_of
 from seap.disk.kinds import RESULT, about_of
 from seap.disk.place import check_space
 from seap.disk.whole import written_together, written_whole
-from seap.errors import UserError
+from seap.errors import UserError, first_line
 
 FORMAT = "1"
 PIECE = 1 << 19  # numbers that are written at a time: 1 to 4 MB, with which Linux is ten times faster than with 32
@@ -136,12 +136,11 @@ def read_about(path: Path, kind: str | None = None) -> tuple[str, dict[str, Any]
         metadata = (file.metadata() or {}).get("seap")
     if metadata is None:
         raise UserError(f"{path} is a safetensors file, but none of seap's: its metadata has no `seap`")
-    found = json.loads(metadata)
-    if kind is not None and found["kind"] != kind:
-        raise UserError(f"{path} holds {found['kind']}, expected {kind}")
-    if found["format"] != FORMAT:
-        raise UserError(f"{path} has format {found['format']}, this seap reads {FORMAT}; make the file again")
-    return found["kind"], found["about"]
+    from seap import schema  # what checks takes a moment to import
+
+    found, about = schema.about_of_file(path, metadata, kind, FORMAT)
+    schema.check_about(path, found, about)
+    return found, about
 
 
 def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -155,6 +154,13 @@ def tensor_names(path: Path) -> list[str]:
     """The names of a file's tensors."""
     with _opened(path) as file:
         return list(file.keys())
+
+
+def outlines(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name → dtype, as `F64`, and shape of a file's tensors, without reading them."""
+    with _opened(path) as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {name: (str(part.get_dtype()), tuple(part.get_shape())) for name, part in parts.items()}
 
 
 def read_one(path: Path, name: str) -> Tensor:
@@ -171,8 +177,10 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
             yield file
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is truncated or no safetensors file ({error}); make it again") from error
+    except UserError:
+        raise
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, OverflowError, AttributeError) as error:
+        raise UserError(f"{path} is truncated or no safetensors file ({first_line(error)}); make it again") from error
 
 
 def check_suffix(path: Path, suffix: str) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from seap.activations.accumulator import Accumulator, ExpertAccumulator
+from seap.activations.checks import check_axes
 from seap.activations.layerwise import Walk, evaluation, model_inputs
 from seap.activations.moments import Moments
 from seap.activations.stats import IN_MEMORY_BYTES, Statistics
@@ -27,6 +28,7 @@ from seap.models.arch import Arch, describe
 from seap.models.axes import Axis
 from seap.models.experts import Routed
 from seap.models.residency import offloading, release, resident, streamed
+from seap.schema import needed
 from seap.text.corpus import Batch, Corpus, batches, num_batches
 from seap.text.options import Calibration
 
@@ -254,6 +256,7 @@ def check_same_model(paths: Sequence[Path], abouts: Sequence[Mapping[str, Any]],
     """Raise UserError unless the files' metadata name this model, in whatever dtype."""
     own_structure, own = structure(model), torch.tensor(samples(model))
     for path, about in zip(paths, abouts, strict=True):
+        needed(path, about, "structure", "samples")
         same = about["structure"] == own_structure and len(about["samples"]) == len(own)
         # bfloat16 keeps 8 bits, and float16 nothing below 6e-8
         if not (same and torch.allclose(torch.tensor(about["samples"]), own, rtol=2**-7, atol=1e-6)):
@@ -261,6 +264,16 @@ def check_same_model(paths: Sequence[Path], abouts: Sequence[Mapping[str, Any]],
                 f"{path} was made with another model ({about.get('model') or 'unnamed'}), not with "
                 f"{getattr(model.config, '_name_or_path', '') or 'this one'}; make it again with this model"
             )
+
+
+def check_measured(paths: Sequence[Path], parts: Sequence[Statistics], model: Any) -> None:
+    """Raise UserError unless statistics files have the axes of the model."""
+    arch = describe(model)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    for path, part in zip(paths, parts, strict=True):
+        check_axes(path, part, {} if part.on_disk else {key: part[key].mean.numel() for key in part}, arch)
+        if max((max(row, default=0) for row in part.rows), default=0) >= vocabulary:
+            raise UserError(f"{path}: its token rows have ids beyond the model's {vocabulary}; make it again")
 
 
 def about_statistics(model: Any, corpus: Corpus, options: Calibration) -> dict[str, Any]:

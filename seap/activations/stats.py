@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
+from seap.activations.checks import check_rows, measured_axes
 from seap.activations.moments import EXACT_SIZE, Moments
 from seap.disk.rooms import unlock
 from seap.disk.whole import lasting
@@ -61,7 +62,9 @@ class Statistics(MutableMapping[str, Moments]):
         if isinstance(kept, Moments):
             return kept
         with safe_open(kept, framework="pt") as file:
-            return _moments_from(set(file.keys()), file.get_tensor, key)
+            found = _moments_from(set(file.keys()), file.get_tensor, key)
+        _check_values(kept, key, found)
+        return found
 
     def __setitem__(self, key: str, moments: Moments) -> None:
         if self._folder is None:
@@ -133,6 +136,15 @@ def _moments_from(names: Collection[str], read: Callable[[str], Tensor], key: st
     return Moments(int(read(f"{key}.count")), read(f"{key}.mean"), read(f"{key}.m2"), co, held)
 
 
+def _check_values(path: Path, key: str, moments: Moments) -> None:
+    """Raise UserError for moments that no activations have."""
+    parts = [values for values in (moments.mean, moments.m2, moments.co) if values is not None]
+    if moments.count < 0 or not all(bool(torch.isfinite(values.sum())) for values in parts) or moments.m2.min() < 0:
+        raise UserError(f"{path}: {key} has numbers that no activations have; make it again, with seap calibrate")
+    if moments.held is not None:
+        _check_values(path, f"held.{key}", moments.held)
+
+
 def to_bytes(moments: Moments) -> bytes:
     """For another process; no pickle."""
     return save({name: tensor.contiguous() for name, tensor in _tensors_of("axis", moments).items()})
@@ -149,16 +161,16 @@ IN_MEMORY_BYTES = 1 << 30  # of a file's matrices; larger ones are read axis by 
 def load_statistics(path: Path) -> tuple[Statistics, dict[str, Any]]:
     """Read a statistics file and its metadata."""
     _, about = read_about(path, "stats")
+    keys = measured_axes(path)
     rows: Rows = ()
     with safe_open(path, framework="pt") as file:
-        names = list(file.keys())
-        if "rows" in names:
-            lengths = file.get_tensor("row_lengths").tolist()
-            rows = tuple(tuple(piece.tolist()) for piece in file.get_tensor("rows").split(lengths))
-            if "row_counted" in names:
-                marks = file.get_tensor("row_counted").split(lengths)
+        if "rows" in file.keys():  # noqa: SIM118
+            tokens, lengths = file.get_tensor("rows"), file.get_tensor("row_lengths")
+            check_rows(path, tokens, lengths)
+            rows = tuple(tuple(piece.tolist()) for piece in tokens.split(lengths.tolist()))
+            if "row_counted" in file.keys():  # noqa: SIM118
+                marks = file.get_tensor("row_counted").split(lengths.tolist())
                 rows = tuple(CountedRow(row, mark.tolist()) for row, mark in zip(rows, marks, strict=True))
-    keys = [name.removesuffix(".count") for name in names if name.endswith(".count") and not name.startswith("held.")]
     found = Statistics.of_file(path, keys, rows)
     if path.stat().st_size <= IN_MEMORY_BYTES:
         found = Statistics(dict(found.items()), rows)

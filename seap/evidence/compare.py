@@ -1,6 +1,5 @@
 """`seap compare`: makes and tests every network of a plan. Finished tests are files, so an interrupted run goes on."""
 
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from seap import schema
 from seap.disk.claim import claimed_results
 from seap.environment import provenance
 from seap.evaluation.evaluate import Test, evaluate, load_test, prepare
@@ -112,7 +112,15 @@ def run_network(bench: Bench, network: Network) -> list[Result]:
         for task, path in paths.items():
             if not path.is_file():
                 write_json(path, about | _tested(bench, network, pruned, task), ROW)
-    return [json.loads(path.read_text()) for path in paths.values()]
+    return [_read_row(path) for path in paths.values()]
+
+
+def _read_row(path: Path) -> Result:
+    """What an earlier run finished, or this one just now."""
+    todo = "delete it, and its test is made again"
+    row: Result = schema.read_json(path, todo)
+    schema.check(row, schema.Row, str(path), todo)
+    return row
 
 
 def _prune(bench: Bench, network: Network) -> tuple[Any, Result]:
@@ -161,7 +169,7 @@ def _dense_row(bench: Bench, task: str) -> Result:
         same = {"kl": 0.0, "agreement": 1.0, "layers": whole, "calibration_tokens": None, "total_sparsity": 0.0}
         took = {"seed": 0, "params_after": params, "seconds": time.perf_counter() - started}
         write_json(path, about | found | same | took, ROW)
-    return json.loads(path.read_text())
+    return _read_row(path)
 
 
 def _result(name: str, bench: Bench, rows: list[Result], seconds: float) -> Result:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from seap import schema
 from seap.errors import UserError, first_line
 from seap.models import kinds
 from seap.pruning.card import exported_card, model_card
@@ -122,11 +123,10 @@ def _rows(folder: Path, results: Path | None) -> list[dict[str, Any]]:
     """The rows of an evaluation of this model."""
     if results is None:
         return []
-    try:
-        found = json.loads(results.read_text())
-        rows, model = found["rows"], found["model"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--results {results} isn't what seap eval {folder} --json prints ({error})") from error
+    what = f"--results {results} isn't what seap eval {folder} --json prints: it"
+    found = schema.read_json(results)
+    schema.check(found, schema.Evaluated, what)
+    rows, model = found["rows"], found["model"]
     if Path(model).resolve() != folder.resolve():
         raise UserError(f"--results {results} are of {model}, not of {folder}")
     return [dict(row) for row in rows]

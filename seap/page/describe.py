@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
+from seap.activations.checks import axis_keyed, measured_axes
 from seap.errors import UserError
 from seap.files import read_about, read_tensors
 from seap.models import kinds
@@ -17,7 +18,9 @@ from seap.models.gguf import is_gguf
 from seap.models.loader import BUILTIN, load_config, resolve_model
 from seap.page.terminal import show_promise
 from seap.pruning.checkpoint import read_provenance
+from seap.selection.mask import check_masks
 from seap.selection.usage import Usage
+from seap.serving.routing.router import check_tensors
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -38,11 +41,15 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def _content(path: Path, kind: str) -> dict[str, Any]:
-    tensors, _ = read_tensors(path, kind)
+    if kind == "stats":
+        axis_keyed(path, measured_axes(path))
+    tensors, about = read_tensors(path, kind)
     if kind == "router":
+        check_tensors(path, tensors, len(about["tasks"]))
         return {"features": tensors["weight"].shape[1], "layers": []}
     if kind == "network":
         masks = {key.removeprefix("mask."): mask for key, mask in tensors.items() if key.startswith("mask.")}
+        check_masks(path, masks)
         kept = {
             key: f"{int(mask.sum())}/{mask.numel()}"
             + " rebuilt" * (f"weight.{key}" in tensors)
@@ -51,6 +58,7 @@ def _content(path: Path, kind: str) -> dict[str, Any]:
         }
         return {"layers": _layers(kept)}
     if kind == "mask":
+        check_masks(path, tensors)
         return {"layers": _layers({key: f"{int(mask.sum())}/{mask.numel()}" for key, mask in tensors.items()})}
     means = {key.removesuffix(".mean"): value for key, value in tensors.items() if key.endswith(".mean")}
     means = {key: value for key, value in means.items() if not key.startswith("held.")}

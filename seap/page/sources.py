@@ -1,6 +1,5 @@
 """The result files of a page, read and checked."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -8,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from seap.errors import UserError, missing_extra
+from seap.page import schema
 from seap.page.numbers import Row
+from seap.schema import check as check_types
+from seap.schema import read_json
 
 KINDS = ("compare", "analyze", "bench", "sweep")
 REQUIRED = {"compare": ("model", "rows"), "analyze": ("model",), "bench": ("rows",), "sweep": ("model", "rows")}
@@ -62,12 +64,9 @@ def read(results: Sequence[Path]) -> list[Source]:
 
 def _read_file(path: Path) -> dict[str, Any]:
     accepted = f"accepted: JSON results of kind {', '.join(KINDS)}, whole as seap wrote them"
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no such file: {path}; {accepted}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read as JSON ({error}); {accepted}") from error
+    if not path.exists():
+        raise UserError(f"no such file: {path}; {accepted}")
+    data = read_json(path, accepted)
     kind = data.get("kind") if isinstance(data, dict) else None
     if kind not in KINDS:
         raise UserError(f"{path} has kind {kind!r}; {accepted}")
@@ -77,6 +76,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     for (of, name), keys in RECORDS.items():
         if of == kind:
             _check_records(path, name, data.get(name) or [], keys, accepted)
+    check_types(data, schema.KINDS[kind], str(path), accepted)
     return dict(data)
 
 

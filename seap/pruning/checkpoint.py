@@ -1,6 +1,5 @@
 """Checkpoints: a Hugging Face folder in, a pruned Hugging Face folder out."""
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import torch
 
+from seap import schema
 from seap.disk.digests import weight_digests
 from seap.disk.place import check_space as check_space
 from seap.disk.whole import written_whole
@@ -32,7 +32,16 @@ def previous(name: str, model: Any) -> tuple[Masks, dict[str, Any]] | None:
     from transformers.utils import cached_file
 
     path = cached_file(resolve_model(name), MASK_FILE, _raise_exceptions_for_missing_entries=False)
-    return load_masks(Path(path)) if path else None
+    if not path:
+        return None
+    masks, about = load_masks(Path(path))
+    kept = {key: int(mask.sum()) for key, mask in masks.items()}
+    for axis in describe(model).axes:
+        if kept.pop(axis.key, None) != axis.entries:
+            raise UserError(f"{path}: the mask doesn't say what {axis.key} of this model keeps; prune again")
+    if kept:
+        raise UserError(f"{path}: the mask has {min(kept)}, which the model hasn't; prune again")
+    return masks, about
 
 
 def written_bytes(model: Any, removed: float, save_dtype: str | None = None) -> int:
@@ -78,10 +87,7 @@ def save(
 
 def read_provenance(folder: Path) -> dict[str, Any]:
     """What seap.json says. Raises UserError when it is damaged."""
-    try:
-        found = json.loads((folder / "seap.json").read_text())
-        if not {"model", "method", "layers", "options", "realised_sparsity"} <= found.keys():
-            raise ValueError("entries are missing")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder / 'seap.json'} is damaged ({error}); prune again") from error
+    path = folder / "seap.json"
+    found: dict[str, Any] = schema.read_json(path, "prune again")
+    schema.check(found, schema.Provenance, str(path), "prune again")
     return found

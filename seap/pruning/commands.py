@@ -1,13 +1,13 @@
 """Prune over files: what can be refused is refused before anything long starts."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from seap.activations.calibration import check_same_model, identity
+from seap.activations.calibration import check_measured, check_same_model, identity
 from seap.disk.claim import claimed
 from seap.errors import UserError
 from seap.models import loader
@@ -19,6 +19,7 @@ from seap.pruning.prune import needs_text, prune, split_options
 from seap.pruning.report import Report
 from seap.pruning.stages import check_tasks, read_statistics
 from seap.pruning.streaming import check_streamable
+from seap.schema import converted, needed
 from seap.selection.mask import compose, load_masks
 from seap.selection.mixture import check_mixture
 from seap.selection.options import Pruning
@@ -95,6 +96,8 @@ def _prune_claimed(
     """`prune_to_folder`, once its output is known to be fit."""
     stored = read_statistics(stats_files)
     given, about_mask = load_masks(mask_file) if mask_file else (None, {})
+    if mask_file:
+        needed(mask_file, about_mask, "options", "tasks", "num_tokens")
     options = options_of_mask(options, about_mask) if mask_file else options
     pruning, _ = split_options(options)
     check_texts(tasks, pruning, needed=not stored and needs_text(pruning, given), stored=stored, general=general)
@@ -103,6 +106,7 @@ def _prune_claimed(
     ready()
     with loader.loaded(name, out, loading, save_dtype, streaming) as (model, tokenizer):
         check_same_model(stats_files, [about for _, about in stored.values()], model)
+        check_measured(stats_files, [part for part, _ in stored.values()], model)
         if mask_file:
             check_same_model([mask_file], [about_mask], model)
         removed = pruning.sparsity if least is None else least
@@ -142,16 +146,15 @@ def check_texts(
 
 def options_of_mask(options: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
     """A mask's own options in place of this run's. Raises UserError for an option that the mask has settled."""
-    settled = {name: value for name, value in about["options"].items() if name in {f.name for f in fields(Pruning)}}
+    made_with = converted(about["options"], Pruning, "the options in the mask's metadata")
+    settled = {name: value for name, value in asdict(made_with).items() if name in about["options"]}
     defaults = asdict(Pruning())
     for name, value in options.items():
         if name in settled and name != "compensate" and value not in (defaults[name], settled[name]):
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} {value} has no effect with --mask-file, whose mask is made already; leave it out")
-    if settled["axes"] is not None:
-        settled["axes"] = tuple(settled["axes"])
     own = {name: value for name, value in options.items() if name not in settled}
-    compensate = options.get("compensate") or settled["compensate"]
+    compensate = options.get("compensate") or made_with.compensate
     return settled | own | {"compensate": compensate, "mix": 0.0, "worst_task": False}
 
 

@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from seap.activations import actors
-from seap.activations.calibration import about_statistics, check_room, check_same_model, identity, too_large
+from seap.activations.calibration import (
+    about_statistics,
+    check_measured,
+    check_room,
+    check_same_model,
+    identity,
+    too_large,
+)
 from seap.activations.distributed import Ranks, agreed, calibrate, joined, local_device, share
 from seap.activations.stats import Statistics, load_statistics, merge, save_statistics
 from seap.disk.claim import claimed, claimed_each
@@ -18,6 +25,7 @@ from seap.models.arch import describe
 from seap.models.options import Streaming
 from seap.pruning.prune import build_corpora, check, make_masks, with_rounding
 from seap.pruning.report import choices
+from seap.schema import needed
 from seap.selection.mask import load_masks, realised_sparsity, save_masks
 from seap.selection.mixture import check_mixture
 from seap.selection.options import Pruning
@@ -32,6 +40,7 @@ def read_statistics(paths: Sequence[Path]) -> dict[str, tuple[Statistics, dict[s
     stored: dict[str, tuple[Statistics, dict[str, Any]]] = {}
     for path in paths:
         part, about = load_statistics(path)
+        needed(path, about, "num_tokens", "key")
         if about["task"] in stored:
             raise UserError(f"two files are of task {about['task']}; add them up first: seap merge … --out FILE")
         stored[about["task"]] = part, about
@@ -190,7 +199,9 @@ def _mask_claimed(
     mixed_in = read_statistics([general] if general else [])
     model, _ = loader.load_for_work(name, **loading)
     abouts = [about for _, about in [*stored.values(), *mixed_in.values()]]
-    check_same_model([*stats_files, *([general] if general else [])], abouts, model)
+    read_from = [*stats_files, *([general] if general else [])]
+    check_same_model(read_from, abouts, model)
+    check_measured(read_from, [part for part, _ in [*stored.values(), *mixed_in.values()]], model)
     options, _ = with_rounding(model, options)
     check(model, options)
     made_with = identity(model)
@@ -225,6 +236,7 @@ def merge_files(
     stored = [load_statistics(path) for path in stats_files]
     abouts = [about for _, about in stored]
     for path, about in zip(stats_files, abouts, strict=True):
+        needed(path, about, "fingerprint", "second_moments", "parts", "num_rows", "num_tokens", "key")
         if about["fingerprint"] != abouts[0]["fingerprint"]:
             raise UserError(f"{path} was made with another model or dtype than {stats_files[0]}; only one's add up")
         if about["second_moments"] != abouts[0]["second_moments"]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seap.activations.checks import axis_keyed
 from seap.errors import UserError
 from seap.files import read_tensors, write_tensors
 from seap.models.arch import Arch
@@ -107,4 +108,17 @@ def save_masks(path: Path, masks: Masks, about: Mapping[str, Any]) -> None:
 
 
 def load_masks(path: Path) -> tuple[Masks, dict[str, Any]]:
-    return read_tensors(path, "mask")
+    """Masks and their metadata. Raises UserError for tensors that are none."""
+    masks, about = read_tensors(path, "mask")
+    check_masks(path, masks)
+    return masks, about
+
+
+def check_masks(path: Path, masks: Mapping[str, Tensor]) -> None:
+    """Raise UserError unless all are one-dimensional, of bools, and called after an axis."""
+    axis_keyed(path, masks)
+    for key, mask in masks.items():
+        if mask.dtype != torch.bool or mask.dim() != 1 or not mask.numel():
+            raise UserError(f"{path}: {key} has type {mask.dtype} and shape {tuple(mask.shape)}; a mask is of bools")
+    if not masks:
+        raise UserError(f"{path}: it has no masks; make it again, with seap mask")

@@ -20,6 +20,7 @@ from seap.serving.options import Routing
 from seap.serving.routing.endtoend import end_to_end
 from seap.serving.routing.router import load_router
 from seap.serving.routing.routing import load_prompts, make_router, seconds_per_prompt
+from seap.text.decoding import without_halves
 from seap.text.sources import sources_of
 
 Options = Mapping[str, Any]
@@ -59,7 +60,8 @@ def predict_routes(
         raise UserError("no prompt to route: give one or more after the model")
     load_router(path)
     model, tokenizer = loader.load_for_work(name, **(loading or {}))
-    return [asdict(route) for route in load_router(path, model).predict(model, tokenizer, prompts)]
+    readable = [without_halves(prompt) for prompt in prompts]
+    return [asdict(route) for route in load_router(path, model).predict(model, tokenizer, readable)]
 
 
 def evaluate_routing(

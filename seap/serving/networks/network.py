@@ -22,7 +22,7 @@ from seap.models.arch import Arch, describe
 from seap.models.axes import Axis, Masks, Slice
 from seap.models.loader import load
 from seap.pruning.checkpoint import MASK_FILE, previous
-from seap.selection.mask import check_fits, load_masks, realised_sparsity
+from seap.selection.mask import check_fits, check_masks, load_masks, realised_sparsity
 
 
 class Stored(Mapping[str, Tensor]):
@@ -149,6 +149,7 @@ def load_network(path: Path) -> Network:
     if kind != "network":
         raise UserError(f"{path} holds {kind}; a task's network comes from seap pack, a mask from seap mask")
     masks = {key: mask.clone() for key, mask in Stored(path, "mask.").items()}
+    check_masks(path, masks)
     weights, biases, left, right = (Stored(path, prefix) for prefix in ("weight.", "bias.", "left.", "right."))
     return Network(masks, weights, biases, left, right, about)
 
@@ -161,7 +162,42 @@ def load_networks(source: Path, model: Any) -> dict[str, Network]:
     paths = [path for path in paths if read_about(path)[0] != "router"]
     networks = {path.stem: load_network(path) for path in paths}
     check_same_model(paths, [network.about for network in networks.values()], model)
+    arch = describe(model)
+    for path, network in zip(paths, networks.values(), strict=True):
+        check_network(path, arch, network)
     return networks
+
+
+def check_network(path: Path, arch: Arch, network: Network) -> None:
+    """Raise UserError unless every tensor of a network file has the shape that its masks give it in this model."""
+    try:
+        check_fits(arch, network.masks)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    whole: dict[str, tuple[int, ...]] = {}
+    biases = {axis.key: arch.weight(axis.layer, axis.consumer).shape[:1] for axis in arch.axes}
+    for axis in arch.axes:
+        for part in axis.slices:
+            size = list(arch.weight(axis.layer, part.module).shape)
+            size[1 if part.consumer else 0] = part.indices(network.masks[axis.key]).numel()
+            whole[weight_key(axis, part)] = tuple(size)
+    for kind, expected in (("weight", whole), ("bias", biases)):
+        for key, values in (network.weights if kind == "weight" else network.biases).items():
+            if key not in expected or tuple(values.shape) != tuple(expected[key]) or not values.is_floating_point():
+                raise _misshapen(path, f"{kind}.{key}", values)
+    for key in {*network.left, *network.right}:
+        pair = [part.get(key) for part in (network.left, network.right)]
+        if key not in whole or any(values is None or values.dim() != 2 for values in pair):
+            raise UserError(f"{path}: its correction {key} isn't whole; make it again, with seap pack")
+        left, right = pair
+        assert left is not None and right is not None
+        if (left.shape[0], right.shape[1]) != whole[key] or left.shape[1] != right.shape[0]:
+            raise _misshapen(path, f"left.{key}", left)
+
+
+def _misshapen(path: Path, name: str, values: Tensor) -> UserError:
+    shape = tuple(values.shape)
+    return UserError(f"{path}: {name} has type {values.dtype} and shape {shape}; make it again, with seap pack")
 
 
 def unrepaired(networks: Mapping[str, Network]) -> list[str]:

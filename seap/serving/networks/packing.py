@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from seap.activations.calibration import check_same_model, identity
+from seap.activations.calibration import check_measured, check_same_model, identity
 from seap.disk.claim import claimed_each
 from seap.disk.digests import weight_digests
 from seap.environment import versions
@@ -24,6 +24,7 @@ from seap.pruning.prospect import prospect
 from seap.pruning.prune import build_corpora, make_repairs, prune, split_options
 from seap.pruning.stages import check_tasks, read_statistics
 from seap.pruning.surgery import cut_
+from seap.schema import needed
 from seap.selection.mask import load_masks
 from seap.selection.options import Pruning
 from seap.selection.ranking import with_second_moments
@@ -96,6 +97,7 @@ def _pack_claimed(
     ready()
     model, tokenizer = loader.load_for_work(name, **place)
     check_same_model(stats_files, [about for _, about in stored.values()], model)
+    check_measured(stats_files, [part for part, _ in stored.values()], model)
     options, share, progress = work.options, work.share, work.progress
     shared = [name for name in (*named, *map(_name_of, tasks))]
     makers: list[tuple[Any, Callable[[], Network]]] = [
@@ -214,6 +216,7 @@ def _from_source(model: Any, path: Path, stored: Statistics, share: float | None
         repairing = True
     else:
         masks, about = load_masks(path)
+        needed(path, about, "options", "tasks", "method")
         check_same_model([path], [about], model)
         pruned, repairing = _cut_and_repaired(model, path, masks, about, stored, progress=progress)
     network = replace(network_between(model, pruned, masks), about=about)

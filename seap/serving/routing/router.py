@@ -118,14 +118,36 @@ def squared_offsets(values: Tensor, mean: Tensor, directions: Tensor, centres: T
 def load_router(path: Path, model: Any = None) -> Router:
     """Read a router. Raises UserError for a file that isn't one, or one of another model than the given."""
     tensors, about = read_tensors(path, "router")
-    if missing := set(TENSORS) - tensors.keys():
-        raise UserError(f"{path} has no {missing.pop()}: an older seap made it; fit it again (seap route fit)")
+    check_tensors(path, tensors, len(about["tasks"]))
     if model is not None:
         check_same_model([path], [about], model)
+        width, layers = model.get_input_embeddings().weight.shape[1], len(describe(model).layers)
+        if about["depth"] > layers or tensors["mean"].shape[0] != width * (2 if about["depth"] else 1):
+            raise UserError(f"{path}: its features aren't the model's; fit it again (seap route fit)")
     stored: dict[str, Any] = {name: tensors[name] for name in TENSORS} | {name: about[name] for name in SETTINGS}
     if stored["limit"] is None:  # infinite, which JSON can't say
         stored["limit"] = float("inf")
     return Router(tasks=tuple(about["tasks"]), about=about, **stored)
+
+
+def check_tensors(path: Path, tensors: Mapping[str, Tensor], num_tasks: int) -> None:
+    """Raise UserError unless a router's tensors are all there, float32, finite, and of shapes that agree."""
+    if missing := set(TENSORS) - tensors.keys():
+        raise UserError(f"{path} has no {missing.pop()}: an older seap made it; fit it again (seap route fit)")
+    shapes = {name: tuple(tensors[name].shape) for name in TENSORS}
+    features = shapes["mean"][0] if len(shapes["mean"]) == 1 else 0
+    inner = shapes["directions"][1] if len(shapes["directions"]) == 2 else 0
+    centres = shapes["centres"][0] if len(shapes["centres"]) == 2 else 0
+    expected = {"weight": (num_tasks, features), "bias": (num_tasks,), "mean": (features,), "scatter": (2,)}
+    expected |= {"directions": (features, inner), "centres": (centres, inner)}
+    for name, shape in expected.items():
+        values = tensors[name]
+        sound = shapes[name] == shape and 0 not in shape and values.dtype == torch.float32
+        if not sound or not bool(torch.isfinite(values).all()):
+            raise UserError(
+                f"{path}: {name} has type {values.dtype} and shape {shapes[name]}, or isn't finite, for {num_tasks} "
+                "tasks; fit it again (seap route fit)"
+            )
 
 
 def read_features(model: Any, tokenizer: Any, prompts: Sequence[str], depth: int, max_tokens: int) -> Features:
