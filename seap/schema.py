@@ -61,7 +61,7 @@ class Router(Identity, kw_only=True):
     tasks: list[str]
     depth: Annotated[int, Meta(ge=0, le=1 << 20)]
     threshold: float
-    limit: float
+    limit: float | None  # null where there is none
     max_prompt_tokens: Annotated[int, Meta(ge=1, le=1 << 40)]
     report: dict[str, Any] | None = None
     held_distance: Number | None = None
@@ -69,7 +69,7 @@ class Router(Identity, kw_only=True):
     def __post_init__(self) -> None:
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise ValueError("`tasks` must be names, each once")
-        if math.isnan(self.threshold) or math.isnan(self.limit):
+        if math.isnan(self.threshold) or math.isnan(self.limit or 0.0):
             raise ValueError("`threshold` and `limit` must be numbers")
 
 
@@ -220,9 +220,21 @@ def not_finite(value: Any, place: str = "$") -> str | None:
 def parsed(text: str | bytes, what: str, todo: str = AGAIN) -> Any:
     """A value of JSON."""
     try:
-        return json.loads(text)
+        found = json.loads(text)
+        raw = (text if isinstance(text, bytes) else text.encode(errors="replace")).lower()
+        if b"\\ud" in raw or b"\\u0000" in raw:
+            _check_characters(found)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{what} can't be read as JSON ({first(error)}); {todo}") from error
+    return found
+
+
+def _check_characters(value: Any) -> None:
+    """Raise ValueError for half of a surrogate pair and for NUL, which no path and no page may hold."""
+    text = json.dumps(value, ensure_ascii=False)
+    text.encode()
+    if "\\u0000" in text:
+        raise ValueError("a string with the character NUL")
 
 
 def read_json(path: Path, todo: str = AGAIN) -> Any:

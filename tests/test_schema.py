@@ -143,7 +143,7 @@ def test_metadata_of_another_kind(change: Any, said: str, tmp_path: Path) -> Non
     assert said in str(caught.value) and str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("value", ["{", "[" * 100_000, "1" * 5000, ""])
+@pytest.mark.parametrize("value", ["{", "[" * 100_000, "1" * 5000, "", '{"a": "\\ud83d"}', '{"a": "\\u0000"}'])
 def test_metadata_that_is_no_json(value: str, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file({"layers.0.channels": torch.ones(4, dtype=torch.bool)}, path, {"seap": value})
