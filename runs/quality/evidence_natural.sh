@@ -13,7 +13,7 @@ set -euo pipefail
 model=$(realpath "$1") natural=$(realpath "$2") tasks=$(realpath "$3")
 cd "$(dirname "$0")/../.."
 out=${4:-results/quality} work=${WORK:-out/evidence} tokens=${TOKENS:-32768}
-seap=("${PYTHON:-.venv/bin/python}" -m seap.cli)
+seap=("${PYTHON:-.venv/bin/python}" -m seap)
 plain=(--dtype float32 --device cpu)  # bfloat16 is several times slower on a CPU without it
 text=(--pack --seq-len 256 --num-texts 2000 --max-tokens "$tokens")
 

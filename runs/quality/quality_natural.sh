@@ -17,7 +17,7 @@ for kind in ${KINDS:-boolq code gsm8k piqa reviews science speeches wiki}; do sp
 mkdir -p "$work" "$out"
 
 # float32: bfloat16 is several times slower on a CPU without it
-"$python" -m seap.cli compare "$model" --tasks "$specs" --dtype float32 --device cpu \
+"$python" -m seap compare "$model" --tasks "$specs" --dtype float32 --device cpu \
   --pack --seq-len 256 --num-texts 2000 --max-tokens "${TOKENS:-65536}" \
   --methods "${METHODS:-seap,seap-paper,seap-gen,flap,wanda-sp,magnitude,random}" --sparsity "${SPARSITY:-0.2,0.5,0.65}" \
   --metric "${METRIC:-loss}" --num-items "${ITEMS:-16}" --window 256 --context 32 --continuation 16 \

@@ -84,7 +84,7 @@ class LlamaCpp:
             self.engine = llama_cpp.Llama(str(path), logits_all=True, n_gpu_layers=0, verbose=False, **sizes)
 
     def tested(self, exam: Exam) -> Row:
-        """As `seap.metrics.loss`, in nats per scored token."""
+        """As `evaluation/metrics.py: loss`, in nats per scored token."""
         sums = []
         for row in exam.windows:
             self.engine.reset()
