@@ -212,7 +212,8 @@ def cheaper(given: Given, pruning: Pruning) -> tuple[tuple[str, float], ...]:
     if tokens and not given.done.calibrated:
         quarter = {task: part.of(part.tokens / 4) for task, part in given.text.items()}
         found.append((f"--max-tokens {max(tokens // 4 // len(quarter), 2)}", given.seconds(pruning, quarter)))
-    return tuple((option, OVERHEAD + taken) for option, taken in found if taken <= WORTH_SAYING * whole)
+    worth = WORTH_SAYING * (OVERHEAD + whole)
+    return tuple((option, OVERHEAD + taken) for option, taken in found if OVERHEAD + taken <= worth)
 
 
 def together(parts: Sequence[tuple[Stage, Taken]]) -> tuple[tuple[Stage, Taken], ...]:

@@ -11,6 +11,7 @@ from toy import TEXTS, WORDS, folder, texts_file
 
 from seap.bench import speed
 from seap.cli.main import main
+from seap.disk.manifest import MANIFEST
 from seap.errors import UserError
 from seap.page import document
 from seap.page.sections.sweep import frontier_section, frontier_words
@@ -109,7 +110,7 @@ def test_its_page(tmp_path: Path) -> None:
     assert "prefill ×1.50" in text and "there is no verdict" not in text and "Speed was not measured" not in text
     made = {path.name for path in (tmp_path / "report_files").iterdir()}
     names = ("frontier_loss", "frontier_disagreement", "frontier_speed", "frontier_size")
-    assert made == {f"{name}.{kind}" for name in names for kind in ("png", "csv")}
+    assert made == {f"{name}.{kind}" for name in names for kind in ("png", "csv")} | {MANIFEST}
     lines = (tmp_path / "report_files" / "frontier_loss.csv").read_text().split()
     assert lines == ["task,realised_sparsity,relative_loss,relative_loss_stderr", "toy,0.0,0.0,", "toy,0.4,0.2,"]
 

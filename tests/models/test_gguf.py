@@ -136,7 +136,7 @@ def test_a_file_of_more_layers_than_it_has_weights_of_is_refused_at_once(
     said = header(file)
     lying = replace(said, fields={**said.fields, "llama.block_count": 10**9})
     monkeypatch.setattr(gguf, "header", lambda path: lying)
-    with pytest.raises(UserError, match=r"says 1000000000 layers, has weights of \d+"):
+    with pytest.raises(UserError, match=r"says 1000000000 layers and has weights of \d+"):
         load_config(str(file))
 
 
