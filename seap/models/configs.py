@@ -6,13 +6,13 @@ kernel for transformers to fetch and run), the file of the weights, other config
 
 import contextlib
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from seap.disk.whole import temporary
 from seap.errors import UserError, missing_extra
 from seap.models import headers, kinds
 from seap.models.families import FAMILIES, find_family, width_keys
@@ -130,8 +130,8 @@ def build_config(path: Path, raw: Mapping[str, Any], *, trust_remote_code: bool 
         if trust_remote_code:
             config = AutoConfig.from_pretrained(path, trust_remote_code=True)
         else:
-            with tempfile.TemporaryDirectory(prefix="seap-config-") as place:
-                (Path(place) / "config.json").write_text(json.dumps(without_ours(raw)))
+            with temporary("config") as place:  # which a later run removes if this one is killed
+                (place / "config.json").write_text(json.dumps(without_ours(raw)))
                 config = AutoConfig.from_pretrained(place, local_files_only=True)
             config._name_or_path = str(path)
         for name in ("_attn_implementation", "_experts_implementation"):

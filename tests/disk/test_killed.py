@@ -1,6 +1,7 @@
 """Processes killed at each step of a replacement: what stands there is the old or the new, and rests go at the next."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 from test_whole import checkpoint, tree
 
 from seap.cli.main import stop_cleanly
@@ -111,3 +113,11 @@ def test_an_ignored_hangup_stays_ignored() -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_temporary_folders_are_made_where_a_later_run_finds_them() -> None:
+    """By `seap.disk`, which names them after their process; what `tempfile` makes stays for ever after a kill."""
+    room = ROOT / "seap"
+    sources = {path.relative_to(room).as_posix(): path.read_text() for path in room.rglob("*.py")}
+    makers = re.compile(r"\b(TemporaryDirectory|mkdtemp|mkstemp|NamedTemporaryFile|TemporaryFile)\b")
+    assert len(sources) > 50 and [name for name, text in sources.items() if makers.search(text)] == []
