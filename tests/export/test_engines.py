@@ -15,6 +15,7 @@ from tiny import model
 from toy import folder
 
 from seap.cli.main import main
+from seap.disk.digests import weight_digests
 from seap.export.engines import check
 from seap.export.options import Deployment
 from seap.models.arch import describe
@@ -84,6 +85,21 @@ def test_what_fits_is_said_to_fit(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "fits vllm with tp 2" in printed.out and "multiple of 256" in printed.err
     assert check(small, Deployment(tp=1))["largest_tp"] == 2
     assert check(str(folder(tmp_path / "dense")), Deployment(tp=4))["fits"]
+
+
+def test_a_damaged_weight_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = folder(tmp_path / "small")
+    (small / "seap.json").write_text(json.dumps({"digests": weight_digests(small)}))
+    assert main(["check", str(small), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["digests"] == 1
+    weights = small / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert main(["check", str(small), "--json"]) == 1
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["damaged"] == {"model.safetensors": "isn't what was written"}
+    assert "model.safetensors isn't what was written, by its digest in seap.json" in printed.err
 
 
 @pytest.mark.parametrize(

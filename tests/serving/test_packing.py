@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from toy import folder, texts_file
 
 import seap
 from seap.cli.main import main
+from seap.serving.networks import packing
 from seap.serving.networks.network import load_networks, unrepaired
+from seap.serving.networks.packing import pack_to_files
 
 OPTIONS = ["--search-evaluations", "2"]
 
@@ -46,6 +49,34 @@ def test_from_a_task_a_folder_and_a_mask(tmp_path: Path, capsys: pytest.CaptureF
         for name in networks:
             with runtime.task(name) as current:
                 assert torch.allclose(current(ids()).logits, expected, atol=2e-5), name
+
+
+def test_stopped_between_two_files_it_goes_on_with_the_second(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, mask, out = folder(tmp_path / "net", intermediate_size=80), str(tmp_path / "m.safetensors"), tmp_path / "out"
+    assert main(["mask", str(net), "--method", "magnitude", "--out", mask]) == 0
+    words = ["pack", str(net), f"a={mask}", f"b={mask}", "--out", str(out), "--json"]
+    write = packing._write
+
+    def stopped_at_b(model: Any, path: Path, *rest: Any) -> Any:
+        if path.stem == "b":
+            raise KeyboardInterrupt
+        return write(model, path, *rest)
+
+    monkeypatch.setattr(packing, "_write", stopped_at_b)
+    with pytest.raises(KeyboardInterrupt):
+        pack_to_files(str(net), out, sources=[f"a={mask}", f"b={mask}"], progress=False)
+    assert [path.name for path in out.iterdir()] == ["a.safetensors"]
+    monkeypatch.undo()
+    before = (out / "a.safetensors").stat()
+    capsys.readouterr()
+    assert main(words) == 0
+    made = json.loads(capsys.readouterr().out)["files"]
+    assert [(about["task"], about["skipped"]) for about in made] == [("a", True), ("b", False)]
+    after = (out / "a.safetensors").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert sorted(path.name for path in out.iterdir()) == ["a.safetensors", "b.safetensors"]
 
 
 def test_masks_are_networks_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -148,6 +148,16 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "no prompt" in capsys.readouterr().err
 
 
+def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
+    net, specs = str(folder(tmp_path / "net")), ",".join(tasks_files(tmp_path))
+    files = [tmp_path / name for name in ("one.safetensors", "two.safetensors", "other.safetensors")]
+    for path, seed in zip(files, ("0", "0", "1"), strict=True):
+        words = ["--tasks", specs, "--num-prompts", "40", "--router-seed", seed, "--out", str(path)]
+        assert main(["route", "fit", net, *words]) == 0
+    one, two, other = (path.read_bytes() for path in files)
+    assert one == two != other
+
+
 def test_every_family_has_features() -> None:
     for name in ROWS:
         assert features_of(model(name), [[5, 6], [7]], 1).values.isfinite().all()
