@@ -40,19 +40,21 @@ def _from_files(opened: Opened, dtype: str, trust_remote_code: bool, quantizatio
 
 
 def load_tokenizer(name: str, opened: Opened, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a folder."""
+    """The tokenizer of a folder, tried once: some of what its config says wrongly shows only where a text is read."""
     from transformers import AutoTokenizer
 
     path = opened.folder.path
     if not kinds.has_tokenizer(path) and not trust_remote_code:
         raise cant_load(name, "it has no tokenizer (tokenizer.json); copy those files from the model that it came from")
     with configs.reading(name, "its tokenizer can't be read"):
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             path,
             config=opened.config,
             trust_remote_code=trust_remote_code,
             local_files_only=not trust_remote_code,
         )
+        tokenizer.decode(tokenizer("a word", verbose=False)["input_ids"])
+    return tokenizer
 
 
 def check_complete(name: str, loading: Mapping[str, Any]) -> None:

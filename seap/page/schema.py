@@ -47,6 +47,11 @@ class Compare(Common, kw_only=True):
     rows: list[Row]
     overlap: list[Overlap] | None = None
 
+    def __post_init__(self) -> None:
+        depths = {len(row.layers) for row in self.rows if row.layers}
+        if len(depths) > 1:
+            raise ValueError(f"`rows` have {' and '.join(map(str, sorted(depths)))} `layers`; they are of one model")
+
 
 class Point(Struct):
     x: Number

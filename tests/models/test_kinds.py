@@ -261,6 +261,14 @@ def test_a_folder_without_tokenizer_says_so(dense: Path) -> None:
     assert describe(str(dense))["kind"] == "dense model"
 
 
+@pytest.mark.parametrize("wrong", ["many", [512], {"tokens": 512}])
+def test_a_tokenizer_that_fails_where_it_reads_says_so(dense: Path, wrong: Any) -> None:
+    config = json.loads((dense / "tokenizer_config.json").read_text())
+    (dense / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": wrong}))
+    with pytest.raises(UserError, match=r"its tokenizer can't be read .*TypeError"):
+        seap.load(str(dense))
+
+
 def test_a_config_alone_is_inspected_but_not_with_absurdly_many_layers(dense: Path) -> None:
     (dense / "model.safetensors").unlink()
     assert describe(str(dense))["family"] == "llama"

@@ -248,6 +248,14 @@ def test_bad_files_are_named(tmp_path: Path, content: str, said: str) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
+def test_networks_of_other_depths_are_no_comparison(tmp_path: Path) -> None:
+    example = page_example.minimal()
+    layers = [{"kv_groups": 2, "channels": 8}] * 3
+    rows = [row | {"layers": layers[: 3 - place % 2]} for place, row in enumerate(example["rows"])]
+    with pytest.raises(UserError, match="`rows` have 2 and 3 `layers`; they are of one model"):
+        sources.check(page_example.write(tmp_path, a=example | {"rows": rows}))
+
+
 def test_missing_files_other_models_and_repeats(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no such file: .*gone\.json; accepted"):
         sources.check([tmp_path / "gone.json"])
