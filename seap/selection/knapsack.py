@@ -6,7 +6,10 @@ more than the gap between the two can't be in a better one (Lagrangian reduced c
 chooses (scipy.optimize.milp), to a gap of 1e-3.
 """
 
-from collections.abc import Sequence
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,14 +99,37 @@ def _solved(removed: Sequence[Numbers], damage: Sequence[Numbers], target: float
     rows = np.repeat(np.arange(len(sizes)), sizes)
     one_each = csr_array((np.ones(len(rows)), (rows, np.arange(len(rows)))))
     costs, parts, scale = np.concatenate(damage), np.concatenate(removed), max(float(target), 1.0)
-    found = milp(
-        costs / max(costs.max(), 1e-30),
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(parts[None] / scale, target / scale, np.inf)],
-        integrality=np.ones(len(costs)),
-        bounds=Bounds(0, 1),
-        options={"mip_rel_gap": GAP, "time_limit": 10.0},
-    )
+    with silent():
+        found = milp(
+            costs / max(costs.max(), 1e-30),
+            constraints=[
+                LinearConstraint(one_each, 1, 1),
+                LinearConstraint(parts[None] / scale, target / scale, np.inf),
+            ],
+            integrality=np.ones(len(costs)),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": GAP, "time_limit": 10.0},
+        )
     if found.x is None:
         return None
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     return [int(np.argmax(found.x[start : start + size])) for start, size in zip(starts, sizes, strict=True)]
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Nothing that C code prints reaches standard output meanwhile: HiGHS says some things whatever it is told."""
+    flush = getattr(ctypes.CDLL(None), "fflush", None) if os.name == "posix" else None
+    if flush is None:
+        yield
+        return
+    flush(None)
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        flush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)

@@ -1,11 +1,12 @@
 """The knapsack against brute force."""
 
+import ctypes
 import itertools
 
 import pytest
 import torch
 
-from seap.selection.knapsack import choose_options
+from seap.selection.knapsack import choose_options, silent
 
 
 def test_the_knapsack_equals_brute_force() -> None:
@@ -48,3 +49,12 @@ def test_of_convex_and_other_curves_nothing_better_is_left_out(seed: int) -> Non
             if sum(axis[i][0] for axis, i in zip(options, places, strict=True)) >= target * (1 - 1e-12)
         )
         assert sum(axis[i][1] for axis, i in zip(options, chosen, strict=True)) <= best * (1 + 1e-3) + 1e-12
+
+
+def test_what_the_solver_prints_is_not_on_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
+    say = ctypes.CDLL(None).puts
+    with silent():
+        say(b"a solver's own words")
+    say(b"ours")
+    ctypes.CDLL(None).fflush(None)
+    assert capfd.readouterr().out == "ours\n"
