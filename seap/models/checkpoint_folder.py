@@ -53,7 +53,7 @@ def load_tokenizer(name: str, opened: Opened, *, trust_remote_code: bool = False
             trust_remote_code=trust_remote_code,
             local_files_only=not trust_remote_code,
         )
-        tokenizer.decode(tokenizer("a word", verbose=False)["input_ids"])
+        tokenizer.decode(tokenizer("", verbose=False)["input_ids"])
     return tokenizer
 
 
