@@ -48,11 +48,17 @@ def lines(path: str, most: int) -> Iterator[Any]:
     size = 0
     with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as file:
         yield file.schema_arrow.names
-        for batch in file.iter_batches(batch_size=ROWS, use_threads=False):
+        for batch in batches(file):
             size += sum(unpacked(column) for column in batch.columns)
             if size > most:
                 raise TooLargeError(size)
             yield from zip(*[values(column) for column in batch.columns], strict=True)
+
+
+def batches(file: Any) -> Iterator[Any]:
+    """Each of one row group: pyarrow has no array for lists with a dictionary per group."""
+    for group in range(file.num_row_groups):
+        yield from file.iter_batches(batch_size=ROWS, row_groups=[group], use_threads=False)
 
 
 def arrow_lines(path: str, most: int) -> Iterator[Any]:

@@ -203,6 +203,13 @@ def test_parquet_of_every_type_gives_plain_values(tmp_path: Path) -> None:
     assert texts(path) == ["Hot? fire", "Hot? ice"]
 
 
+def test_lists_in_row_groups_of_their_own_dictionaries(tmp_path: Path) -> None:
+    rows = [{"question": f"{i}?", "choices": [f"wrong {i}", f"right {i}"], "answer": 1} for i in range(600)]
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=100)
+    assert sorted(texts(path)) == sorted(f"{i}? right {i}" for i in range(600))
+
+
 def test_what_is_neither_file_nor_folder(tmp_path: Path) -> None:
     import os
 
