@@ -70,7 +70,8 @@ class Limits:
     retry_after: int = 1
     """Least seconds that a client is told to wait before it tries again."""
     client_share: float = 0.75
-    """Most of each of these limits, and of the connections, that one client may take, by its key or address."""
+    """What one client may take of each of these limits, and of the connections, by its key or address: so much of what
+    the others leave."""
 
     def __post_init__(self) -> None:
         names = ("max_rows", "max_tokens_in_flight", "max_queue", "max_queued_tokens", "prefill_tokens", "steps")

@@ -58,6 +58,26 @@ def test_places() -> None:
     assert not places.held
 
 
+def test_two_who_take_all_they_get_leave_places_for_others() -> None:
+    places = Places(256, 0.75)
+    for client in ("a", "b", "c"):
+        with pytest.raises(FullError):
+            for _ in range(256):
+                places.take(client, 1)
+    assert places.held == {"a": 192, "b": 48, "c": 12}
+    for number in range(4):
+        places.take(f"small {number}", 1)
+
+
+def test_requests_of_many_texts_do_not_fill_the_queue() -> None:
+    bench = Bench(max_queue=32)
+    for client in ("a", "b"):
+        with pytest.raises(FullError, match="what waits of yours"):
+            for _ in range(32):
+                bench.submit([5], "red", client=client)
+    bench.submit([5], "red", client="small")
+
+
 def test_one_clients_queue_leaves_room_for_others() -> None:
     bench = Bench(max_rows=1, max_queue=8)
     for _ in range(6):

@@ -14,11 +14,19 @@ from collections.abc import Iterator
 from seap.serving.scheduling.tickets import FullError, Ticket
 
 
+def most_for_one(total: int, share: float, others: int) -> int:
+    """What one client may hold of `total`: a share of what the others leave, at least 1.
+
+    So that a few who take all they get never fill the whole (dynamic thresholds: Choudhury and Hahne, 1998).
+    """
+    return max(int((total - others) * share), 1)
+
+
 class Places:
-    """So many things may be held at a time, by one client a share of them. Not for several threads."""
+    """So many things may be held at a time, by one client a share of what the others leave. Not for several threads."""
 
     def __init__(self, total: int, share: float, *, retry_after: int = 1, what: str = "requests") -> None:
-        self.total, self.each, self.retry_after, self.what = total, max(int(total * share), 1), retry_after, what
+        self.total, self.share, self.retry_after, self.what = total, share, retry_after, what
         self.held: Counter[str] = Counter()
 
     @contextlib.contextmanager
@@ -31,10 +39,11 @@ class Places:
             self.give_back(client, 1)
 
     def take(self, client: str, number: int) -> None:
-        if self.held[client] + number > self.each:
-            raise FullError(self.retry_after, f"{self.each} {self.what} are the most for one client at a time")
         if self.held.total() + number > self.total:
             raise FullError(self.retry_after)
+        most = most_for_one(self.total, self.share, self.held.total() - self.held[client])
+        if self.held[client] + number > most:
+            raise FullError(self.retry_after, f"{most} {self.what} are the most for one client at a time")
         self.held[client] += number
 
     def give_back(self, client: str, number: int) -> None:

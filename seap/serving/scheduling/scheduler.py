@@ -19,7 +19,7 @@ from seap.errors import UserError
 from seap.serving.networks.runtime import DENSE, TaskRuntime
 from seap.serving.options import Limits
 from seap.serving.routing.router import Route, Router
-from seap.serving.scheduling.fairness import FairQueue
+from seap.serving.scheduling.fairness import FairQueue, most_for_one
 from seap.serving.scheduling.rows import Rows
 from seap.serving.scheduling.steps import Stepped, isolated, read, step
 from seap.serving.scheduling.telling import Teller, failed
@@ -51,7 +51,7 @@ class Scheduler:
         self.running: dict[str, Rows] = {}
         self.served = dict.fromkeys(runtime.tasks, 0.0)
         self.blocked: Ticket | None = None  # found no room: nobody else may join before it
-        self.speed = 100.0  # tokens per second, over the last turns
+        self.speed = 100.0  # tokens read or written per second, over the last turns
         self.num_tokens = 0
         size = runtime.model.get_input_embeddings().weight.shape[0]
         self.teller = Teller(frozenset(_end_tokens(runtime.model, tokenizer)), size)
@@ -98,8 +98,9 @@ class Scheduler:
         if len(waiting) >= limits.max_queue or tokens + request.tokens > limits.max_queued_tokens:
             raise FullError(self.retry_after(tokens))
         own = [one.request.tokens for one in waiting if one.request.client == request.client != ""]
-        share = limits.client_share
-        if own and (len(own) >= int(limits.max_queue * share) or sum(own) > limits.max_queued_tokens * share):
+        places = most_for_one(limits.max_queue, limits.client_share, len(waiting) - len(own))
+        room = most_for_one(limits.max_queued_tokens, limits.client_share, tokens - sum(own))
+        if own and (len(own) >= places or sum(own) > room):
             raise FullError(self.retry_after(sum(own)), "what waits of yours is the most for one client")
 
     def cancel(self, ticket: Ticket) -> None:
@@ -220,8 +221,8 @@ class Scheduler:
                 failed(ticket, error)
         seconds = time.perf_counter() - started
         self.served[task] += seconds
-        if made := self.num_tokens - before:
-            self.speed = 0.9 * self.speed + 0.1 * made / seconds
+        if done := self.num_tokens - before + sum(len(ticket.request.ids) for ticket in joining):
+            self.speed = 0.9 * self.speed + 0.1 * done / seconds
 
     def _admit(self, task: str) -> list[Ticket]:
         """The waiting requests that fit beside what runs: rows of the task, and tokens of all tasks together."""
