@@ -10,21 +10,29 @@ from dataclasses import dataclass
 from typing import Any
 
 from seap.errors import UserError, missing_extra
+from seap.text.code import humaneval_item, mbpp_item, mbpp_part
 from seap.text.readers import Row, paragraphs
+from seap.text.shapes import Item
 
 Values = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubTask:
-    """One data set; `test` is its split with public labels, `needs` the columns and types it is known by."""
+    """One data set; `test` is its split with public labels, `needs` the columns and types it is known by.
+
+    `train` is empty where there is none. `item` makes the whole item where columns don't say it. `part` says which part
+    a row belongs to, of a file that holds them all.
+    """
 
     path: str
     config: str | None = None
     train: str = "train"
     test: str = "test"
     needs: Mapping[str, tuple[type, ...]]
-    columns: Callable[[Values], Values]
+    columns: Callable[[Values], Values] = dict
+    item: Callable[[Values], Item] | None = None
+    part: Callable[[Values], str | None] | None = None
     corpus: Callable[[Values, str], str] | None = None
     regroup: Callable[[list[Row]], list[Row]] | None = None
 
@@ -41,6 +49,8 @@ def fetch(name: str, split: str) -> list[Row]:
         raise missing_extra("datasets", "hub", f"task {name!r}") from error
     task = TASKS[name]
     upstream = task.train if split == "train" else task.test
+    if not upstream:
+        raise no_train_part(name)
     try:
         found = datasets.load_dataset(task.path, task.config, split=upstream)
     except Exception as error:  # the Hub, the network and the cache each raise their own
@@ -49,6 +59,10 @@ def fetch(name: str, split: str) -> list[Row]:
             f"({type(error).__name__}: {error}); with a local copy give {name}=PATH"
         ) from error
     return [Row(f"{task.source} {upstream} row {i}", dict(row)) for i, row in enumerate(found, start=1)]
+
+
+def no_train_part(name: str) -> UserError:
+    return UserError(f"task {name!r} has a test part alone, which never calibrates; calibrate on another task like it")
 
 
 def fetch_any(dataset: str) -> dict[str, Any]:
@@ -192,6 +206,20 @@ TASKS: dict[str, HubTask] = {
         test="validation",
         needs={"ctx": (str,), "endings": (list, str), "label": (str, int)},
         columns=_hellaswag,
+    ),
+    "humaneval": HubTask(
+        path="openai/openai_humaneval",
+        train="",
+        needs={"prompt": (str,), "canonical_solution": (str,), "test": (str,), "entry_point": (str,)},
+        item=humaneval_item,
+        part=lambda row: "test",
+    ),
+    "mbpp": HubTask(
+        path="google-research-datasets/mbpp",
+        config="full",
+        needs={"text": (str,), "code": (str,), "test_list": (list,), "task_id": (int,)},
+        item=mbpp_item,
+        part=mbpp_part,
     ),
     "openbookqa": HubTask(
         path="allenai/openbookqa",

@@ -113,6 +113,8 @@ def _upstream_item(values: dict[str, Any], task: hub.HubTask) -> Item | None:
         if not isinstance(value, types):
             allowed = " or ".join(kind.__name__ for kind in types)
             raise UserError(f"column {column!r} is {type(value).__name__}; allowed: {allowed}")
+    if task.item is not None:
+        return task.item(values)
     columns = task.columns(values)
     shape = shape_of(columns)
     assert shape is not None

@@ -120,6 +120,8 @@ def load_items(
         return _some(to_items(hub.fetch(spec.name, split), spec.name), spec_source(spec))
     parts = _parts_of(spec)
     if set(parts) <= {"train"}:
+        if (own := _own_part(spec, parts["train"], split)) is not None:
+            return own
         items = _items_of(spec, parts["train"], unanswered)
         return _split(_some(items, _where(spec)), _where(spec), split, seed=seed, test_fraction=test_fraction)
     for part in _parts_for(split, spec, list(parts)):
@@ -127,6 +129,26 @@ def load_items(
         if items:
             return items
     return _some([], _where(spec))
+
+
+def _own_part(spec: TaskSpec, read: Callable[[], list[Row]], split: str) -> list[Item] | None:
+    """The items of a known data set's own part, where one file holds all parts; None for any other file."""
+    task = hub.TASKS.get(spec.name)
+    if task is None or task.part is None:
+        return None
+    rows = read()
+    if not rows or any(task.needs.keys() - row.values.keys() for row in rows):
+        return None
+    if split == "train" and not task.train:
+        raise hub.no_train_part(spec.name)
+    chosen = []
+    for row in rows:
+        try:
+            if task.part(row.values) == split:
+                chosen.append(row)
+        except UserError as error:
+            raise UserError(f"{row.where}: {error}") from error
+    return _some(to_items(chosen, spec.name), _where(spec))
 
 
 def _where(spec: TaskSpec) -> Path | str:

@@ -15,7 +15,7 @@ from toy import tokenizer as words
 import seap
 from seap.cli.main import main
 from seap.errors import UserError
-from seap.evaluation.metrics import encode_pair
+from seap.evaluation.choices import encode_pair
 from seap.text.corpus import build_corpus
 from seap.text.options import Calibration
 from seap.text.tokens import check_ids, encode, marks
