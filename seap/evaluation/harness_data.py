@@ -16,7 +16,8 @@ class LocalTask:
 
     `home` is its folder below `lm_eval/tasks`, `folders` the names that its data may have, `needs` the columns that
     upstream's prompts read, `convert` what makes them of other columns. A part of `spare` serves where upstream's
-    evaluation split isn't there. `note` says in which way the rows given aren't upstream's text.
+    evaluation split isn't there. `note` says in which way the rows given aren't upstream's text. `packages` are what
+    upstream's own code of the task imports, and `nltk_data` what it reads of nltk's.
     """
 
     home: str
@@ -25,6 +26,8 @@ class LocalTask:
     convert: Callable[[Sequence[Values]], Sequence[Values]] = list
     spare: str | None = None
     note: Callable[[Sequence[Values]], str | None] = lambda rows: None
+    packages: tuple[str, ...] = ()
+    nltk_data: str | None = None
 
 
 def _arc(rows: Sequence[Values]) -> list[Values]:
@@ -38,6 +41,22 @@ def _lettered(row: Values) -> Values:
         raise UserError(f"choices {choices!r:.60}, answer {answer!r}; allowed: a list, and an index into it from 0")
     letters = list(string.ascii_uppercase[: len(choices)])
     return {**row, "choices": {"text": choices, "label": letters}, "answerKey": letters[answer]}
+
+
+def _hellaswag(rows: Sequence[Values]) -> list[Values]:
+    return [row if "endings" in row or "choices" not in row else _with_endings(row) for row in rows]
+
+
+def _with_endings(row: Values) -> Values:
+    """question (`Activity: context`), [choice, …], index as HellaSwag has them; upstream's clean-up changes nothing."""
+    activity, colon, context = str(row.get("question")).partition(": ")
+    answer, endings = row.get("answer"), row["choices"]
+    if not colon or not isinstance(endings, list) or not isinstance(answer, int) or not 0 <= answer < len(endings):
+        raise UserError(
+            f"question {row.get('question')!r:.60}, choices {endings!r:.60}, answer {answer!r}; allowed: "
+            "'Activity: context', a list, and an index into it from 0"
+        )
+    return {"activity_label": activity, "ctx_a": context, "ctx_b": "", "endings": endings, "label": str(answer)}
 
 
 def _boolq(rows: Sequence[Values]) -> list[Values]:
@@ -92,7 +111,18 @@ LOCAL: dict[str, LocalTask] = {
     ),
     "gsm8k": LocalTask(home="gsm8k", folders=("gsm8k",), needs=("question", "answer")),
     "hellaswag": LocalTask(
-        home="hellaswag", folders=("hellaswag",), needs=("activity_label", "ctx_a", "ctx_b", "endings", "label")
+        home="hellaswag",
+        folders=("hellaswag",),
+        needs=("activity_label", "ctx_a", "ctx_b", "endings", "label"),
+        convert=_hellaswag,
+        spare="test",  # upstream's own test part has no labels, so that a folder without validation has named it so
+    ),
+    "ifeval": LocalTask(
+        home="ifeval",
+        folders=("ifeval",),
+        needs=("key", "prompt", "instruction_id_list", "kwargs"),
+        packages=("langdetect", "immutabledict", "nltk"),
+        nltk_data="tokenizers/punkt_tab",
     ),
     "openbookqa": LocalTask(
         home="openbookqa", folders=("openbookqa", "obqa"), needs=("question_stem", "choices", "answerKey")

@@ -6,6 +6,7 @@ replaced, and its rows take upstream's column names first.
 
 import difflib
 import functools
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ def read_local(name: str, data: Path, num_fewshot: int | None, *, whole: bool = 
         error = unknown("harness task with local files", name, LOCAL)
         raise UserError(f"{error}; every other task of the harness comes from the Hub: leave --harness-data out")
     task, config = LOCAL[name], config_of(name)
+    check_needs(name, config)
     folder = next((data / known for known in task.folders if (data / known).is_dir()), None)
     if folder is None:
         raise UserError(f"task {name!r}: {data} has no folder {' or '.join(task.folders)} with its Parquet files")
@@ -106,6 +108,30 @@ def check_name(name: str) -> None:
         close = difflib.get_close_matches(name, known, n=3)
         hint = f" did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise UserError(f"unknown task {name!r} of lm-evaluation-harness;{hint} all {len(known):,}: lm_eval ls tasks")
+    check_needs(name, manager(None).task_index[name].cfg or {})
+
+
+def check_needs(name: str, config: Mapping[str, Any]) -> None:
+    """Refuse a task that would run generated code in this process, or whose own code lacks a package or data."""
+    if config.get("unsafe_code"):
+        raise UserError(
+            f"task {name!r} runs what the model writes in the harness's own process; humaneval and mbpp are run apart: "
+            "seap eval MODEL --task humaneval=FILE --run-generated-code"
+        )
+    task = LOCAL.get(name)
+    for package in task.packages if task else ():
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f'task {name!r} needs {package}, which is not installed: pip install "lm-eval[{name}]"')
+    if task and task.nltk_data:
+        import nltk  # type: ignore[import-untyped, unused-ignore]
+
+        try:
+            nltk.data.find(task.nltk_data)
+        except LookupError as error:
+            resource = task.nltk_data.rpartition("/")[2]
+            raise UserError(
+                f"task {name!r} reads nltk's {resource}, which isn't here: python -m nltk.downloader {resource}"
+            ) from error
 
 
 def local_tasks(names: Sequence[str], data: Path, num_fewshot: int | None) -> tuple[dict[str, str | None], list[Any]]:
@@ -133,6 +159,10 @@ def fetched_tasks(names: Sequence[str]) -> tuple[dict[str, str | None], list[Any
     for name in names:
         try:
             found = manager(None).load(name)
+        except ImportError as error:
+            raise UserError(
+                f"task {name!r} needs {error.name or error}, which is not installed: pip install it"
+            ) from error
         except Exception as error:  # the Hub, the network and the cache each raise their own
             raise UserError(
                 f"task {name!r}: couldn't fetch its data set ({type(error).__name__}: {error}); "

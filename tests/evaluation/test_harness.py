@@ -18,7 +18,7 @@ from toy import WORDS, folder, tokenizer
 
 import seap
 from seap.errors import UserError
-from seap.evaluation import harness, harness_data, harness_tasks, metrics
+from seap.evaluation import choices, harness, harness_data, harness_tasks
 from seap.pruning.commands import prune_to_folder
 
 pytest.importorskip("lm_eval")
@@ -48,6 +48,12 @@ UPSTREAM: dict[str, Callable[[int], dict[str, Any]]] = {
         "endings": [f"{words(i + j, 3)} [step] on" for j in range(4)],
         "label": str(i % 4),
     },
+    "ifeval": lambda i: {
+        "key": i,
+        "prompt": words(i, 6),
+        "instruction_id_list": ["punctuation:no_comma"],
+        "kwargs": [{"num_bullets": None}],
+    },
     "openbookqa": lambda i: {"id": f"o{i}", "question_stem": arc(i).pop("question"), **arc(i)},
     "piqa": lambda i: {"goal": words(i, 5), "sol1": words(i, 3), "sol2": words(i + 1, 4), "label": i % 2},
     "wikitext": lambda i: {"page": f" = w{i} = \n \n {words(i, 9)} , w4 @-@ w5 . \n = = w{i} = = \n w6 "},
@@ -64,6 +70,11 @@ LOCAL: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
         "question": row["question"],
         "choices": row["choices"]["text"],
         "answer": LETTERS.index(row["answerKey"]),
+    },
+    "hellaswag": lambda row: {
+        "question": f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}",
+        "choices": [ending.replace(" [step]", "") for ending in row["endings"]],
+        "answer": int(row["label"]),
     },
     "boolq": lambda row: {
         "question": row["question"],
@@ -109,10 +120,24 @@ def requests(task: Any) -> list[tuple[Any, ...]]:
     return [request.args for request in task.instances] + gold
 
 
+@pytest.fixture
+def nltk_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """IFEval's data of nltk, as if it were here."""
+    nltk = pytest.importorskip("nltk")
+    monkeypatch.setattr(nltk.data, "find", lambda resource: resource)
+
+
+def skip_without_packages(name: str) -> None:
+    for package in harness_data.LOCAL[name].packages:
+        pytest.importorskip(package)
+
+
+@pytest.mark.usefixtures("nltk_data")
 @pytest.mark.parametrize("name", harness_data.LOCAL)
 def test_prompts_of_local_files_are_upstreams(name: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
+    skip_without_packages(name)
     rows = datasets.Dataset.from_list(upstream_rows(name))
     asked: list[Any] = []
 
@@ -153,7 +178,7 @@ def test_prompts_written_out() -> None:
 
 
 def test_every_task_runs_on_a_tiny_model(data: Path, tmp_path: Path) -> None:
-    words_of, names = tokenizer(), [name for name in harness_data.LOCAL if name != "gsm8k"]
+    words_of, names = tokenizer(), [name for name in harness_data.LOCAL if name not in ("gsm8k", "ifeval")]
     words_of.pad_token = None
     found = harness.evaluate(model(max_position_embeddings=512), words_of, names, data=data, limit=5)
     assert words_of.pad_token is None
@@ -287,8 +312,8 @@ def agree(model: Any, tokenizer: Any, name: str, where: Path, limit: int) -> Non
     items = harness.as_items(name, harness.local_rows(name, where)[:limit])
     expected = {row["metric"]: row for row in harness.evaluate(model, tokenizer, [name], data=where, limit=limit)}
     longest = getattr(model.config, "max_position_embeddings", None)
-    rows = metrics.choice_rows(tokenizer, items, longest=longest)
-    for metric, mine in zip(("acc", "acc_norm"), metrics.multiple_choice(model, rows, items), strict=True):
+    rows = choices.choice_rows(tokenizer, items, longest=longest)
+    for metric, mine in zip(("acc", "acc_norm"), choices.multiple_choice(model, rows, items), strict=True):
         assert mine.n == expected["acc"]["n"] == min(limit, len(items))
         if metric in expected:
             assert f"{mine.value:.4f} ± {mine.stderr:.4f}" == (
@@ -310,3 +335,38 @@ def test_our_multiple_choice_agrees_on_real_text(name: str) -> None:
     # float32: in bfloat16 the harness sums log-likelihoods in bfloat16
     natural, pieces = seap.load(str(SHARED / "models/natural-7m"), device="cpu", dtype="float32")
     agree(natural, pieces, name, SHARED / "data/tasks", 60)
+
+
+def test_a_task_that_lacks_something_is_refused_before_a_model_is_loaded(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nltk = pytest.importorskip("nltk")
+    real = harness_tasks.importlib.util.find_spec
+    gone = lambda name: None if name == "langdetect" else real(name)  # noqa: E731
+    monkeypatch.setattr(harness_tasks.importlib.util, "find_spec", gone)
+    with pytest.raises(UserError, match=r"'ifeval' needs langdetect, .* pip install \"lm-eval\[ifeval\]\""):
+        harness.check(["ifeval"], data)
+    there = lambda name: real(name) or real("json")  # noqa: E731
+    monkeypatch.setattr(harness_tasks.importlib.util, "find_spec", there)
+
+    def absent(resource: str) -> None:
+        raise LookupError(resource)
+
+    monkeypatch.setattr(nltk.data, "find", absent)
+    with pytest.raises(UserError, match=r"reads nltk's punkt_tab, .*: python -m nltk.downloader punkt_tab"):
+        harness.check(["ifeval"], data)
+
+
+def test_the_harness_runs_no_generated_code() -> None:
+    for name in ("humaneval", "humaneval_instruct", "mbpp"):
+        with pytest.raises(UserError, match=f"'{name}' runs what the model writes in .* --run-generated-code"):
+            harness.check([name])
+
+
+@pytest.mark.usefixtures("nltk_data")
+def test_ifeval_by_what_is_written(data: Path) -> None:
+    skip_without_packages("ifeval")
+    found = harness.evaluate(model(max_position_embeddings=2048), tokenizer(), ["ifeval"], data=data, limit=2)
+    rows = {row["metric"]: row for row in found}
+    assert rows["prompt_level_strict_acc"]["value"] == 1  # the toy tokenizer has no comma
+    assert rows["prompt_level_strict_acc"]["n"] == 2 and "inst_level_loose_acc" in rows
