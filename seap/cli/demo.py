@@ -16,8 +16,8 @@ from seap.disk.kinds import COLLECTION
 from seap.disk.place import check_place
 from seap.disk.whole import temporary
 from seap.errors import UserError
+from seap.evaluation.answers import exact_match
 from seap.evaluation.evaluate import load_test
-from seap.evaluation.metrics import exact_match
 from seap.evaluation.options import Evaluation
 from seap.evidence.compare import compare
 from seap.evidence.plan import Comparison

@@ -1,17 +1,20 @@
 """A task's test: which metric its columns allow, what is scored, and one model's figures on it."""
 
+import logging
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from seap.errors import UserError
-from seap.evaluation import metrics
+from seap.evaluation import answers, choices, code, metrics
+from seap.evaluation.generations import conduct
 from seap.evaluation.likeness import Reference, loss_and_likeness
 from seap.evaluation.metrics import Figure, Row
 from seap.evaluation.options import Evaluation
+from seap.evaluation.programs import Limits
 from seap.files import digest
 from seap.text.corpus import separator
 from seap.text.encode import encode, in_template
@@ -21,15 +24,19 @@ from seap.text.rows import num_counted
 from seap.text.tasks import load_items, parse_spec
 from seap.text.tokens import check_ids
 
+log = logging.getLogger(__name__)
+
 NEEDS = {
     "multiple-choice": "columns question, choices and answer",
     "exact-match": "columns prompt and answer",
+    "pass@1": "columns prompt, answer and checks (asserts in Python), as humaneval and mbpp have",
     "continuation": "texts",
     "loss": "texts",
 }
 ACC_NAMES = {
     "multiple-choice": "multiple choice",
     "exact-match": "exact match",
+    "pass@1": "pass@1",
     "continuation": "continuation among four",
 }
 
@@ -44,11 +51,15 @@ class Test:
 
     @cached_property
     def data_hash(self) -> str:
-        return digest([(item.text, item.prompt, item.answer, item.choices, item.label) for item in self.items])
+        told = [(item.text, item.prompt, item.answer, item.choices, item.label) for item in self.items]
+        checks = [item.checks for item in self.items]
+        return digest([told, checks] if any(checks) else told)
 
 
 def natural_metric(items: Sequence[Item]) -> str:
     """What the items' columns are made for. Answers of conversations have no one wording, so that their loss is."""
+    if all(item.checks for item in items):
+        return "pass@1"
     if any(item.is_free for item in items):
         return "loss"
     if all(item.choices for item in items):
@@ -68,6 +79,8 @@ def load_test(spec: str, options: Evaluation) -> Test:
         raise UserError(f"task {parsed.name}: its test part has one item; a mean and its error need two at least")
     natural = natural_metric(items)
     metric = natural if options.metric == "auto" else options.metric
+    if metric == "pass@1" and not options.run_generated_code:
+        metric = _unrun(parsed.name, options)
     possible = ["loss", "continuation", natural, *(["exact-match"] if _have_answers(items) else [])]
     if metric not in possible:
         raise UserError(f"--metric {metric}: task {parsed.name} lacks {NEEDS[metric]}; what it has is for {natural}")
@@ -77,6 +90,15 @@ def load_test(spec: str, options: Evaluation) -> Test:
         _check_extraction(parsed.name, items, options)
     drawn = random.Random(options.test_seed).sample(items, len(items))
     return Test(parsed.name, tuple(drawn[: options.num_items] if metric != "continuation" else drawn), metric)
+
+
+def _unrun(name: str, options: Evaluation) -> str:
+    """What is measured of programs that mayn't be run. Raises UserError where it is just that which was asked for."""
+    asked = f"task {name}: pass@1 runs the programs that the model writes, which needs --run-generated-code"
+    if options.metric != "auto":
+        raise UserError(f"{asked}; read docs/security.md first")
+    log.warning("%s; without it the loss alone is measured", asked)
+    return "loss"
 
 
 def _have_answers(items: Sequence[Item]) -> bool:
@@ -93,7 +115,7 @@ def _check_equal_choices(name: str, items: Sequence[Item]) -> None:
 
 
 def _check_extraction(name: str, items: Sequence[Item], options: Evaluation) -> None:
-    bad = [i for i in items if not metrics.extract_answer(i.answer or "", options.extract, i.answer or "")]
+    bad = [i for i in items if not answers.extract_answer(i.answer or "", options.extract, i.answer or "")]
     if bad:
         raise UserError(
             f"task {name}: in {len(bad)} of {len(items)} gold answers --extract {options.extract!r} finds nothing, "
@@ -118,17 +140,17 @@ def prepare(test: Test, model: Any, tokenizer: Any, options: Evaluation) -> Exam
     longest = getattr(model.config, "max_position_embeddings", None)
     asked: list[Row] = []
     if test.metric == "multiple-choice":
-        asked = metrics.choice_rows(tokenizer, test.items, options, longest=longest)
+        asked = choices.choice_rows(tokenizer, test.items, options, longest=longest)
     elif test.metric == "continuation":
         texts = [encode(tokenizer, item, options).ids for item in test.items]
-        asked = metrics.continuation_rows(texts, options)
+        asked = choices.continuation_rows(texts, options)
     owners, windows = zip(*loss_rows(tokenizer, test, options, longest=longest), strict=True)
     check_ids([row.ids for row in (*windows, *asked)], model, tokenizer, f"the test of task {test.name}")
     return Exam(test, options, tokenizer, windows, tuple(asked), owners)
 
 
 def loss_rows(tokenizer: Any, test: Test, options: Evaluation, *, longest: int | None = None) -> list[tuple[int, Row]]:
-    """Windows over the test's texts, `num_items` of them drawn by seed, none over `longest` tokens.
+    """Windows over the test's texts, `num_windows` of them drawn by seed, none over `longest` tokens.
 
     Each comes with the place of its text. Of a text read as --weigh says, windows without a token that counts are left
     out. A plain text is preceded by the end-of-text token where the tokenizer marks no beginning itself.
@@ -142,18 +164,22 @@ def loss_rows(tokenizer: Any, test: Test, options: Evaluation, *, longest: int |
     if len(rows) < 2:
         more = "" if options.weigh == "all" else f" that --weigh {options.weigh} counts"
         raise UserError(f"task {test.name}: its test texts have fewer than two windows with a token to predict{more}")
-    return random.Random(options.test_seed).sample(rows, min(options.num_items, len(rows)))
+    return random.Random(options.test_seed).sample(rows, min(options.num_windows or options.num_items, len(rows)))
 
 
-def evaluate(model: Any, exam: Exam, *, reference: Reference | None = None) -> dict[str, Any]:
-    """One model's figures on one test, for a result row: loss, perplexity, accuracy, and likeness to `reference`."""
+def evaluate(model: Any, exam: Exam, *, reference: Reference | None = None, details: bool = False) -> dict[str, Any]:
+    """One model's figures on one test, for a result row: loss, perplexity, accuracy, and likeness to `reference`.
+
+    Where answers are generated, also how many loop or don't end; with --say-items what is said in free form. details:
+    under this name the figures of each item and window, for differences of two models.
+    """
     options, limit = exam.options, exam.options.test_batch_tokens
-    like: dict[str, Any] = {}
+    like: dict[str, Figure] = {}
     if reference is None:
         figure = metrics.loss(model, exam.windows, batch_tokens=limit)
     else:
-        figure, kl, same = loss_and_likeness(model, reference, exam.windows, batch_tokens=limit)
-        like = {"kl": kl.value, "kl_stderr": kl.stderr, "agreement": same.value, "agreement_stderr": same.stderr}
+        figure, *both = loss_and_likeness(model, reference, exam.windows, batch_tokens=limit)
+        like = dict(zip(("kl", "agreement"), both, strict=True))
     found = {
         "task": exam.test.name,
         "loss": figure.value,
@@ -169,30 +195,69 @@ def evaluate(model: Any, exam: Exam, *, reference: Reference | None = None) -> d
         found["weigh"] = options.weigh
     if any(in_template(exam.tokenizer, item, options) for item in exam.test.items):
         found["template"] = "chat"
-    return found | _accuracy(model, exam) | like
+    right = _right(model, exam)
+    found |= _accuracy(exam, right)
+    for name, part in (like | _said(model, exam, right)).items():
+        found |= _named(name, part)
+    if details:
+        each = {name: list(part.values) for name, part in right.items() if part is not None}
+        found["details"] = {"windows": [list(pair) for pair in figure.sums], **each}
+    return found
 
 
 def accuracy(model: Any, exam: Exam) -> tuple[Figure | None, Figure | None]:
     """Share of right answers, and normalised by length where they are choices; None where there is none."""
+    right = _right(model, exam)
+    return right.get("acc"), right.get("acc_norm")
+
+
+def _right(model: Any, exam: Exam) -> dict[str, Figure | None]:
+    """acc and acc_norm, and loops and endless where answers are generated."""
     test, limit = exam.test, exam.options.test_batch_tokens
     if test.metric == "multiple-choice":
-        return metrics.multiple_choice(model, exam.asked, test.items, batch_tokens=limit)
+        plain, normalised = choices.multiple_choice(model, exam.asked, test.items, batch_tokens=limit)
+        return {"acc": plain, "acc_norm": normalised}
     if test.metric == "exact-match":
-        return metrics.exact_match(model, exam.tokenizer, test.items, exam.options), None
+        written = answers.written_answers(model, exam.tokenizer, test.items, exam.options)
+        return {"acc": answers.matches(written, test.items, exam.options), "acc_norm": None, **conduct(written)}
+    if test.metric == "pass@1":
+        return _programs(model, exam)
     if test.metric == "continuation":
-        return metrics.continuation_among_four(model, exam.asked, batch_tokens=limit), None
-    return None, None
+        four = choices.continuation_among_four(model, exam.asked, batch_tokens=limit)
+        return {"acc": four, "acc_norm": None}
+    return {}
 
 
-def _accuracy(model: Any, exam: Exam) -> dict[str, Any]:
-    plain, normalised = accuracy(model, exam)
+def _programs(model: Any, exam: Exam) -> dict[str, Figure | None]:
+    items, options = exam.test.items, exam.options
+    assert options.run_generated_code
+    written = answers.written_answers(model, exam.tokenizer, items, options)
+    found = code.verdicts(written, items, Limits(seconds=options.program_seconds))
+    return {"acc": code.pass_at_1(found), "acc_norm": None, **conduct(written)}
+
+
+def _accuracy(exam: Exam, right: Mapping[str, Figure | None]) -> dict[str, Any]:
+    plain = right.get("acc")
     if plain is None:
         return dict.fromkeys(("acc", "acc_stderr", "acc_metric", "acc_norm", "acc_norm_stderr", "n"))
     found = {"acc_metric": ACC_NAMES[exam.test.metric], "n": plain.n}
-    return found | _named("acc", plain) | _named("acc_norm", normalised)
+    for name, figure in right.items():
+        found |= _named(name, figure)
+    return found
 
 
-def _named(name: str, figure: Figure | None) -> dict[str, float | None]:
+def _said(model: Any, exam: Exam, right: Mapping[str, Figure | None]) -> dict[str, Figure | None]:
+    """Multiple choice asked in free form, for so many of its items as --say-items."""
+    options, chosen = exam.options, right.get("acc")
+    if exam.test.metric != "multiple-choice" or not options.say_items or chosen is None:
+        return {}
+    items = exam.test.items[: options.say_items]
+    written = answers.written_answers(model, exam.tokenizer, items, options)
+    return answers.recalled(written, items, chosen.values[: len(items)]) | conduct(written)
+
+
+def _named(name: str, figure: Figure | None) -> dict[str, Any]:
     if figure is None:
         return {name: None, f"{name}_stderr": None}
-    return {name: figure.value, f"{name}_stderr": figure.stderr}
+    more = {f"{name}_n": figure.n} if name in ("said", "recall") else {}
+    return {name: figure.value, f"{name}_stderr": figure.stderr, **more}

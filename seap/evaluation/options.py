@@ -10,7 +10,7 @@ from typing import Literal
 from seap.errors import UserError, at_least, one_of
 from seap.text.options import Reading
 
-Metric = Literal["auto", "multiple-choice", "exact-match", "continuation", "loss"]
+Metric = Literal["auto", "multiple-choice", "exact-match", "pass@1", "continuation", "loss"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +18,13 @@ class Evaluation(Reading):
     """What a model is tested on, and how."""
 
     metric: Metric = "auto"
-    """auto: multiple choice, generated exact match or true continuation among four, as the task's columns allow."""
+    """auto: multiple choice, generated exact match, pass@1 or true continuation among four, as the columns allow."""
     num_items: int = 200
     """Most test items or texts per task."""
+    num_windows: int | None = None
+    """Most windows that the loss is measured on; by default as many as --num-items."""
+    say_items: int = 0
+    """So many items of multiple choice are also asked in free form: what is said, whether it ends, whether it loops."""
     window: int = 512
     """Length in tokens of the windows that loss and perplexity are measured on. Clipped to what the model can read."""
     stride: int | None = None
@@ -31,6 +35,11 @@ class Evaluation(Reading):
     """Tokens of each continuation."""
     max_new_tokens: int = 256
     """Longest generated answer."""
+    run_generated_code: bool = False
+    """Run the programs that the model writes for tasks of code (pass@1), each in a process of its own with limits on
+    time, memory, files and network. That holds against what models write, not against attackers: docs/security.md."""
+    program_seconds: int = 10
+    """That one such program may take, with its checks."""
     extract: str | None = None
     """Regular expression whose first group (or whole match) is the answer, in what is generated and in gold."""
     ragged_choices: bool = False
@@ -44,8 +53,13 @@ class Evaluation(Reading):
         super().__post_init__()
         one_of("metric", self.metric, Metric)
         least = {"num_items": 2, "window": 2, "context": 1, "continuation": 1, "max_new_tokens": 1}
+        least |= {"program_seconds": 1}
         for name, value in least.items():
             at_least(name, getattr(self, name), value)
+        if self.num_windows is not None:
+            at_least("num_windows", self.num_windows, 2)
+        if self.say_items:
+            at_least("say_items", self.say_items, 2)
         if self.stride is not None and not 1 <= self.stride <= self.window:
             raise UserError(f"--stride {self.stride}: must be from 1 to --window {self.window}")
         if self.test_batch_tokens is not None:

@@ -108,7 +108,7 @@ def run_network(bench: Bench, network: Network) -> list[Result]:
     """Prune once and test on each task, taking from disk what an earlier run finished."""
     paths = {task: bench.row_file(network, task) for task in network.tested_on}
     if not all(path.is_file() for path in paths.values()):
-        pruned, about = _prune(bench, network)
+        pruned, about = pruned_network(bench, network)
         for task, path in paths.items():
             if not path.is_file():
                 write_json(path, about | _tested(bench, network, pruned, task), ROW)
@@ -123,7 +123,8 @@ def _read_row(path: Path) -> Result:
     return row
 
 
-def _prune(bench: Bench, network: Network) -> tuple[Any, Result]:
+def pruned_network(bench: Bench, network: Network) -> tuple[Any, Result]:
+    """The network, and what its rows say of its making."""
     ranking, hashes = bench.ranking(network)
     pruned = deepcopy(bench.model)
     options = asdict(replace(bench.plan.pruning, method=network.method, sparsity=network.sparsity))

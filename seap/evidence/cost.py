@@ -138,7 +138,7 @@ def _test(seen: Prospect, shape: Shape, test: Test, options: Evaluation, *, like
     elif test.metric == "continuation":
         read += 4 * len(drawn) * (options.context + options.continuation)
         positions += 4 * len(drawn) * options.continuation
-    elif test.metric == "exact-match":
+    elif test.metric in ("exact-match", "pass@1"):
         written = min(options.max_new_tokens, 4 * max(_lengths(seen, [item.answer or "" for item in drawn])))
         read += sum(lengths[: len(drawn)]) + len(drawn) * written
         positions += len(drawn) * written

@@ -47,6 +47,8 @@ def show_rows(rows: list[dict[str, Any]], console: Console) -> None:
         for row in own:
             if row.get("acc") is not None:
                 console.print(f"accuracy of {escape(row['task'])}: {row['acc_metric']}, n = {row['n']}")
+            if row.get("endless") is not None:
+                console.print(f"written for {escape(row['task'])}: {_written(row)}")
     theirs = [row for row in rows if "metric" in row]
     if theirs:
         table = Table("harness task", "metric", "value", "n", "note", header_style="bold")
@@ -55,6 +57,17 @@ def show_rows(rows: list[dict[str, Any]], console: Console) -> None:
             value = with_error(row["value"], row["stderr"], 4)
             table.add_row(row["task"], metric, value, str(row["n"]), escape(row["note"] or ""))
         console.print(table)
+
+
+def _written(row: Mapping[str, Any]) -> str:
+    """`right 31.2 ± 6.8% of 48 in free form (of those right by choice 50.0 ± 9.1%), 4.2% loop, 10.4% don't end`"""
+    share = {name: 100 * row[name] for name in ("said", "recall", "loops", "endless") if row.get(name) is not None}
+    parts = []
+    if "said" in share:
+        parts.append(f"right {with_error(share['said'], 100 * row['said_stderr'], 1)}% of {row['said_n']} in free form")
+    if "recall" in share:
+        parts[0] += f" (of those right by choice {with_error(share['recall'], 100 * row['recall_stderr'], 1)}%)"
+    return ", ".join([*parts, f"{share['loops']:.1f}% loop", f"{share['endless']:.1f}% don't end"])
 
 
 def with_error(value: float, stderr: float | None, digits: int) -> str:

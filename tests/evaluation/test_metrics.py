@@ -8,19 +8,11 @@ from tiny import ids, model
 from toy import ByHand, tokenizer
 
 from seap.errors import UserError
-from seap.evaluation import metrics
+from seap.evaluation import answers, choices, metrics
+from seap.evaluation.answers import extract_answer, same_answer
+from seap.evaluation.choices import choice_rows, continuation_rows, encode_pair
 from seap.evaluation.likeness import Reference, loss_and_likeness
-from seap.evaluation.metrics import (
-    Row,
-    choice_rows,
-    continuation_rows,
-    encode_pair,
-    extract_answer,
-    loss,
-    mean_of,
-    same_answer,
-    windows,
-)
+from seap.evaluation.metrics import Row, loss, mean_of, windows
 from seap.evaluation.options import Evaluation
 from seap.text.items import Item
 
@@ -65,8 +57,8 @@ def test_every_metric_is_the_same_for_every_batch_size() -> None:
     found = []
     for limit in (1, 64, 4096):
         _, kl, same = loss_and_likeness(dense, Reference(other), ROWS, batch_tokens=limit)
-        plain, normalised = metrics.multiple_choice(dense, choice_rows(words, items), items, batch_tokens=limit)
-        four = metrics.continuation_among_four(dense, continuation_rows(texts, options), batch_tokens=limit)
+        plain, normalised = choices.multiple_choice(dense, choice_rows(words, items), items, batch_tokens=limit)
+        four = choices.continuation_among_four(dense, continuation_rows(texts, options), batch_tokens=limit)
         found.append([kl.value, kl.stderr, same.value, plain.value, normalised.value, four.value])
     assert found[0] == pytest.approx(found[1], rel=1e-5) and found[0] == pytest.approx(found[2], rel=1e-5)
 
@@ -108,7 +100,7 @@ def test_multiple_choice_by_hand() -> None:
         # ln 0.216 = −1.53 over 8 characters beats ln 0.3 = −1.20 over 2: right only when normalised
         Item(text="", question="w3", choices=("w5 w5 w5", "w7"), label=0),
     ]
-    plain, normalised = metrics.multiple_choice(ByHand(table), choice_rows(tokenizer(), items), items)
+    plain, normalised = choices.multiple_choice(ByHand(table), choice_rows(tokenizer(), items), items)
     assert plain.value == 0.5 and normalised.value == 0.75
 
 
@@ -121,7 +113,7 @@ def test_the_true_continuation_by_hand() -> None:
     counting = [[(start + i) % size for i in range(12)] for start in (0, 5, 11, 17, 23)]
     options = Evaluation(context=6, continuation=3)
     rows = continuation_rows(counting, options)
-    assert metrics.continuation_among_four(ByHand(table), rows).value == 1
+    assert choices.continuation_among_four(ByHand(table), rows).value == 1
     assert len(rows) == 5 * 4
     assert all(row.start == 6 and len(row.ids) == 9 for row in rows)
     assert continuation_rows(counting, options) == rows
@@ -153,12 +145,12 @@ def test_generated_answers_keep_their_order_whatever_the_batch(batch_size: int) 
         tokens = torch.tensor([words(prompt)["input_ids"]])
         made = dense.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=4, do_sample=False)
         alone.append(words.decode(made[0, tokens.shape[1] :], skip_special_tokens=True))
-    assert metrics.generated_answers(dense, words, prompts, max_new_tokens=4, batch_size=batch_size) == alone
+    assert answers.generated_answers(dense, words, prompts, max_new_tokens=4, batch_size=batch_size) == alone
     options = Evaluation(max_new_tokens=4)
     items = [Item(text=p, prompt=p, answer=f" {a} ") for p, a in zip(prompts, alone, strict=True)]
-    assert metrics.exact_match(dense, words, items, options).value == 1
+    assert answers.exact_match(dense, words, items, options).value == 1
     wrong = [Item(text=i.text, prompt=i.prompt, answer=f"{i.answer} w3") for i in items]
-    assert metrics.exact_match(dense, words, wrong, options).value == 0
+    assert answers.exact_match(dense, words, wrong, options).value == 0
 
 
 def test_less_is_run_at_once_when_memory_runs_out() -> None:

@@ -92,7 +92,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
 ) -> None:
     asked = plan(specs, tmp_path, methods=("seap", "random"))
     whole = compare(dense, asked, tmp_path / "whole", loading=LOADING, progress=False)
-    real, calls = comparing._prune, []
+    real, calls = comparing.pruned_network, []
 
     def counted(*arguments: Any) -> Any:
         calls.append(arguments)
@@ -100,7 +100,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(comparing, "_prune", counted)
+    monkeypatch.setattr(comparing, "pruned_network", counted)
     with pytest.raises(KeyboardInterrupt):
         compare(dense, asked, tmp_path / "out", loading=LOADING, progress=False)
     resumed = compare(dense, asked, tmp_path / "out", loading=LOADING, progress=False)

@@ -51,7 +51,7 @@ def _accuracy_limits(main: Sequence[Row]) -> list[str]:
             "Choosing among given answers overstates what pruned models can still do; so measured here: "
             f"{', '.join(chosen)}."
         )
-    if not any(r.get("acc_metric") == "exact match" for r in scored):
+    if not any(r.get("acc_metric") in ("exact match", "pass@1") or r.get("said") is not None for r in scored):
         found.append("No task in which the model has to write the answer itself.")
     unscored = sorted({r["task"] for r in main} - {r["task"] for r in scored})
     return [*found, f"Loss only, no answers scored: {', '.join(unscored)}."] if unscored else found

@@ -6,8 +6,10 @@ Accuracy where the test has any (generated answers, multiple choice), else the m
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from seap.evaluation.answers import exact_match
+from seap.evaluation.choices import choice_rows, multiple_choice
 from seap.evaluation.evaluate import Test
-from seap.evaluation.metrics import Row, choice_rows, exact_match, log_likelihoods, multiple_choice
+from seap.evaluation.metrics import Row, log_likelihoods
 from seap.evaluation.options import Evaluation
 from seap.serving.networks.runtime import DENSE, TaskRuntime
 from seap.serving.routing.prompts import prompt_of
