@@ -1,0 +1,268 @@
+"""What every method costs public models on the tasks that people know: by choice, by what is written, by loss.
+
+    python runs/quality/real_models.py --models smollm2=FOLDER --tasks arc_easy=DATA boolq=DATA \\
+        --methods seap,flap wanda-sp,seap-paper,random --sparsities 0.2 0.5 0.3 --out FOLDER
+    python runs/quality/real_models.py --table --out FOLDER      # → results/quality/real_models.json
+
+A row is a file, FOLDER/rows/MODEL/TASK/METHOD-SPARSITY-seedN.json: a network made for a task and tested on it. A second
+run makes those that aren't there. The dense rows come first; each argument of --methods is a round, which is finished
+for all models and tasks before the next one begins, and the second draw of texts comes after all of the first. Every
+method reads the same text of a task's train part, as many tokens, and removes the same share. A row has: loss,
+perplexity, KL and agreement with the dense model on test windows; accuracy (paired with the dense model's) by choice or
+by generated answer; of --say-items items what is said in free form, and how much of what is written loops or doesn't
+end; the loss added on the other tasks.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from real_rows import Dense, Last, dense_row, pruned_row, row_file
+from real_table import write_table
+
+from seap.environment import provenance
+from seap.errors import UserError
+from seap.evaluation.evaluate import Exam, Test, load_test, prepare
+from seap.evaluation.options import Evaluation
+from seap.evidence.plan import Comparison, Network
+from seap.evidence.workbench import Bench
+from seap.files import write_json
+from seap.models import loader
+from seap.selection.options import Pruning
+from seap.text.options import Calibration
+from seap.text.tasks import load_items, parse_spec
+
+Rounds = list[list[Network]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every row of a folder has in common; another folder is for another setting."""
+
+    calibration: Calibration
+    evaluation: Evaluation
+    pruning: Pruning
+    answer_items: int  # of tasks whose answers are generated
+    answer_tokens: int
+    off_windows: int  # of every other task
+    dtype: str
+    run_code: bool  # said anew for every run
+
+    def of(self, metric: str) -> Evaluation:
+        found = replace(self.evaluation, run_generated_code=self.run_code)
+        if metric not in ("exact-match", "pass@1"):
+            return found
+        return replace(found, num_items=self.answer_items, max_new_tokens=self.answer_tokens)
+
+
+@dataclass
+class Case:
+    """A model that is loaded, with the tests of all tasks."""
+
+    name: str
+    bench: Bench
+    settings: Settings
+    out: Path
+    also: dict[str, str]  # further tests of a task's networks: test → task
+    last: Last = field(default_factory=Last)
+
+    def dense(self, task: str) -> Dense:
+        path = row_file(self.out, self.name, task)
+        if not path.is_file():
+            written(path, dense_row(self.bench.model, self.bench.tests[task]), self)
+        return Dense.read(path)
+
+    def make(self, network: Network, task: str) -> None:
+        near = {task, *(name for name, of in self.also.items() if of in (task, network.text))}
+        others = {name: self.dense(name) for name in self.bench.tests if name not in near}
+        made, windows = self.last.of(self.bench, network), self.settings.off_windows
+        row = pruned_row(self.bench, made, task, self.dense(task), others, off_windows=windows)
+        if network.text == "general":
+            row["made_for_tasks"] = self.bench.plan.names
+        if task in self.also:
+            row["also_of"] = self.also[task]
+        written(row_file(self.out, self.name, task, network), row, self)
+
+
+def written(path: Path, row: dict[str, Any], case: Case) -> None:
+    about = {"kind": "real row", "model": case.name, "options": asdict(case.settings)}
+    write_json(path, about | row | provenance())
+    print(f"{time.strftime('%H:%M:%S')} {path.relative_to(case.out)}: {told(row)}", flush=True)
+
+
+def told(row: dict[str, Any]) -> str:
+    names = ("loss", "added_loss", "kl", "acc", "acc_norm", "loops", "endless", "said", "seconds")
+    return ", ".join(f"{name} {row[name]:.3f}" for name in names if row.get(name) is not None)
+
+
+def tests_of(specs: list[str], settings: Settings) -> dict[str, Test]:
+    """Read again with fewer items where answers are generated."""
+    tests = {}
+    for spec in specs:
+        test = load_test(spec, settings.of("any"))
+        tests[test.name] = load_test(spec, settings.of(test.metric))
+        if all(item.checks for item in test.items) and not settings.run_code:
+            raise UserError(f"{test.name} is a task of code, tested by pass@1: add --run-generated-code")
+    return tests
+
+
+def also_of(a: argparse.Namespace) -> dict[str, tuple[str, str]]:
+    """--also NAME=PATH:TASK as test → its spec and whose networks it is a test of."""
+    parts = [given.rpartition(":") for given in a.also]
+    return {parse_spec(spec).name: (spec, task) for spec, _, task in parts}
+
+
+def loaded(name: str, folder: str, plan: Comparison, settings: Settings, tests: dict[str, Test], a: Any) -> Case:
+    model, tokenizer = loader.load_for_work(folder, dtype=settings.dtype)
+    exams: dict[str, Exam] = {
+        task: prepare(test, model, tokenizer, settings.of(test.metric)) for task, test in tests.items()
+    }
+    specs = [*plan.tasks, *([plan.general] if plan.general else [])]
+    items = {spec: load_items(spec, "train") for spec in specs}
+    bench = Bench(plan, model, tokenizer, a.out / "made" / name, exams, items, progress=False)
+    assert plan.calibration.max_tokens is not None
+    bench.max_tokens = plan.calibration.max_tokens  # of each task, whatever other tasks are named beside it
+    return Case(name, bench, settings, a.out, {test: task for test, (_, task) in also_of(a).items()})
+
+
+def rounds_of(a: argparse.Namespace, plan: Comparison) -> Rounds:
+    """Networks in the order in which they are made: seed by seed, round by round; controls come last."""
+    order = {method: place for place, method in enumerate(plan.methods)}
+    made, found = plan.networks(()), []
+    for test, (_, task) in also_of(a).items():
+        made = [replace(n, tested_on=(*n.tested_on, test)) if task in n.tested_on else n for n in made]
+    for seed in range(plan.seeds):
+        own = [n for n in made if n.seed == seed]
+        for methods in a.methods:
+            found.append([n for n in own if n.control is None and n.method in methods.split(",")])
+        found.append([n for n in own if n.control is not None])
+    names = [*plan.names, ""]
+    place = {name: i for i, name in enumerate(names)}
+
+    def key(n: Network) -> Any:
+        return place.get(n.text, len(names)), n.text, order.get(n.method, 0), plan.sparsities.index(n.sparsity)
+
+    return [sorted(part, key=key) for part in found if part]
+
+
+def missing(out: Path, model: str, networks: list[Network]) -> list[tuple[Network, str]]:
+    pairs = [(network, task) for network in networks for task in network.tested_on]
+    return [(network, task) for network, task in pairs if not row_file(out, model, task, network).is_file()]
+
+
+def run(a: argparse.Namespace, plan: Comparison, settings: Settings) -> int:
+    """Make what is missing until the time is over; how many rows couldn't be made."""
+    started, failed, case = time.monotonic(), 0, None
+    tests = tests_of([*plan.tasks, *(spec for spec, _ in also_of(a).values())], settings)
+    folders = dict(pair.split("=", 1) for pair in a.models)
+
+    def over() -> bool:
+        return a.minutes is not None and time.monotonic() - started > 60 * a.minutes
+
+    for networks in [[], *rounds_of(a, plan)]:  # the dense rows are a round of their own
+        for name, folder in folders.items():
+            dense = [task for task in tests if not row_file(a.out, name, task).is_file()]
+            todo = missing(a.out, name, networks)
+            if (todo or dense) and not over() and (case is None or case.name != name):
+                case = None  # the other model's memory is needed
+                case = loaded(name, folder, plan, settings, tests, a)
+            for task in dense:
+                if not over() and case:
+                    case.dense(task)
+            for network, task in todo:
+                if over() or case is None:
+                    print("the time is over; run it again to go on", flush=True)
+                    return failed
+                try:
+                    case.make(network, task)
+                except UserError as error:
+                    print(f"{name} {task} {network.method} {network.sparsity}: {error}", file=sys.stderr, flush=True)
+                    failed += 1
+    return failed
+
+
+def check_settings(out: Path, settings: Settings, models: dict[str, str]) -> None:
+    """End with what differs where the folder's rows were made with other settings."""
+    path = out / "settings.json"
+    now = json.loads(json.dumps(asdict(settings)))
+    del now["run_code"]
+    there: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"models": {}, "settings": now}
+    before = there["settings"]
+    differing = [f"{group}: {before.get(group)} → {now.get(group)}" for group in now if now[group] != before.get(group)]
+    differing += [f"{n}: {there['models'][n]} → {p}" for n, p in models.items() if there["models"].get(n, p) != p]
+    if differing:
+        raise SystemExit(f"{out} has rows of other settings ({'; '.join(differing)}); name another --out")
+    told = {"kind": "real settings", "settings": now, "models": there["models"] | models}
+    write_json(path, told | provenance())
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=[], metavar="NAME=FOLDER")
+    parser.add_argument("--tasks", nargs="+", default=[], metavar="NAME=PATH")
+    parser.add_argument(
+        "--also", nargs="+", default=[], metavar="NAME=PATH:TASK", help="test TASK's networks on it too"
+    )
+    parser.add_argument("--run-generated-code", action="store_true", help="for pass@1: docs/security.md")
+    parser.add_argument("--methods", nargs="+", default=["seap,flap", "wanda-sp,seap-paper,seap-gen,random"])
+    parser.add_argument("--sparsities", nargs="+", type=float, default=[0.2, 0.5, 0.3])
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--controls", action="store_true", help="of the first method; needs --general")
+    parser.add_argument("--general", metavar="NAME=PATH", help="general text")
+    parser.add_argument("--items", type=int, default=200, help="of multiple choice")
+    parser.add_argument("--windows", type=int, default=100, help="that the loss is measured on")
+    parser.add_argument("--say-items", type=int, default=32, help="of these in free form")
+    parser.add_argument("--say-tokens", type=int, default=64)
+    parser.add_argument("--answer-items", type=int, default=48, help="of tasks whose answers are generated")
+    parser.add_argument("--answer-tokens", type=int, default=256)
+    parser.add_argument("--off-windows", type=int, default=12, help="of every other task")
+    parser.add_argument("--num-texts", type=int, default=400)
+    parser.add_argument("--seq-len", type=int, default=256)
+    parser.add_argument("--tokens", type=int, default=16384, help="that are calibrated on, at most")
+    parser.add_argument("--effort", default=Pruning.effort)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--minutes", type=float, help="no row begins after so many")
+    parser.add_argument("--out", type=Path, default=Path("out/real"))
+    parser.add_argument("--table", action="store_true", help="make no rows; write the table of those that are there")
+    parser.add_argument("--result", type=Path, default=Path("results/quality/real_models.json"))
+    return parser.parse_args()
+
+
+def main() -> None:
+    a = parsed()
+    if a.table:
+        write_table(a.out, a.result)
+        return
+    settings = Settings(
+        Calibration(num_texts=a.num_texts, seq_len=a.seq_len, max_tokens=a.tokens),
+        Evaluation(num_items=a.items, num_windows=a.windows, say_items=a.say_items, max_new_tokens=a.say_tokens),
+        Pruning(effort=a.effort),
+        *(a.answer_items, a.answer_tokens, a.off_windows, a.dtype, a.run_generated_code),
+    )
+    plan = Comparison(
+        tasks=tuple(a.tasks),
+        methods=tuple(method for part in a.methods for method in part.split(",")),
+        sparsities=tuple(a.sparsities),
+        seeds=a.seeds,
+        controls=a.controls,
+        general=a.general,
+        calibration=settings.calibration,
+        evaluation=settings.evaluation,
+        pruning=settings.pruning,
+    )
+    for spec in plan.tasks:
+        parse_spec(spec)
+    check_settings(a.out, settings, dict(pair.split("=", 1) for pair in a.models))
+    if run(a, plan, settings):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from error
