@@ -1,11 +1,14 @@
 """What `seap prune --plan` says against what the run takes, and what models of 0.1 to 70 B are computed to cost.
 
     python runs/speed/cost.py MODEL --task NAME=PATH [--sparsity 0.5] [--more="--effort quick"] --out FILE
-    python runs/speed/cost.py --computed --out FILE
+    python runs/speed/cost.py --computed [--shapes NAME …] --out FILE
+    python runs/speed/cost.py --streamed [--shapes NAME …] --out FILE
 
 The first plans and runs one pruning, each in a process of its own: seconds of the clock and of the processor, peak
 memory, and their ratios to the plan. The second computes, for public shapes and 16,384 tokens, what each stage takes at
-the rates measured on this machine, and at rates assumed for a GPU (`ASSUMED`); nothing is run but the measuring.
+the rates measured on this machine, and at rates assumed for a GPU (`ASSUMED`); nothing is run but the measuring. The
+third computes `--stream --moments block:1024` of 16-bit weights, by one process and by several (`streamed`), at assumed
+rates alone.
 """
 
 import argparse
@@ -15,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +27,10 @@ import torch
 from seap.environment import provenance
 from seap.files import write_json
 from seap.models.configs import on_meta
+from seap.models.options import Streaming
 from seap.models.shapes import shape_config
-from seap.pruning import memory
-from seap.pruning.cost import Shape, Text, pruning_stages, shape_of
+from seap.pruning import memory, streamed_cost
+from seap.pruning.cost import Done, Shape, Text, merged, pruning_stages, shape_of
 from seap.pruning.rates import Rates, Taken, measure_rates
 from seap.selection.options import Pruning
 from seap.text.options import Calibration
@@ -34,6 +39,9 @@ TEXT = Text(16384, 4, 64)
 COMPUTED = ("llama:0.1b", "llama:0.5b", "llama-3.2-1b", "llama-2-7b", "llama-3-8b", "llama-2-13b", "llama-3-70b")
 METHODS = ("seap", "flap")
 # an 80 GB GPU of 2023 at about half of its rates: 16-bit and 32-bit products, the CPU's float64, bytes
+DISK = 2e9  # bytes per second that are read or written: an NVMe disk; assumed
+RANKS = 8
+SOLVED_APART = ("scores", "damage")  # whose solves are dealt out to processes too
 ASSUMED = {"products": 300e12, "moments": 30e12, "bytes": 1.5e12, "solves": 5e11, "call": 1e-3}
 
 
@@ -91,9 +99,48 @@ def computed(name: str) -> list[dict[str, Any]]:
         for place, rates in (("cpu", here), ("gpu_assumed", on_a_gpu(shape))):
             one, two = (_seconds(shape, pruning, rates, count) for count in (1, 2))
             row[place] = {"seconds": one.wall, "cpu_seconds": one.cpu, "second_sparsity": two.cpu - one.cpu}
-        needs = memory.of(shape, pruning, {"text": TEXT}, Calibration(), stream=False)
+        needs = memory.of(shape, pruning, {"text": TEXT}, Calibration())
         rows.append(row | {"memory_bytes": needs.memory, "disk_bytes": sum(part for _, part, _ in needs.disk)})
     return rows
+
+
+def streamed(name: str) -> list[dict[str, Any]]:
+    """A row for each effort of the default layer by layer from the files: memory, disk, bytes read, seconds on a GPU.
+
+    By `RANKS` processes, each with a GPU and the files on a disk of its own, what is dealt out takes so much less.
+    """
+    model, rows, calibration = on_meta(shape_config(name)), [], Calibration(moments="block:1024")
+    for effort in ("quick", "standard"):
+        pruning = Pruning(effort=effort)  # type: ignore[arg-type]
+        shape = shape_of(model, pruning, torch.bfloat16.itemsize)
+        needs = streamed_cost.needs(shape, pruning, {"text": TEXT}, calibration, Streaming(stream=True))
+        read = streamed_cost.reading(shape, pruning, torch.bfloat16.itemsize, [0.5], 1, Done())
+        stages = pruning_stages(shape, pruning, {"text": TEXT}, sparsities=[0.5], moments=calibration.moments)
+        rates = replace(on_a_gpu(shape), **{kind: taken_at(DISK) for kind in ("read", "written")})
+        seconds = {stage.name: rates.of(stage).wall for stage in merged([*stages, *read])}
+        disk_seconds = sum(rates.of(stage).wall for stage in read)
+        dealt = [stage if stage.name in SOLVED_APART else replace(stage, solves=0.0) for stage in stages]
+        shared = sum(rates.of(stage).wall for stage in dealt)
+        rows.append(
+            {
+                "shape": name,
+                "effort": effort,
+                "params": shape.params,
+                "tokens": TEXT.tokens,
+                "memory_bytes": needs.memory,
+                "disk_bytes": {what: size for what, size, _ in needs.disk},
+                "read_bytes": sum(stage.read for stage in read),
+                "seconds": sum(seconds.values()),
+                "disk_seconds": disk_seconds,
+                f"seconds_of_{RANKS}": sum(seconds.values()) - shared * (1 - 1 / RANKS),
+                "seconds_by_stage": seconds,
+            }
+        )
+    return rows
+
+
+def taken_at(bytes_per_s: float) -> Taken:
+    return Taken(1 / bytes_per_s, 0.3 / bytes_per_s)
 
 
 def _seconds(shape: Shape, pruning: Pruning, rates: Rates, count: int) -> Taken:
@@ -110,11 +157,15 @@ def main() -> None:
     parser.add_argument("--sparsity", type=float, default=0.5)
     parser.add_argument("--more", help="further options of seap prune, in one string")
     parser.add_argument("--computed", action="store_true")
+    parser.add_argument("--streamed", action="store_true")
     parser.add_argument("--shapes", nargs="+", default=COMPUTED)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     found: dict[str, Any] = {"kind": "cost"}
-    if options.computed:
+    if options.streamed:
+        found |= {"rows": [row for name in options.shapes for row in streamed(name)], "disk_bytes_per_s": DISK}
+        found["assumed"] = ASSUMED
+    elif options.computed:
         found["rows"] = [row for name in options.shapes for row in computed(name)]
         found["assumed"] = ASSUMED
     else:

@@ -1,10 +1,14 @@
 """Peak memory and time of pruning a model layer by layer from its files, beside the same in memory.
 
-    python runs/speed/stream_memory.py [--shape llama-2-7b] [--tokens 2048] [--folder DIR] [--in-memory] [--out FILE]
+    python runs/speed/stream_memory.py [--shape llama-2-7b] [--tokens 2048] [--method flap] [--options JSON]
+        [--offload] [--folder DIR] [--in-memory] [--out FILE]
 
 Makes a model of a public shape with random weights in --folder (it and the result must fit there), prunes it by half in
-a process of its own, and takes that process's peak. The disk's copy speed is that of some GB of the weights, a file at
-a time, read from disk and written through, before and after.
+a process of its own without running the result, and takes that process's peak, and that of the files it puts into the
+temporary folder (with --offload, hidden states too). --options: further ones of seap.prune, such as '{"moments":
+"block:1024"}' with --method seap, of which a 7 B shape takes hours on two cores: the solves of the refit alone are some
+10^14 operations ('{"sequential": false}' leaves them out). The disk's copy speed is that of some GB of the weights, a
+file at a time, read from disk and written through, before and after.
 """
 
 import argparse
@@ -27,7 +31,7 @@ from pathlib import Path
 from seap.pruning import prune as pruning
 from seap.pruning.commands import prune_to_folder
 from seap.models.options import Streaming
-name, out, tokens, stream, method = sys.argv[1:]
+name, out, tokens, stream, method, options, offload = sys.argv[1:]
 cut, begun = pruning.cut_streamed_, []
 def timed(*args, **kwargs):
     begun.append(time.perf_counter())
@@ -35,7 +39,8 @@ def timed(*args, **kwargs):
 pruning.cut_streamed_ = timed
 started = time.perf_counter()
 report = prune_to_folder(
-    name, Path(out), tasks=[f"words={name}/words.txt"], streaming=Streaming(stream=stream == "1"), progress=False,
+    name, Path(out), tasks=[f"words={name}/words.txt"], progress=False, verify=False, **json.loads(options),
+    streaming=Streaming(stream=stream == "1", offload_dir=Path(offload) if offload else None),
     method=method, max_tokens=int(tokens), seq_len=256, pack=True, loading={"dtype": "bfloat16", "device": "cpu"},
 )
 peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
@@ -64,11 +69,36 @@ def copy_speed(folder: Path, size: int = 4 << 30) -> float:
     return copied / seconds
 
 
+def watched(command: list[str], folder: Path) -> tuple[str, int]:
+    """What a command printed, and the most bytes of files that lay in its temporary folder (twice a second)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(folder)})
+    most = 0
+    while running.poll() is None:
+        most = max(most, sum(map(on_disk, folder.rglob("*"))))
+        time.sleep(0.5)
+    assert running.stdout is not None
+    told = running.stdout.read()
+    if running.returncode:
+        raise SystemExit(f"the run failed: {told}")
+    return told, most
+
+
+def on_disk(path: Path) -> int:
+    """Bytes that a file takes; none where it has just gone."""
+    try:
+        return path.lstat().st_blocks * 512
+    except OSError:
+        return 0
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="llama-2-7b")
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--method", default="flap")
+    parser.add_argument("--options", default="{}", help="further ones of seap.prune, as JSON")
+    parser.add_argument("--offload", action="store_true", help="all hidden states on disk")
     parser.add_argument("--folder", type=Path, default=Path("out/stream"))
     parser.add_argument("--in-memory", action="store_true", help="also in memory, where it fits")
     parser.add_argument("--out", type=Path, default=Path("results/speed/stream_memory.json"))
@@ -78,14 +108,17 @@ def main() -> None:
         size = make_model(arguments.shape, dense)
         speeds, runs = [copy_speed(dense)], {}
         for name, stream in [("streamed", "1"), *([("in memory", "0")] if arguments.in_memory else [])]:
+            place = arguments.folder / "tmp"
+            offload = str(place / "states") if arguments.offload and stream == "1" else ""
             command = [sys.executable, "-c", CHILD, str(dense), str(out), str(arguments.tokens), stream]
-            made = subprocess.run([*command, arguments.method], check=True, stdout=subprocess.PIPE, text=True)
-            runs[name] = json.loads(made.stdout.splitlines()[-1])
+            told, disk = watched([*command, arguments.method, arguments.options, offload], place)
+            runs[name] = json.loads(told.splitlines()[-1]) | {"peak_disk_bytes": disk}
             shutil.rmtree(out)
             speeds.append(copy_speed(dense))
     finally:
         shutil.rmtree(arguments.folder, ignore_errors=True)
     about = {"shape": arguments.shape, "model_bytes": size, "tokens": arguments.tokens, "method": arguments.method}
+    about |= {"options": json.loads(arguments.options), "offload": arguments.offload}
     speed = sum(speeds) / len(speeds)
     found = {"kind": "stream", **about, "copy_bytes_per_s": speed, "copy_speeds": speeds, "runs": runs, **provenance()}
     write_json(arguments.out, found)
@@ -95,6 +128,7 @@ def main() -> None:
         if after:
             print(f"cut and saved in {after:.0f} s, ×{size / after / speed:.2f} of the disk's copy speed")
         print(f"{name}: peak {run['peak_bytes'] / 1e9:.2f} GB ({share:.0%} of the model), {run['seconds']:.0f} s")
+        print(f"{name}: at most {run['peak_disk_bytes'] / 1e9:.2f} GB of temporary files")
 
 
 if __name__ == "__main__":

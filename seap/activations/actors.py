@@ -20,8 +20,9 @@ import numpy as np
 from tqdm import tqdm
 
 from seap.activations import calibration
-from seap.activations.distributed import Ranks, share
+from seap.activations.distributed import share
 from seap.activations.moments import Moments
+from seap.activations.ranks import Ranks
 from seap.activations.stats import Statistics, from_bytes, to_bytes
 from seap.errors import UserError, first_line, missing_extra
 from seap.models.loader import loaded, quiet_transformers

@@ -27,7 +27,8 @@ from seap.files import digest
 from seap.models.arch import Arch, describe
 from seap.models.axes import Axis
 from seap.models.experts import Routed
-from seap.models.residency import offloading, release, resident, streamed
+from seap.models.residency import release, resident, streamed
+from seap.models.shelf import offloading
 from seap.schema import needed
 from seap.text.corpus import Batch, Corpus, batches, num_batches
 from seap.text.options import Calibration
@@ -65,8 +66,7 @@ def _by_layer(arch: Arch, corpus: Corpus, options: Calibration, *, progress: boo
     """One layer over all batches before the next one, so that only its own co-moments are in memory where they go."""
     second = options.second_moments
     found = Statistics(rows=corpus.rows, on_disk=too_large(arch, options))
-    with resident(arch, None):
-        walk = Walk.start(arch, corpus.rows, batch_tokens=options.batch_tokens, apart=second)
+    walk = Walk.start(arch, corpus.rows, batch_tokens=options.batch_tokens, apart=second)
     layers = range(len(arch.layers))
     bar = tqdm(layers, desc=f"calibrate {corpus.name}", unit="layer", disable=not progress, leave=False)
     with offloading(arch.model) as offload:
@@ -89,13 +89,12 @@ def _measure_layer(
     """Run all batches through one layer; its axes' moments go into `found`."""
     arch = walk.arch
     blocks = {axis.key: num_blocks(axis, options.moments) if options.second_moments else 0 for axis in axes}
-    device = arch.weights(axes[0])[0].device
     parts: list[dict[str, Moments]] = []
     for held in (False, True):
         into = {axis.key: _accumulator(arch, axis, blocks[axis.key]) for axis in axes}
         for index in [index for index, is_held in enumerate(walk.held) if is_held == held]:
             with _recording(arch, axes, into, walk.batches[index]):
-                walk.hidden[index] = offload(index, walk.run(layer, index, walk.hidden[index].to(device)))
+                walk.hidden[index] = offload(index, walk.run(layer, index))
         _check_finite(axes, into)
         parts.append(_moments_of(axes, into))
     for key in list(parts[0]):

@@ -15,7 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seap.activations.ranks import Ranks
 from seap.models.arch import Arch
+from seap.models.residency import at_the_beginning, resident, streamed
+from seap.models.shelf import Shelf
 from seap.text.corpus import Batch, batches
 
 Stub = Callable[..., Any]
@@ -41,26 +44,55 @@ class Walk:
     calls: list[list[Call]]  # per batch, per layer
 
     @classmethod
-    def start(cls, arch: Arch, rows: Sequence[Sequence[int]], *, batch_tokens: int, apart: bool = True) -> "Walk":
-        """Embed the rows. apart: held-out rows (see `is_held`) come in batches of their own."""
+    def start(
+        cls,
+        arch: Arch,
+        rows: Sequence[Sequence[int]],
+        *,
+        batch_tokens: int,
+        apart: bool = True,
+        ranks: Ranks = Ranks(),  # noqa: B008
+    ) -> "Walk":
+        """Embed the rows. apart: held-out rows (see `is_held`) come in batches of their own.
+
+        ranks: of several, each takes its part of the batches, which are small enough for all to have some.
+        """
         parts = split_rows(rows) if apart else (rows,)
+        batch_tokens = min(batch_tokens, -(-sum(map(len, rows)) // ranks.size)) if ranks.size > 1 else batch_tokens
         made = [(batch, held) for held, part in enumerate(parts) for batch in batches(part, batch_tokens=batch_tokens)]
-        begun = [_begin(arch, batch) for batch, _ in made]
+        made = ranks.deal(made)
+        with at_the_beginning(arch):
+            begun = [_begin(arch, batch) for batch, _ in made]
         return cls(arch, [b for b, _ in made], [bool(h) for _, h in made], [h for h, _ in begun], [c for _, c in begun])
 
     def run(self, layer: int, index: int, hidden: Tensor | None = None) -> Tensor:
         """The output of a layer for one batch, from the walk's hidden states or from others."""
-        call = self.calls[index][layer]
+        call, module = self.calls[index][layer], self.arch.layers[layer]
         given = self.hidden[index] if hidden is None else hidden
-        return first(self.arch.layers[layer](given, *call.args, **call.kwargs))
+        return first(module(placed(given, module), *call.args, **call.kwargs))
 
-    def states(self) -> list[list[Tensor]]:
-        """Run all layers: the hidden states before each of them and after the last, per batch."""
-        found = [list(self.hidden)]
+    def states(self, shelf: Shelf) -> list[list[Tensor]]:
+        """Run all layers: the hidden states before each of them and after the last, per batch, as the shelf has them.
+
+        It holds those of batch i before layer n as `i.n`.
+        """
+        found = [self.kept(shelf, 0)]
         for layer in range(len(self.arch.layers)):
-            self.hidden = [self.run(layer, index) for index in range(len(self.batches))]
-            found.append(list(self.hidden))
+            with resident(self.arch, layer):
+                self.hidden = [self.run(layer, index) for index in range(len(self.batches))]
+            found.append(self.kept(shelf, layer + 1))
+            shelf.rest()
         return found
+
+    def kept(self, shelf: Shelf, layer: int) -> list[Tensor]:
+        """The hidden states, which lie on the shelf from now on."""
+        self.hidden = [shelf.put(f"{index}.{layer}", hidden) for index, hidden in enumerate(self.hidden)]
+        return list(self.hidden)
+
+    @property
+    def state_bytes(self) -> int:
+        """Of the hidden states before one layer."""
+        return sum(hidden.nbytes for hidden in self.hidden)
 
     def real(self, index: int, values: Tensor) -> Tensor:
         """(B, T, C) → (N, C): the rows of the tokens that count."""
@@ -86,16 +118,25 @@ def first(output: Any) -> Tensor:
     return found
 
 
+def placed(values: Tensor, module: nn.Module) -> Tensor:
+    """Values where a module computes; layers may lie on several devices."""
+    device = next((weight.device for weight in module.parameters()), values.device)
+    return values if device.type == "meta" else values.to(device)
+
+
 @contextlib.contextmanager
 def stubbed(layers: Sequence[nn.Module], stubs: dict[int, Stub]) -> Iterator[None]:
     """Layers whose forward is something else for a while."""
+    own = {index: vars(layers[index]).get("forward") for index in stubs}  # accelerate's, of a model on several devices
     for index, stub in stubs.items():
         layers[index].forward = stub
     try:
         yield
     finally:
-        for index in stubs:
+        for index, forward in own.items():
             del layers[index].forward
+            if forward is not None:
+                layers[index].forward = forward
 
 
 def model_inputs(arch: Arch, batch: Batch) -> dict[str, Any]:
@@ -144,6 +185,18 @@ def resume(arch: Arch, batch: Batch, layer: int, hidden: Tensor) -> Tensor:
 
     with stubbed(arch.layers, {i: stub(i) for i in range(layer)}):
         logits: Tensor = arch.model(**model_inputs(arch, batch)).logits
+    return logits
+
+
+def finished(arch: Arch, batch: Batch, hidden: Tensor) -> Tensor:
+    """Logits (B, T, V) from the hidden states after the last layer; of a streamed model, inside `at_the_end`."""
+    plan, num_layers = streamed(arch.model), len(arch.layers)
+    if plan is None:
+        return resume(arch, batch, num_layers, hidden)
+    last, given = hidden.to(plan.device), {"attention_mask": batch.mask.long().to(plan.device), "use_cache": False}
+    stubs: dict[int, Stub] = dict.fromkeys(range(num_layers), lambda *args, **kwargs: last)
+    with stubbed(arch.layers, stubs):
+        logits: Tensor = arch.model(inputs_embeds=last, **given).logits
     return logits
 
 

@@ -67,6 +67,7 @@ def prune(
         Parameter(help="Of the weights on disk; by default --dtype, and with auto the checkpoint's own."),
     ] = None,
     overwrite: Overwrite = False,
+    ray: Annotated[int | None, Parameter(help="Deal the text out to so many processes of Ray's (seap[ray]).")] = None,
     verify: Annotated[bool, Parameter(help="Load and run what was written before it takes its name.")] = True,
     plan: Plan = False,
     json: Json = False,
@@ -78,6 +79,7 @@ def prune(
 
     Example: `seap prune builtin --task arithmetic --sparsity 0.5 --out small`
     """
+    from seap.activations.ranks import Ranks
     from seap.evidence.commands import promise_to_folder
     from seap.pruning.commands import prune_to_folder
     from seap.pruning.estimate import Estimate, begin, plan_prune
@@ -114,14 +116,24 @@ def prune(
             streaming=streaming,
         )
 
+    is_first = Ranks.here().is_first
     if plan:
-        print_plan(estimate(), json=json)
+        if is_first:
+            print_plan(estimate(), json=json)
         return
     settings["ready"] = lambda: begin(estimate(), None if json else note)
-    if promise.kind:
+    if ray is not None:
+        from seap.pruning.together import prune_on_ray
+
+        if promise.kind:
+            raise UserError("a promise is kept by one process; give a --sparsity with --ray")
+        report = prune_on_ray(model, out, ray, **settings)
+    elif promise.kind:
         report = promise_to_folder(model, out, promise, read_alike(evaluation, calibration), **settings)
     else:
         report = prune_to_folder(model, out, **settings)
+    if not is_first:
+        return
     for text in report.notes:
         note(text)
     if json:
@@ -225,8 +237,11 @@ def stop_cleanly() -> None:
 
 def check_alone(command: str) -> None:
     """Raise UserError for a command that several processes would do several times over."""
-    if command != "calibrate" and "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(f"torchrun is for seap calibrate; run seap {command} once, by itself, on what that wrote")
+    together = ("calibrate", "prune")
+    if command not in together and "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"torchrun is for seap calibrate and seap prune; run seap {command} once, by itself, on what they wrote"
+        )
 
 
 def expanded(argument: str) -> str:

@@ -33,7 +33,7 @@ def calibrate(
 
     Example: `seap calibrate builtin --task arithmetic --task calendar --out stats`
     """
-    from seap.activations.distributed import Ranks
+    from seap.activations.ranks import Ranks
     from seap.pruning.stages import calibrate_to_files
     from seap.text.tasks import with_columns
 

@@ -19,6 +19,7 @@ from seap.activations.moments import Moments
 from seap.compensation.damped import solve_damped
 from seap.models.arch import Arch
 from seap.models.axes import Axis, Masks
+from seap.models.residency import as_computed
 
 PIECE = 1 << 17  # numbers of a weight that are float64 at a time: 1 MB, which stays in the processor's cache
 DAMPING = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # λ over the mean of the covariance's diagonal
@@ -134,7 +135,7 @@ COMPENSATIONS: dict[str, Compensation] = {"bias": mean_bias, "ridge": ridge_or_b
 
 def weight_of(arch: Arch, axis: Axis) -> Tensor:
     """The consumer's weight (O, C) as float64 on the CPU."""
-    weight: Tensor = arch.weight(axis.layer, axis.consumer).detach().cpu().double()
+    weight: Tensor = as_computed(arch.model, arch.weight(axis.layer, axis.consumer).detach()).cpu().double()
     return weight
 
 

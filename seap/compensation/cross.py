@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from seap.activations.ranks import Ranks, exchanged, summed
 from seap.compensation.compensate import Repair
 from seap.compensation.damped import solve_damped
 
@@ -23,7 +24,8 @@ class CrossMoments:
     sums: list[Tensor] = field(default_factory=list)  # h, t, hhᵀ, thᵀ, t²
 
     def update_(self, h: Tensor, t: Tensor) -> None:
-        h, t = h.float(), t.float()
+        h = h.float()
+        t = t.to(h.device).float()
         parts = (h.double().sum(0), t.double().sum(0), h.t() @ h, t.t() @ h, t.double().square().sum())
         new = [part.double().cpu() for part in parts]
         self.sums = [a + b for a, b in zip(self.sums, new, strict=True)] if self.sums else new
@@ -56,6 +58,16 @@ class CrossMoments:
             return self
         sums = [a + b for a, b in zip(self.sums, other.sums, strict=True)]
         return CrossMoments(self.count + other.count, sums)
+
+
+def over(moments: CrossMoments, ranks: Ranks) -> CrossMoments:
+    """All ranks' sums together, on every one of them; a rank may have none."""
+    if ranks.size == 1:
+        return moments
+    told = exchanged((moments.count, [part.shape for part in moments.sums]), ranks)
+    shapes = next((shapes for _, shapes in told if shapes), [])
+    parts = moments.sums or [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
+    return CrossMoments(sum(count for count, _ in told), [summed(part, ranks) for part in parts])
 
 
 def refit(start: Repair, fit: CrossMoments, held: CrossMoments, weight: Tensor) -> Repair | None:

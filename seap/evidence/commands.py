@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from seap.activations.ranks import Ranks
 from seap.disk.claim import claimed
 from seap.errors import UserError
 from seap.evaluation.options import Evaluation
@@ -49,6 +50,8 @@ def check_promisable(mix: float | str, mask_file: Path | None, streaming: Stream
         raise UserError("--mix can't be combined with a promise yet; give a --sparsity, or leave --mix out")
     if mask_file:
         raise UserError("--mask-file has its sparsity already, so no promise can choose it; leave one of them out")
+    if Ranks.here().size > 1:
+        raise UserError("a promise is kept by one process; give a --sparsity under torchrun")
     if streaming.stream:
         raise UserError("a promise is measured with the whole model in memory; give a --sparsity with --stream")
 

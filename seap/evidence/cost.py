@@ -31,7 +31,7 @@ def plan_compare(name: str, plan: Comparison, out: Path, *, loading: Mapping[str
     stages += _made(shape, plan, networks, smallest)
     for network in networks:
         stages += [_test(seen, shape, tests[task], plan.evaluation) for task in network.tested_on]
-    matrices = memory.of(shape, plan.pruning, {"text": smallest}, plan.calibration, stream=False)
+    matrices = memory.of(shape, plan.pruning, {"text": smallest}, plan.calibration)
     statistics = 16.0 * sum(axis.num_inputs for axis in shape.arch.axes) * len({(n.seed, n.text) for n in networks})
     return _estimate(
         f"comparing {len(networks)} networks of {name}",
@@ -72,7 +72,7 @@ def plan_sweep(name: str, plan: Sweep, out: Path, *, loading: Mapping[str, Any] 
     stages = pruning_stages(shape, plan.pruning, text, moments=plan.calibration.moments, sparsities=sparsities)
     stages += [_test(seen, shape, test, plan.evaluation, likeness=False).times(1 + len(sparsities)) for test in tests]
     stages.append(_speed(shape, plan.batch, plan.repeats).times(len(sparsities)))
-    needs = memory.of(shape, plan.pruning, text, plan.calibration, stream=False)
+    needs = memory.of(shape, plan.pruning, text, plan.calibration)
     return _estimate(
         f"sweeping {len(sparsities)} sparsities of {name}",
         seen,

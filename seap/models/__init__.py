@@ -9,9 +9,9 @@ headers say, `configs.py` makes a config that agrees with them, `checkpoint_fold
 to it that no weight is dropped in silence; `hub.py` fetches one.
 
 Open `arch.py` first, `families.py` for the names of a family's submodules, which nothing else knows.
-`modeling_seap.py` builds layers of different widths and travels with every checkpoint. `residency.py` keeps weights in
-their files; `soundness.py` says whether weights are whole; `prepack.py`, `cache.py` and `shapes.py` are for running and
-measuring models. `builtin_model/` is data.
+`modeling_seap.py` builds layers of different widths and travels with every checkpoint. `residency.py` keeps weights
+in their files, `shelf.py` what is made of them; `soundness.py` says whether weights are whole; `prepack.py`, `cache.py`
+and `shapes.py` are for running and measuring models. `builtin_model/` is data.
 
 Not here: text, scores, and anything that changes a weight for good.
 """

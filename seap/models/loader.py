@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from seap.models import checkpoint_folder, configs, gguf, headers, hub, kinds, m
 from seap.models.configs import Opened
 from seap.models.families import find_family, refuse_experts
 from seap.models.kinds import cant_load
-from seap.models.options import Streaming
+from seap.models.options import Loading, Streaming
 from seap.models.residency import Streamed, mark_
 from seap.models.soundness import check_as_written, check_finite, check_finite_files
 from seap.models.trial import settle_threads
@@ -89,35 +90,31 @@ def load(
     Only safetensors and GGUF files are read, and no code of the checkpoint's runs unless `trust_remote_code`. Raises
     UserError for what isn't there, is damaged (by its digests, or NaN in it) or incomplete, or is of an unknown family.
     """
-    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code, "skip_digests": skip_digests}
-    model, tokenizer = _load(name, device=device, quantization_config=quantization_config, **options)
+    code: dict[str, Any] = {"trust_remote_code": trust_remote_code, "skip_digests": skip_digests, "dtype": dtype}
+    model, tokenizer = _load(name, Loading(device=device, **code), quantization_config)
     check_finite(model, name)
     return model, tokenizer
 
 
-def _load(
-    name: str,
-    *,
-    dtype: str = "auto",
-    device: str = "auto",
-    trust_remote_code: bool = False,
-    skip_digests: bool = False,
-    quantization_config: Any = None,
-) -> tuple[Any, Any]:
+def _load(name: str, loading: Loading, quantization_config: Any = None) -> tuple[Any, Any]:
     """`load`, without a look at the numbers."""
     modeling_seap.install()
-    place = check_device(device)
+    place = check_device(loading.device)
     if gguf.is_gguf(name):
         config = load_config(name)
-        model, tokenizer = _load_gguf(name, config, dtype, quantization_config)
+        model, tokenizer = _load_gguf(name, config, loading.dtype, quantization_config)
     else:
-        opened = open_model(name, trust_remote_code=trust_remote_code)
-        if not skip_digests:
+        opened = open_model(name, trust_remote_code=loading.trust_remote_code)
+        if not loading.skip_digests:
             check_as_written(opened.folder.path)
         if quantization_config is not None:
             check_finite_files(opened.folder.path, name)
         model, tokenizer = checkpoint_folder.load(
-            name, opened, dtype=dtype, trust_remote_code=trust_remote_code, quantization_config=quantization_config
+            name,
+            opened,
+            dtype=loading.dtype,
+            trust_remote_code=loading.trust_remote_code,
+            quantization_config=quantization_config,
         )
         if str(opened.folder.path) != resolve_model(name):
             model.config._name_or_path = name  # what the report says, not the place in the Hub's cache
@@ -134,55 +131,40 @@ def _load_gguf(name: str, config: Any, dtype: str, quantization_config: Any) -> 
     return model, tokenizer
 
 
-def load_for_work(
-    name: str,
-    *,
-    dtype: str = "auto",
-    device: str = "auto",
-    trust_remote_code: bool = False,
-    skip_digests: bool = False,
-) -> tuple[Any, Any]:
+def load_for_work(name: str, **loading: Any) -> tuple[Any, Any]:
     """As `load`, for commands that compute a lot: auto is float32 where the checkpoint's own 16 bits would be slow.
 
-    `model.config.dtype` still says the checkpoint's own.
+    loading: the fields of `Loading`. `model.config.dtype` still says the checkpoint's own.
     """
-    model, tokenizer = load(
-        name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, skip_digests=skip_digests
-    )
-    return model.float() if dtype == "auto" and slow_on_cpu(model) else model, tokenizer
+    given, (model, tokenizer) = Loading(**loading), load(name, **loading)
+    return model.float() if given.dtype == "auto" and slow_on_cpu(model) else model, tokenizer
 
 
 def load_streamed(
-    name: str,
-    shards: Path,
-    *,
-    offload_dir: Path | None = None,
-    save_dtype: str | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    trust_remote_code: bool = False,
-    skip_digests: bool = False,
+    name: str, shards: Path, *, offload_dir: Path | None = None, save_dtype: str | None = None, **loading: Any
 ) -> tuple[Any, Any]:
     """A model whose weights stay in their files, to be worked with layer by layer (see `residency.py`).
 
-    dtype and device are those of the arithmetic; auto is as in `load_for_work`. shards: a folder for finished layers.
+    shards: a folder for finished layers. loading: the fields of `Loading`, dtype and device being those of the
+    arithmetic; auto is as in `load_for_work`.
     """
+    given = Loading(**loading)
     if gguf.is_gguf(name):
         raise UserError(
             f"--stream reads weights where they lie in safetensors files, and {name} is a GGUF file; leave it out, "
             "or give the model's safetensors folder"
         )
-    place = torch.device(check_device(device))
-    own_config = load_config(name, trust_remote_code=trust_remote_code)
+    place = torch.device(check_device(given.device))
+    own_config = load_config(name, trust_remote_code=given.trust_remote_code)
     refuse_experts(own_config, "--stream", "leave it out, on a machine whose memory holds the model")
-    model, tokenizer = _load(name, device="cpu", trust_remote_code=trust_remote_code, skip_digests=skip_digests)
+    model, tokenizer = _load(name, replace(given, device="cpu", dtype="auto"))
     check_finite(model, name, in_files=True)
     own = model.dtype
-    if dtype == "auto":
+    if given.dtype == "auto":
         working = torch.float32 if place.type == "cpu" and own in HALF and not has_16_bit() else own
     else:
-        working = getattr(torch, dtype)
-    stored = getattr(torch, save_dtype) if save_dtype else own if dtype == "auto" else working
+        working = getattr(torch, given.dtype)
+    stored = getattr(torch, save_dtype) if save_dtype else own if given.dtype == "auto" else working
     mark_(model, Streamed(working, place, stored, shards, offload_dir))
     return model, tokenizer
 

@@ -30,7 +30,8 @@ class Streaming:
     stream: bool = False
     """Keep the weights in their files and work on one decoder layer at a time, for models larger than memory."""
     offload_dir: Path | None = None
-    """With --stream: keep the calibration text's hidden states here, not in memory."""
+    """With --stream: keep the text's hidden states and what else is made of them here, not in memory; without it, what
+    is more than 1 GB of one kind lies in the temporary folder."""
 
     def __post_init__(self) -> None:
         if self.offload_dir is not None and not self.stream:

@@ -8,7 +8,7 @@ import contextlib
 import ctypes
 import mmap
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seap.disk.whole import temporary
 from seap.models.arch import Arch
 
 _PAGE_OUT = 21  # MADV_PAGEOUT, from Linux 5.4 on: nothing is lost, also where a page was written to
@@ -46,17 +45,32 @@ def streamed(model: nn.Module) -> Streamed | None:
     return found
 
 
-@contextlib.contextmanager
-def resident(arch: Arch, layer: int | None) -> Iterator[None]:
-    """A layer ready to run, in the dtype and on the device of the work; or, with None, all that is around the layers.
+def resident(arch: Arch, layer: int) -> contextlib.AbstractContextManager[None]:
+    """A layer ready to run, in the dtype and on the device of the work.
 
-    Nothing happens for a model that is in memory as a whole. The output layer is never among them.
+    Nothing happens for a model that is in memory as a whole, here and in the two below.
     """
+    return _ready(arch, modules_of(arch, layer))
+
+
+def at_the_beginning(arch: Arch) -> contextlib.AbstractContextManager[None]:
+    """The same of what comes before the layers: all of the model but them and the output layer."""
+    return _ready(arch, _around(arch, arch.model.base_model))
+
+
+def at_the_end(arch: Arch) -> contextlib.AbstractContextManager[None]:
+    """The same of what comes after the layers: all but them and the embedding, which may be as large as the output."""
+    embedding = arch.model.get_input_embeddings()
+    return _ready(arch, [module for module in _around(arch, arch.model) if module is not embedding])
+
+
+@contextlib.contextmanager
+def _ready(arch: Arch, modules: Sequence[nn.Module]) -> Iterator[None]:
     plan = streamed(arch.model)
     if plan is None:
         yield
         return
-    kept = ready_(modules_of(arch, layer), plan)
+    kept = ready_(modules, plan)
     try:
         yield
     finally:
@@ -65,11 +79,13 @@ def resident(arch: Arch, layer: int | None) -> Iterator[None]:
         page_out(value for _, _, value in kept)
 
 
-def modules_of(arch: Arch, layer: int | None) -> list[nn.Module]:
-    if layer is not None:
-        return list(arch.layers[layer].modules())
+def modules_of(arch: Arch, layer: int) -> list[nn.Module]:
+    return list(arch.layers[layer].modules())
+
+
+def _around(arch: Arch, model: nn.Module) -> list[nn.Module]:
     inside = {id(module) for one in arch.layers for module in one.modules()}
-    return [module for module in arch.model.base_model.modules() if id(module) not in inside]
+    return [module for module in model.modules() if id(module) not in inside]
 
 
 def ready_(modules: Iterable[nn.Module], plan: Streamed) -> list[tuple[dict[str, Any], str, Tensor]]:
@@ -86,6 +102,12 @@ def ready_(modules: Iterable[nn.Module], plan: Streamed) -> list[tuple[dict[str,
                 kept.append((module._buffers, name, buffer))
                 module._buffers[name] = buffer.to(plan.device)
     return kept
+
+
+def as_computed(model: nn.Module, weight: Tensor) -> Tensor:
+    """A weight in the dtype of the work, which of a streamed model's weights in their files may be another."""
+    plan = streamed(model)
+    return weight if plan is None else weight.to(plan.dtype)
 
 
 def release(model: nn.Module, weights: Iterable[Tensor]) -> None:
@@ -115,25 +137,3 @@ def _advise(tensors: Iterable[Tensor], advice: int) -> None:
             end = (tensor.data_ptr() + tensor.numel() * tensor.element_size()) // page * page
             if end > start:
                 library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice)
-
-
-@contextlib.contextmanager
-def offloading(model: nn.Module) -> Iterator[Callable[[int, Tensor], Tensor]]:
-    """(index, hidden states) → the same, in a file where the model's plan has a folder for that; gone afterwards."""
-    plan = streamed(model)
-    if plan is None or plan.offload_dir is None:
-        yield lambda index, hidden: hidden
-        return
-    plan.offload_dir.mkdir(parents=True, exist_ok=True)
-    with temporary("hidden", plan.offload_dir) as folder:
-        mapped: dict[int, Tensor] = {}
-
-        def offload(index: int, hidden: Tensor) -> Tensor:
-            if index not in mapped:
-                path, size = str(folder / str(index)), hidden.numel()
-                mapped[index] = torch.from_file(path, shared=True, size=size, dtype=hidden.dtype).view(hidden.shape)
-            mapped[index].copy_(hidden)
-            page_out([mapped[index]])
-            return mapped[index]
-
-        yield offload

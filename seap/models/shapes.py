@@ -35,6 +35,17 @@ PUBLIC: dict[str, tuple[str, dict[str, Any]]] = {
             "vocab_size": 128256,
         },
     ),
+    "llama-3.1-405b": (
+        "llama",
+        {
+            "hidden_size": 16384,
+            "intermediate_size": 53248,
+            "num_hidden_layers": 126,
+            "num_attention_heads": 128,
+            "num_key_value_heads": 8,
+            "vocab_size": 128256,
+        },
+    ),
     "llama-3.2-1b": (
         "llama",
         {

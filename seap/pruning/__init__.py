@@ -4,7 +4,8 @@ In: a model, its tasks or statistics or masks. Out: the cut model, a `Report`, a
 
 Open `prune.py` first: the only file that knows the order of the stages. `surgery.py` turns a mask into smaller linears;
 `ready.py` says before that whether a model can be cut, `probe.py` runs it masked, cut and saved; `sequential.py` refits
-layer after layer; `streaming.py` does it for models larger than memory. `checkpoint.py`
+layer after layer; `streaming.py` does it for models larger than memory, `together.py`
+by several processes of Ray's. `checkpoint.py`
 writes the folder, `card.py` its model card. `commands.py` and `stages.py` do it over files: prune; calibrate, mask and
 merge.
 

@@ -1,5 +1,6 @@
 """Prune over files: what can be refused is refused before anything long starts."""
 
+import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 
 from seap.activations.calibration import check_measured, check_same_model, identity
+from seap.activations.ranks import Ranks, joined, local_device
 from seap.disk.claim import claimed
 from seap.errors import UserError
 from seap.models import loader
@@ -52,13 +54,18 @@ def prune_to_folder(
     checkpoint's own where that is auto. prune: what cuts the model, with the arguments of `seap.prune`; least: the
     share that it is sure to remove, by default the sparsity. verify: load what was written and run it, before it takes
     its name. ready: called once nothing is left to be refused but what needs the model.
+
+    Under torchrun each process takes its part of the text, and rank 0 writes.
     """
+    ranks = Ranks.here()
     texts = [*tasks, general] if general is not None else tasks
     reads = sources_of(name, texts, [*stats_files, mask_file])
-    with claimed(out, "checkpoint", overwrite=overwrite, inputs=reads):
+    own = claimed(out, "checkpoint", overwrite=overwrite, inputs=reads) if ranks.is_first else contextlib.nullcontext()
+    with own:
         return _prune_claimed(
             name,
             out,
+            ranks,
             tasks=tasks,
             stats_files=stats_files,
             mask_file=mask_file,
@@ -78,6 +85,7 @@ def prune_to_folder(
 def _prune_claimed(
     name: str,
     out: Path,
+    ranks: Ranks,
     *,
     tasks: Sequence[str],
     stats_files: Sequence[Path],
@@ -100,11 +108,14 @@ def _prune_claimed(
         needed(mask_file, about_mask, "options", "tasks", "num_tokens")
     options = options_of_mask(options, about_mask) if mask_file else options
     pruning, _ = split_options(options)
-    check_texts(tasks, pruning, needed=not stored and needs_text(pruning, given), stored=stored, general=general)
     if streaming.stream:
         check_streamable(pruning)
-    ready()
-    with loader.loaded(name, out, loading, save_dtype, streaming) as (model, tokenizer):
+    check_texts(tasks, pruning, needed=not stored and needs_text(pruning, given), stored=stored, general=general)
+    if ranks.is_first:
+        ready()
+    place = {**loading, "device": local_device(loading.get("device", "auto"))}
+    together = {"ranks": ranks} if ranks.size > 1 else {}
+    with joined(ranks), loader.loaded(name, out, place, save_dtype, streaming) as (model, tokenizer):
         check_same_model(stats_files, [about for _, about in stored.values()], model)
         check_measured(stats_files, [part for part, _ in stored.values()], model)
         if mask_file:
@@ -121,8 +132,11 @@ def _prune_claimed(
             masks=given,
             general=general,
             progress=progress,
+            **together,
             **options,
         )
+        if not ranks.is_first:
+            return report
         if mask_file:
             tokens = report.num_tokens or about_mask["num_tokens"]
             report = replace(report, tasks=tuple(about_mask["tasks"]), num_tokens=tokens)

@@ -13,7 +13,7 @@ import torch
 
 from seap.errors import UserError
 from seap.models.options import Streaming
-from seap.pruning import memory
+from seap.pruning import memory, streamed_cost
 from seap.pruning.cost import Done, Shape, Stage, Text, merged, pruning_stages, shape_of
 from seap.pruning.prospect import Prospect, about_stats, prospect, stored_text
 from seap.pruning.rates import Rates, Taken, measure_rates
@@ -165,7 +165,11 @@ def plan_prune(
     rates = rates_for(seen, shape, text, calibration)
     stages = pruning_stages(shape, pruning, text, moments=calibration.moments, sparsities=sparsities, done=done)
     kept = shape.params - pruning.sparsity * shape.arch.prunable_params
-    needs = memory.of(shape, pruning, text, calibration, stream=streaming.stream)
+    needs = memory.of(shape, pruning, text, calibration)
+    if streaming.stream:
+        needs = streamed_cost.needs(shape, pruning, text, calibration, streaming)
+        read = streamed_cost.reading(shape, pruning, seen.saved.itemsize, sparsities, len(text), done)
+        stages = merged([*stages, *read])
     given = Given(shape, rates, text, calibration.moments, sparsities, done)
     return Estimate(
         what=f"pruning {name} by {pruning.method}",

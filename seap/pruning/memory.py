@@ -9,7 +9,6 @@ import torch
 
 from seap.activations.calibration import num_blocks
 from seap.activations.stats import IN_MEMORY_BYTES
-from seap.errors import UserError
 from seap.grants import granted_memory
 from seap.methods import MEASURED
 from seap.models.loader import free_memory
@@ -31,15 +30,13 @@ class Needs:
     disk: tuple[tuple[str, float, Path], ...] = ()
 
 
-def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Calibration, *, stream: bool) -> Needs:
-    """What a pruning needs."""
+def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Calibration) -> Needs:
+    """What a pruning in memory needs; layer by layer see `streamed_cost.py`."""
     method, spent, tokens = options.resolved(), options.spent, sum(part.tokens for part in text.values())
-    matrices, on_disk = _matrices(shape, options, calibration, max(len(text), 1))
+    matrices, on_disk = matrices_of(shape, options, calibration, max(len(text), 1))
     hidden = float(FLOAT * tokens * shape.hidden)
     batch = min(calibration.batch_tokens, max(tokens, 1))
-    layer = 2 * 4 * shape.layer_params if stream else 0.0
-    weights = layer + FLOAT * shape.vocabulary * shape.hidden if stream else float(shape.weight_bytes)
-    held = weights + matrices
+    held = shape.weight_bytes + matrices
     stages = [hidden + 6.0 * FLOAT * batch * shape.hidden]
     if options.needs_sensitivity:
         states = FLOAT * min(spent.fisher_tokens, tokens) * shape.hidden * (shape.num_layers + 1)
@@ -53,7 +50,7 @@ def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Ca
     return Needs(held + max(stages), disk)
 
 
-def _matrices(shape: Shape, options: Pruning, calibration: Calibration, tasks: int) -> tuple[float, float]:
+def matrices_of(shape: Shape, options: Pruning, calibration: Calibration, tasks: int) -> tuple[float, float]:
     """Bytes of second moments in memory, and on disk where they are too large (`calibration.too_large`)."""
     if not options.needs_second_moments:
         return 0.0, 0.0
@@ -84,10 +81,7 @@ def free(device: str) -> float:
 
 def smaller(options: Pruning) -> str:
     """The option with which a run takes less memory."""
-    try:
-        from seap.pruning.streaming import LAYER_BY_LAYER, check_streamable
+    from seap.pruning.streaming import unstreamable
 
-        check_streamable(options)
-    except UserError:
-        return f"--stream {LAYER_BY_LAYER}"
-    return "--stream"
+    without = unstreamable(options)
+    return "--stream" + (f" without {', '.join(without)}" if without else "")

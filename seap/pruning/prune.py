@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from seap.activations import calibration as calibrating
+from seap.activations import distributed
+from seap.activations.ranks import Ranks, agreed
 from seap.activations.stats import Statistics
 from seap.compensation.compensate import Repairs, repair_axes
 from seap.errors import UserError
@@ -82,10 +83,18 @@ def with_what_is_needed(calibration: Calibration, options: Pruning) -> Calibrati
 
 
 def calibrate_corpora(
-    model: Any, corpora: Mapping[str, Corpus], options: Calibration, *, progress: bool = True
+    model: Any,
+    corpora: Mapping[str, Corpus],
+    options: Calibration,
+    *,
+    progress: bool = True,
+    ranks: Ranks = Ranks(),  # noqa: B008
 ) -> dict[str, Statistics]:
     """The statistics of each."""
-    return {name: calibrating.calibrate(model, corpus, options, progress=progress) for name, corpus in corpora.items()}
+    return {
+        name: distributed.calibrate(model, corpus, options, ranks, progress=progress)
+        for name, corpus in corpora.items()
+    }
 
 
 def make_masks(
@@ -106,7 +115,13 @@ def make_masks(
 
 
 def make_repairs(
-    model: Any, masks: Masks, statistics: Mapping[str, Statistics], options: Pruning, *, progress: bool = False
+    model: Any,
+    masks: Masks,
+    statistics: Mapping[str, Statistics],
+    options: Pruning,
+    *,
+    progress: bool = False,
+    ranks: Ranks = Ranks(),  # noqa: B008
 ) -> Repairs:
     """What the kept weights do about the removed units, layer after layer where the method is sequential."""
     arch, method = describe(model), options.resolved()
@@ -116,7 +131,8 @@ def make_repairs(
     repairs = repair_axes(arch, masks, pooled, method.compensate)
     if not method.sequential:
         return repairs
-    return refit_layers(arch, masks, repairs, pooled.rows, batch_tokens=Calibration.batch_tokens, progress=progress)
+    size = Calibration.batch_tokens
+    return refit_layers(arch, masks, repairs, pooled.rows, batch_tokens=size, progress=progress, ranks=ranks)
 
 
 def prune(
@@ -129,43 +145,48 @@ def prune(
     ranking: Ranking | None = None,
     general: str | None = None,
     progress: bool = True,
+    ranks: Ranks = Ranks(),  # noqa: B008
     **options: Any,
 ) -> Report:
     """Prune a model in place: `seap.prune(model, tokenizer, task="gsm8k=data/gsm8k", sparsity=0.5)`.
 
     task: `NAME`, `NAME=PATH`, a list of them, or a dict of name → texts. statistics (of `seap.calibrate`) or masks (of
     `seap mask`) take the place of the stages that make them; so does a ranking (of `seap.selection.ranking.rank`, from
-    the dense model that this one is a copy of), which serves many sparsities. Other options are the fields of
-    `seap.selection.options.Pruning` and `seap.text.options.Calibration`. The model is untouched when anything is
-    refused.
+    the dense model that this one is a copy of), which serves many sparsities. ranks: the processes that do this
+    together, each with a copy of the model; each ends with it pruned (but of a streamed one only rank 0). Other options
+    are the fields of `seap.selection.options.Pruning` and `seap.text.options.Calibration`. The model is untouched when
+    anything is refused.
 
     Afterwards `model.save_pretrained` and `push_to_hub` work as for any model.
     """
     started = time.perf_counter()
     check_in_memory(model)
+    progress = progress and ranks.is_first
     run = Run(*split_options(options), statistics=dict(ranking.statistics if ranking else statistics or {}))
-    run.pruning, noted = with_rounding(model, run.pruning)
+    run.pruning, noted = agreed(lambda: with_rounding(model, run.pruning), ranks)
     run.notes += [*noted, *check(model, run.pruning, masks)]
-    measure_(run, model, tokenizer, task, masks, general, progress=progress)
+    check_together(run.pruning, ranks)
+    measure_(run, model, tokenizer, task, masks, general, progress=progress, ranks=ranks)
     if run.statistics and (masks is None or run.pruning.resolved().compensate != "none"):
         run.statistics = with_second_moments(model, run.statistics, run.pruning, progress=progress)
     if masks is not None:
         made = masks
     else:
         seed = run.calibration.seed
-        ranking = ranking or rank(model, run.statistics, run.pruning, general=run.general, seed=seed, progress=progress)
+        how: dict[str, Any] = {"general": run.general, "seed": seed, "progress": progress, "ranks": ranks}
+        ranking = ranking or rank(model, run.statistics, run.pruning, **how)
         made = ranking.masks(run.pruning.sparsity, progress=progress)
         run.statistics, run.notes = ranking.statistics, [*run.notes, *ranking.notes]
         run.pruning = replace(ranking.options, sparsity=run.pruning.sparsity)
     before = Before.of(model, made)
     if streamed(model) is None:
-        repairs = make_repairs(model, made, run.statistics, run.pruning, progress=progress)
+        repairs = make_repairs(model, made, run.statistics, run.pruning, progress=progress, ranks=ranks)
         expected = probe.before_cut(describe(model), made, repairs)
         cut_(model, made, repairs)
         probe.check_cut(model, expected)
     else:
-        source = pool(run.statistics, run.pruning) if run.statistics else {}
-        repairs = cut_streamed_(model, made, source, run.pruning.resolved().compensate, progress=progress)
+        source = pool(run.statistics, run.pruning) if run.statistics else Statistics()
+        repairs = cut_streamed_(model, made, source, run.pruning.resolved(), progress=progress, ranks=ranks)
     run.notes += notes_on(repairs, run.pruning)
     asked = masks is None or "sparsity" in options
     target = run.pruning.sparsity if asked else before.realised_sparsity
@@ -199,6 +220,7 @@ def measure_(
     general: str | None,
     *,
     progress: bool,
+    ranks: Ranks,
 ) -> None:
     """Calibrate where the run needs statistics and has none; note what has no effect."""
     settings = run.calibration
@@ -208,10 +230,10 @@ def measure_(
         wanted = with_what_is_needed(settings, run.pruning)
         run.corpora = build_corpora(model, tokenizer, task, settings)
         check_mixture(run.pruning, list(run.corpora), general=general is not None)
-        run.statistics = calibrate_corpora(model, run.corpora, wanted, progress=progress)
+        run.statistics = calibrate_corpora(model, run.corpora, wanted, progress=progress, ranks=ranks)
         if general is not None and run.pruning.mix:
             [corpus] = build_corpora(model, tokenizer, general, settings).values()
-            run.general = calibrating.calibrate(model, corpus, wanted, progress=progress)
+            run.general = distributed.calibrate(model, corpus, wanted, ranks, progress=progress)
         elif general is not None:
             run.notes.append("--general has no effect without --mix")
         if settings.second_moments and not run.pruning.needs_second_moments:
@@ -223,6 +245,13 @@ def measure_(
         run.notes.append("the task's text was not used: nothing here measures activations anew")
     changed = [f.name for f in fields(Calibration) if getattr(settings, f.name) != f.default and f.name != "seed"]
     run.notes += [f"--{name.replace('_', '-')} has no effect: nothing here is measured anew" for name in changed]
+
+
+def check_together(options: Pruning, ranks: Ranks) -> None:
+    """Raise UserError for choices that several processes might make differently."""
+    wanted = {"--mix auto": options.mix == "auto", "--worst-task": options.worst_task}
+    for name in [name for name, is_wanted in wanted.items() if is_wanted and ranks.size > 1]:
+        raise UserError(f"{name} is chosen by one process; run it without torchrun or --ray, or leave it out")
 
 
 def check_sizes(arch: Arch, statistics: Statistics) -> None:

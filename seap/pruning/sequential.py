@@ -18,7 +18,7 @@ Shapes: N tokens, D hidden size (outputs of a consumer), k kept inputs.
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -26,13 +26,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from seap.activations.layerwise import Walk, evaluation, input_of, taken
+from seap.activations.ranks import Ranks, agreed
 from seap.activations.stats import Rows
 from seap.compensation.compensate import Repair, Repairs, kept_inputs, weight_of
-from seap.compensation.cross import CrossMoments, corrected_inputs, refit
+from seap.compensation.cross import CrossMoments, corrected_inputs, over, refit
 from seap.models.arch import Arch
 from seap.models.axes import Axis, Masks
+from seap.models.shelf import Shelf, shelf_for
 from seap.selection.damage import simulated
 
+COPIES = 7  # of the hidden states that are kept of a layer: before and after it, and what its linears read and write
 READ_BYTES = 1 << 30  # inputs of a layer's last consumer that are kept; beyond it the layer is run again
 
 
@@ -47,32 +50,66 @@ class DenseRun:
 
 @dataclass
 class Streams:
-    """The dense and the pruned model's hidden states of one corpus, side by side, layer after layer."""
+    """The dense and the pruned model's hidden states of one corpus, side by side, layer after layer.
+
+    Of several ranks each has a part of the corpus; what is fitted is fitted to all of it.
+    """
 
     arch: Arch
     masks: Masks
-    repairs: Repairs
+    repairs: Repairs  # of the layer at hand at least, before it is advanced
     walk: Walk  # its hidden states are the dense model's
     pruned: list[Tensor]
+    shelf: Shelf  # where a streamed model's are kept
+    ranks: Ranks
+    is_moved: bool = False  # whether the two may differ
     # per batch, in the layer at hand: the pruned stream before its last consumer, and what that consumer reads
     read: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
+    @classmethod
+    def start(
+        cls,
+        arch: Arch,
+        masks: Masks,
+        repairs: Repairs,
+        rows: Rows,
+        *,
+        batch_tokens: int,
+        ranks: Ranks = Ranks(),  # noqa: B008
+    ) -> "Streams":
+        """Before the first layer. rows: token rows, every fifth held out."""
+        walk = Walk.start(arch, rows, batch_tokens=batch_tokens, ranks=ranks)
+        shelf = shelf_for(arch.model, COPIES * walk.state_bytes, "hidden states")
+        streams = cls(arch, masks, dict(repairs), walk, [], shelf, ranks)
+        walk.hidden = [streams._kept(index, "after1", hidden) for index, hidden in enumerate(walk.hidden)]
+        streams.pruned = list(walk.hidden)
+        return streams
+
+    def _kept(self, index: int, name: str, value: Tensor) -> Tensor:
+        return self.shelf.put(f"{index}.{name}", value) if self.shelf.on_disk else value
+
+    def _each(self) -> Iterator[int]:
+        """The batches; what is kept of one rests when the next one's turn comes."""
+        for index in range(len(self.walk.batches)):
+            yield index
+            self.shelf.rest(f"{index}.")
+
     def advance_(self, layer: int) -> None:
         """Mend the layer's linears in the order in which they run, then move both streams past the layer."""
-        batches = range(len(self.walk.batches))
         axes = self.arch.layer_axes(layer)
         fitted = [axis for axis in axes if axis.consumer in self.arch.writers(layer)]
-        dense = [self._dense_run(fitted, layer, i) for i in batches]
+        dense = [self._dense_run(fitted, layer, i) for i in self._each()]
         self.read.clear()
         for place, axis in enumerate(fitted):
-            changed = self.pruned[0] is not self.walk.hidden[0] or any(a.key in self.repairs for a in fitted[:place])
+            changed = self.is_moved or any(a.key in self.repairs for a in fitted[:place])
             if changed:
                 self._correct_(axis, axes, [run.reads[place] for run in dense])
             if changed or axis.key in self.repairs:
                 self._refit_(axis, axes, dense)
-        if any(axis.key in self.repairs for axis in axes) or self.pruned[0] is not self.walk.hidden[0]:
+        if self.is_moved or any(axis.key in self.repairs for axis in axes):
+            self.is_moved = True
             with self._cut(axes):
-                self.pruned = [self._after(layer, i) for i in batches]
+                self.pruned = [self._kept(i, "pruned", self._after(layer, i)) for i in self._each()]
         else:
             self.pruned = [run.after for run in dense]
         self.walk.hidden = [run.after for run in dense]
@@ -83,7 +120,7 @@ class Streams:
             return self.walk.run(layer, index, self.pruned[index])
         stream, inputs = self.read.pop(index)
         output: Tensor = self.arch.linear(layer, self.arch.writers(layer)[-1])(inputs)
-        return stream + output
+        return stream + output.view_as(stream)  # OPT's MLP sees rows of tokens
 
     def _dense_run(self, axes: Sequence[Axis], layer: int, index: int) -> DenseRun:
         writers = self.arch.writers(layer)
@@ -95,7 +132,11 @@ class Streams:
             for axis, into in zip(axes, reads, strict=True):
                 stack.enter_context(taken(self.arch.linear(layer, axis.producers[0]), into, inputs=True))
             after = self.walk.run(layer, index)
-        return DenseRun([into[0] for into in outputs], [into[0] for into in reads], after)
+        return DenseRun(
+            [self._kept(index, f"output{place}", into[0].view_as(after)) for place, into in enumerate(outputs)],
+            [self._kept(index, f"read{place}", into[0]) for place, into in enumerate(reads)],
+            self._kept(index, f"after{layer % 2}", after),
+        )
 
     def _cut(self, axes: Sequence[Axis]) -> contextlib.ExitStack:
         stack = contextlib.ExitStack()
@@ -109,10 +150,12 @@ class Streams:
         """Map what the axis's linears read to what the dense ones read, where that helps on held-out rows."""
         sums = [CrossMoments(), CrossMoments()]
         with self._cut(axes):
-            for index, held in enumerate(self.walk.held):
+            for index in self._each():
                 inputs = input_of(self.walk, axis.layer, axis.producers[0], index, self.pruned[index])
-                sums[held].update_(self.walk.real(index, inputs), self.walk.real(index, expected[index]))
-        found = corrected_inputs(*sums)
+                into = sums[self.walk.held[index]]
+                into.update_(self.walk.real(index, inputs), self.walk.real(index, expected[index]))
+        fit, held = (over(one, self.ranks) for one in sums)
+        found = agreed(lambda: corrected_inputs(fit, held), self.ranks)
         if found is not None:
             self.repairs[axis.key] = replace(self._start(axis), inputs=found)
 
@@ -125,13 +168,14 @@ class Streams:
         keep = kept_inputs(axis, self.masks[axis.key])
         sums = [CrossMoments(), CrossMoments()]
         with self._cut(axes):
-            for index, held in enumerate(self.walk.held):
+            for index in self._each():
                 inputs, target = self._fitted_to(axis, index, dense[index])
                 h = self.walk.real(index, inputs)
                 h = h[:, keep.to(h.device)] if h.shape[1] == len(keep) else h  # channels that go are left out already
-                sums[held].update_(h, self.walk.real(index, target))
+                sums[self.walk.held[index]].update_(h, self.walk.real(index, target))
         start = self._start(axis)
-        better = refit(start, sums[0], sums[1], weight_of(self.arch, axis)[:, keep])
+        fit, held = (over(one, self.ranks) for one in sums)
+        better = agreed(lambda: refit(start, fit, held, weight_of(self.arch, axis)[:, keep]), self.ranks)
         if better is not None:
             self.repairs[axis.key] = replace(better, inputs=start.inputs)
 
@@ -142,12 +186,16 @@ class Streams:
         earlier: list[Tensor] = []
         with taken(self.arch.linear(axis.layer, writers[0]), earlier):
             inputs = input_of(self.walk, axis.layer, axis.consumer, index, self.pruned[index])
-        target = dense.outputs[place]
-        if _adds_up(self.walk.hidden[index], dense.outputs, dense.after):
-            target = target + self.walk.hidden[index] - self.pruned[index]
-            target = target + sum(dense.outputs[0] - output for output in earlier)
+        whole, pruned, after, *outputs = (
+            states.to(inputs.device)
+            for states in (self.walk.hidden[index], self.pruned[index], dense.after, *dense.outputs)
+        )
+        target = outputs[place]
+        if _adds_up(whole, outputs, after):
+            target = target + whole - pruned
+            target = target + sum(outputs[0] - output for output in earlier)
             if place and sum(known.nbytes for _, known in self.read.values()) < READ_BYTES:
-                self.read[index] = (self.pruned[index] + sum(earlier), inputs)
+                self.read[index] = (pruned + sum(earlier), inputs)
         return inputs, target if bias is None else target - bias
 
 
@@ -158,12 +206,18 @@ def _adds_up(before: Tensor, outputs: Sequence[Tensor], after: Tensor) -> bool:
 
 
 def refit_layers(
-    arch: Arch, masks: Masks, repairs: Repairs, rows: Rows, *, batch_tokens: int, progress: bool
+    arch: Arch,
+    masks: Masks,
+    repairs: Repairs,
+    rows: Rows,
+    *,
+    batch_tokens: int,
+    progress: bool,
+    ranks: Ranks = Ranks(),  # noqa: B008
 ) -> Repairs:
     """Repairs refitted layer after layer; those of axes left whole are new. rows: token rows, every fifth held out."""
     with evaluation(arch.model):
-        walk = Walk.start(arch, rows, batch_tokens=batch_tokens)
-        streams = Streams(arch, masks, dict(repairs), walk, list(walk.hidden))
+        streams = Streams.start(arch, masks, repairs, rows, batch_tokens=batch_tokens, ranks=ranks)
         layers = range(len(arch.layers))
         for layer in tqdm(layers, desc="refit", unit="layer", disable=not progress, leave=False):
             streams.advance_(layer)

@@ -14,7 +14,8 @@ from seap.activations.calibration import (
     identity,
     too_large,
 )
-from seap.activations.distributed import Ranks, agreed, calibrate, joined, local_device, share
+from seap.activations.distributed import calibrate, share
+from seap.activations.ranks import Ranks, agreed, joined, local_device
 from seap.activations.stats import Statistics, load_statistics, merge, save_statistics
 from seap.disk.claim import claimed, claimed_each
 from seap.environment import versions
@@ -119,11 +120,7 @@ def _calibrate_claimed(
         if shard is not None:
             corpora = {task: part_of(corpus, shard) for task, corpus in corpora.items()}
         planned = {task: about_statistics(model, corpus, options) for task, corpus in corpora.items()}
-        there = {
-            task: is_current(out / f"{task}.safetensors", about["key"], overwrite=overwrite)
-            for task, about in planned.items()
-        }
-        there = agreed(there, ranks)
+        there = agreed(lambda: {task: _is_there(out, task, about, overwrite) for task, about in planned.items()}, ranks)
         missing = {task: corpus for task, corpus in corpora.items() if not there[task]}
         if ranks.rank == 0:
             check_room(describe(model), missing, options, out)
@@ -141,6 +138,10 @@ def _calibrate_claimed(
     return [
         about | {"path": str(out / f"{task}.safetensors"), "skipped": there[task]} for task, about in planned.items()
     ]
+
+
+def _is_there(out: Path, task: str, about: Mapping[str, Any], overwrite: bool) -> bool:
+    return is_current(out / f"{task}.safetensors", about["key"], overwrite=overwrite)
 
 
 def check_spread(ranks: Ranks, shard: Ranks | None, num_actors: int | None) -> None:

@@ -1,10 +1,12 @@
 """Pruning a model that is larger than memory: its layers are measured, scored, cut and written one after the other.
 
-The figures are the same as in memory. What needs the whole model many times (search, measured damage, the loss's
-sensitivity, the refit) is refused.
+The figures are the same as in memory. The loss's sensitivity goes forward and back layer by layer, a trial of the
+search forward (`Judge.divergence_with`), and the refit is layer by layer anyway, just before a layer is cut. What runs
+the whole model for every axis, width or weight is refused.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,62 +15,92 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from seap.compensation.compensate import Repair, Repairs, Source, repair_axes
+from seap.activations.layerwise import evaluation
+from seap.activations.ranks import Ranks
+from seap.activations.stats import Statistics
+from seap.compensation.compensate import Repair, Repairs, repair_axes
 from seap.errors import UserError
 from seap.files import to_json, write_safetensors
-from seap.methods import MEASURED
+from seap.methods import MEASURED, Method
 from seap.models.arch import Arch, describe
 from seap.models.axes import Masks
 from seap.models.residency import modules_of, page_out, read_ahead, ready_, streamed
+from seap.pruning.sequential import Streams
 from seap.pruning.surgery import check_buildable, cut_layer_, finish_
 from seap.selection.mask import check_fits
 from seap.selection.options import Pruning
+from seap.text.options import Calibration
 
 METADATA = {"format": "pt"}
-LAYER_BY_LAYER = "--score obs --allocate logistic --no-sequential"
+# what measures with whole networks, one after the other → what to do without it
+WHOLE: dict[str, tuple[Callable[[Pruning], bool], str]] = {
+    "--curves measured": (
+        lambda options: options.resolved().allocate in MEASURED and not options.closed_curves,
+        "leave it out for curves in closed form",
+    ),
+    "--cost milliseconds": (lambda options: options.cost == "milliseconds", "leave it out"),
+    "--mix auto": (lambda options: options.mix == "auto", "give --mix a share, such as 0.3"),
+    "--worst-task": (lambda options: options.worst_task, "weigh the tasks with --weights"),
+}
+
+
+def unstreamable(options: Pruning) -> list[str]:
+    """Choices that run the whole model for every axis, width or weight."""
+    return [name for name, (is_wanted, _) in WHOLE.items() if is_wanted(options)]
 
 
 def check_streamable(options: Pruning) -> None:
-    """Raise UserError for choices that run the whole model again and again."""
-    method = options.resolved()
-    wanted = {
-        f"--score {method.score}": method.score == "obs-fisher",
-        f"--allocate {method.allocate}": method.allocate in MEASURED,
-        "--sequential": method.sequential,
-        "--cost milliseconds": options.cost == "milliseconds",
-        "--mix auto": options.mix == "auto",
-        "--worst-task": options.worst_task,
-    }
-    refused = [name for name, is_wanted in wanted.items() if is_wanted]
-    if refused:
-        raise UserError(
-            f"{', '.join(refused)} needs the whole model in memory, which --stream doesn't have; add {LAYER_BY_LAYER}, "
-            "or choose --method seap-paper, flap or wanda-sp"
-        )
+    """Raise UserError for such choices."""
+    for name in unstreamable(options):
+        raise UserError(f"{name} needs the whole model in memory, which --stream doesn't have; {WHOLE[name][1]}")
 
 
 @torch.no_grad()
-def cut_streamed_(model: Any, masks: Masks, source: Source, compensate: str, *, progress: bool = True) -> Repairs:
-    """Repair and cut a streamed model layer by layer; each is written to the plan's folder and read from there on.
+def cut_streamed_(
+    model: Any,
+    masks: Masks,
+    source: Statistics,
+    method: Method,
+    *,
+    progress: bool = True,
+    ranks: Ranks = Ranks(),  # noqa: B008
+) -> Repairs:
+    """Repair, refit and cut a streamed model layer by layer; each is written to the plan's folder and read from there.
 
-    Returns what the repairs were, without their matrices.
+    Of several ranks, which refit together, only the first one writes. Returns what the repairs were, without their
+    matrices.
     """
     arch, plan = describe(model), streamed(model)
     assert plan is not None
     check_fits(arch, masks)
-    check_buildable(arch, masks, {} if compensate == "none" else dict.fromkeys(masks, Repair(torch.empty(0))))
+    check_buildable(arch, masks, {} if method.compensate == "none" else dict.fromkeys(masks, Repair(torch.empty(0))))
     told: Repairs = {}
-    for layer in tqdm(range(len(arch.layers)), desc="cut", unit="layer", disable=not progress, leave=False):
-        read_ahead(value for one in arch.layers[layer : layer + 2] for value in one.parameters())
-        before = ready_(modules_of(arch, layer), plan)
-        repairs = repair_axes(arch, masks, source, compensate, layer=layer)
-        cut_layer_(arch, layer, masks, repairs)
-        page_out(value for _, _, value in before)
-        told |= {key: Repair(torch.empty(0), about=repair.about) for key, repair in repairs.items()}
-        path = plan.shards / f"layer-{layer}.safetensors"
-        _to_file_(arch.layers[layer], f"{arch.family.layers}.{layer}.", path, plan.save_dtype)
+    with evaluation(model):
+        streams = None
+        if method.sequential and not all(mask.all() for mask in masks.values()):
+            streams = Streams.start(arch, masks, {}, source.rows, batch_tokens=Calibration.batch_tokens, ranks=ranks)
+        for layer in tqdm(range(len(arch.layers)), desc="cut", unit="layer", disable=not progress, leave=False):
+            read_ahead(value for one in arch.layers[layer : layer + 2] for value in one.parameters())
+            before = ready_(modules_of(arch, layer), plan)
+            repairs = repair_axes(arch, masks, source, method.compensate, layer=layer)
+            repairs = repairs if streams is None else _refitted(streams, layer, repairs)
+            cut_layer_(arch, layer, masks, repairs)
+            page_out(value for _, _, value in before)
+            told |= {key: Repair(torch.empty(0), about=repair.about) for key, repair in repairs.items()}
+            if ranks.is_first:
+                path = plan.shards / f"layer-{layer}.safetensors"
+                _to_file_(arch.layers[layer], f"{arch.family.layers}.{layer}.", path, plan.save_dtype)
+            else:
+                arch.layers[layer].to("meta")
     finish_(arch, masks, told.keys())
     return told
+
+
+def _refitted(streams: Streams, layer: int, repairs: Repairs) -> Repairs:
+    """The repairs of a layer that is ready, once both streams are past it; nothing is kept of the layers before."""
+    streams.repairs = dict(repairs)
+    streams.advance_(layer)
+    return streams.repairs
 
 
 def _to_file_(layer: nn.Module, prefix: str, path: Path, dtype: torch.dtype) -> None:

@@ -16,7 +16,7 @@ Shapes: C inputs of the consumer, U units.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from seap.compensation.compensate import fitting
 from seap.errors import UserError
 from seap.models.arch import Arch
 from seap.models.axes import KV_GROUPS, Axis
-from seap.models.residency import release
+from seap.models.residency import as_computed, release
 from seap.scoring.obs import removal
 from seap.scoring.sensitivity import root
 
@@ -95,16 +95,17 @@ def score_inputs(
     *,
     seed: int = 0,
     sensitivity: Mapping[str, Tensor] | None = None,
+    axes: Sequence[Axis] | None = None,
 ) -> Scores:
     """Score every input of every consumer.
 
-    sensitivity: for `obs-fisher`, axis key → F (O, O) of `measure_sensitivity`.
+    sensitivity: for `obs-fisher`, axis key → F (O, O) of `measure_sensitivity`. axes: only of these.
 
     Returns axis key → float64 (C,) on the CPU. Raises ValueError when a score isn't finite, with the axis named.
     """
     scores: Scores = {}
-    for axis in arch.axes:
-        weight = arch.weight(axis.layer, axis.consumer).detach()
+    for axis in arch.axes if axes is None else axes:
+        weight = as_computed(arch.model, arch.weight(axis.layer, axis.consumer).detach())
         if name == "random":
             score = _random(axis, seed)
         elif name == "magnitude":
@@ -114,6 +115,7 @@ def score_inputs(
             if name == "obs-fisher":
                 assert sensitivity is not None, f"{name} needs the loss's sensitivity"
                 weight = root(sensitivity[axis.key]).double() @ weight.cpu().double()
+                release(arch.model, [sensitivity[axis.key]])
             score = ACTIVATION_SCORES[name](axis, weight, statistics[axis.key])
         if not torch.isfinite(score).all():
             raise UserError(f"{arch.name_of(axis)}: score {name} is not finite; are the model's weights sound?")

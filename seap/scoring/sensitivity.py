@@ -3,31 +3,47 @@
 With g the gradient of −log p(y|x) at a consumer's output, y drawn from the model itself, a small error e in that output
 costs about ½ eᵀ F e in KL, F = E[g gᵀ] (Amari, 1998). Selection that weighs the output error by F keeps what the loss
 needs rather than what is large. Only the hidden states before each layer are kept; a layer is run again for its
-gradient. Nothing is trained. Shapes: B rows, T tokens, N real tokens, V vocabulary,
-C inputs and O outputs of a linear.
+gradient, and all batches go through one layer before the one below it, so that a streamed model is read twice. The
+words drawn depend on the seed and the row alone, so batches can be dealt out to several ranks. Nothing is trained.
+Shapes: B rows, T tokens, N real tokens, V vocabulary, C inputs and O outputs of a linear.
 """
 
 import contextlib
 import random
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from seap.activations.layerwise import Walk, evaluation, resume, split_rows, taken
+from seap.activations.layerwise import Walk, evaluation, finished, placed, split_rows, taken
+from seap.activations.ranks import Ranks, summed
 from seap.activations.stats import Rows
 from seap.models.arch import Arch
+from seap.models.residency import at_the_end, resident
+from seap.models.shelf import Shelf, shelf_for
+from seap.text.corpus import Batch
 from seap.text.rows import num_counted
 
 Place = tuple[int, str]  # layer, and a linear in it
+Ending = Callable[[int, Tensor], Tensor]  # a batch, its states (B, T, D) after the last layer → their gradient
 FLOOR = 0.5  # added to F, over the mean of its diagonal: few tokens leave many directions unseen
 
 
 def measure_sensitivity(
-    arch: Arch, rows: Rows, *, num_tokens: int, seed: int, batch_tokens: int, progress: bool
-) -> dict[str, Tensor]:
+    arch: Arch,
+    rows: Rows,
+    *,
+    num_tokens: int,
+    seed: int,
+    batch_tokens: int,
+    progress: bool,
+    ranks: Ranks = Ranks(),  # noqa: B008
+) -> Mapping[str, Tensor]:
     """Axis key → F (O, O) float32 per token, so that ½ eᵀ F e is about what an output error e costs in nats.
 
     rows: calibration text, of which about `num_tokens` tokens are drawn among those that aren't held out.
@@ -40,9 +56,12 @@ def measure_sensitivity(
             break
         taken_rows.append(row)
     with evaluation(arch.model):
-        found = fisher(arch, taken_rows, seed=seed, batch_tokens=batch_tokens, progress=progress)
+        found = fisher(arch, taken_rows, seed=seed, batch_tokens=batch_tokens, progress=progress, ranks=ranks)
     count = sum(map(num_counted, taken_rows))
-    return {key: information.div_(count) for key, information in found.items()}
+    for key in found:
+        found[key].div_(count)
+        found.rest(key)
+    return found
 
 
 def root(information: Tensor) -> Tensor:
@@ -53,43 +72,114 @@ def root(information: Tensor) -> Tensor:
 
 
 def fisher(
-    arch: Arch, rows: Sequence[Sequence[int]], *, seed: int, batch_tokens: int, progress: bool
-) -> dict[str, Tensor]:
+    arch: Arch,
+    rows: Sequence[Sequence[int]],
+    *,
+    seed: int,
+    batch_tokens: int,
+    progress: bool,
+    ranks: Ranks = Ranks(),  # noqa: B008
+) -> Shelf:
     """Axis key → Σ g gᵀ (O, O) at the consumer's output, over all real tokens; float32."""
     keys = {(axis.layer, axis.consumer): axis.key for axis in arch.axes}
-    sums: dict[str, Tensor] = {}
-    for place, _, grad in gradients(arch, rows, [*keys], seed=seed, batch_tokens=batch_tokens, progress=progress):
-        outer = (grad.t() @ grad).cpu()
-        sums[keys[place]] = sums[keys[place]] + outer if keys[place] in sums else outer
+    outputs = {place: arch.weight(*place).shape[0] for place in keys}
+    sums = shelf_for(arch.model, sum(4 * size**2 for size in outputs.values()), "the loss's sensitivities")
+    walk = Walk.start(arch, rows, batch_tokens=batch_tokens, ranks=ranks)
+    back = Backward.start(walk, partial(_sampled, walk, seed))
+    for layer in back.layers(progress=progress):
+        own = {module: keys[at, module] for at, module in keys if at == layer}
+        found: dict[str, Tensor] = {}
+        for module, _, grad in back.through(layer, [*own]):
+            outer = (grad.t() @ grad).cpu()
+            found[module] = found[module] + outer if module in found else outer
+        for module, key in own.items():
+            size = outputs[layer, module]
+            sums[key] = summed(found.pop(module) if module in found else torch.zeros(size, size), ranks)
     return sums
 
 
 def gradients(
     arch: Arch, rows: Sequence[Sequence[int]], places: Sequence[Place], *, seed: int, batch_tokens: int, progress: bool
 ) -> Iterator[tuple[Place, Tensor, Tensor]]:
-    """Batch after batch, last layer first: a linear, what it reads (N, C), and g at its output (N, O); float32."""
-    generator = torch.Generator().manual_seed(seed)
+    """Last layer first, batch after batch: a linear, what it reads (N, C), and g at its output (N, O); float32."""
     walk = Walk.start(arch, rows, batch_tokens=batch_tokens)
-    states = walk.states()
-    bar = tqdm(range(len(walk.batches)), desc="sensitivity", unit="batch", disable=not progress, leave=False)
-    for index in bar:
-        grad = _at_the_end(walk, index, states[-1][index], generator)
-        for layer in reversed(range(len(arch.layers))):
-            modules = [module for own, module in places if own == layer]
-            grad, found = _through(walk, layer, index, states[layer][index], grad, modules)
-            for module, (inputs, outputs) in found.items():
-                yield (layer, module), walk.real(index, inputs).float(), walk.real(index, outputs).float()
+    yield from backward(walk, walk.states(Shelf()), places, partial(_sampled, walk, seed), progress=progress)
 
 
-def _at_the_end(walk: Walk, index: int, hidden: Tensor, generator: torch.Generator) -> Tensor:
+def backward(
+    walk: Walk, states: Sequence[Sequence[Tensor]], places: Sequence[Place], ending: Ending, *, progress: bool
+) -> Iterator[tuple[Place, Tensor, Tensor]]:
+    """The same with the gradient that `ending` gives. states: before each layer and after the last, per batch."""
+    back = Backward.of(walk, states, ending)
+    for layer in back.layers(progress=progress):
+        for module, inputs, grad in back.through(layer, [module for own, module in places if own == layer]):
+            yield (layer, module), inputs, grad
+
+
+@dataclass
+class Backward:
+    """A corpus on its way back through the layers: the gradient (B, T, D) of every batch after the next layer."""
+
+    walk: Walk
+    states: list[Sequence[Tensor]]  # per layer, per batch: the hidden states before it
+    grads: list[Tensor]
+    shelf: Shelf = field(default_factory=Shelf)  # where the states are
+
+    @classmethod
+    def start(cls, walk: Walk, ending: Ending) -> "Backward":
+        """Run the walk to its end."""
+        model, num_layers = walk.arch.model, len(walk.arch.layers)
+        shelf = shelf_for(model, walk.state_bytes * (num_layers + 1), "hidden states")
+        back = cls.of(walk, walk.states(shelf), ending)
+        back.shelf = shelf
+        return back
+
+    @classmethod
+    def of(cls, walk: Walk, states: Sequence[Sequence[Tensor]], ending: Ending) -> "Backward":
+        """From states that are known."""
+        with at_the_end(walk.arch):
+            grads = [ending(index, hidden) for index, hidden in enumerate(states[-1])]
+        return cls(walk, list(states[:-1]), grads)
+
+    def layers(self, *, progress: bool) -> Iterator[int]:
+        """Last layer first."""
+        layers = range(len(self.walk.arch.layers) - 1, -1, -1)
+        yield from tqdm(layers, desc="sensitivity", unit="layer", disable=not progress, leave=False)
+        self.shelf.close()
+
+    def through(self, layer: int, modules: Sequence[str]) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Past a layer, batch after batch: a linear in it, what it reads (N, C), and g at its output (N, O)."""
+        walk, before = self.walk, self.states.pop()
+        with resident(walk.arch, layer):
+            for index, hidden in enumerate(before):
+                self.grads[index], found = _through(walk, layer, index, hidden, self.grads[index], modules)
+                self.shelf.pop(f"{index}.{layer}", None)
+                for module, (inputs, grad) in found.items():
+                    yield module, walk.real(index, inputs).float(), walk.real(index, grad).float()
+
+
+def _sampled(walk: Walk, seed: int, index: int, hidden: Tensor) -> Tensor:
     """d(−Σ log p(y)) / d(hidden states after the last layer) of one batch, y sampled."""
+    batch = walk.batches[index]
     with torch.enable_grad():
         leaf = hidden.detach().requires_grad_()
-        logits = resume(walk.arch, walk.batches[index], len(walk.arch.layers), leaf).float()
-        real = logits[walk.batches[index].counted.to(logits.device)]
-        sampled = torch.multinomial(real.detach().softmax(-1).cpu(), 1, generator=generator).flatten()
+        logits = finished(walk.arch, batch, leaf).float()
+        real = logits[batch.counted.to(logits.device)]
+        sampled = drawn_words(real.detach().softmax(-1).cpu(), batch, seed)
         [grad] = torch.autograd.grad(cross_entropy(real, sampled.to(real.device), reduction="sum"), [leaf])
     return grad
+
+
+def drawn_words(chances: Tensor, batch: Batch, seed: int) -> Tensor:
+    """A word for each token that counts, (N,), drawn with these chances (N, V) by the seed and the token's row."""
+    each = torch.zeros(batch.ids.shape)
+    for place, (ids, mask) in enumerate(zip(batch.ids, batch.mask, strict=True)):
+        row = ids[mask]
+        generator = torch.Generator().manual_seed(zlib.crc32(row.numpy().tobytes(), seed & 0xFFFFFFFF))
+        each[place, : len(row)] = torch.rand(len(row), generator=generator)
+    sums = chances.cumsum(1)
+    found = torch.searchsorted(sums, each[batch.counted][:, None] * sums[:, -1:], right=True)
+    return found.flatten().clamp_max(chances.shape[1] - 1)
 
 
 def _through(
@@ -103,8 +193,8 @@ def _through(
             linear = walk.arch.linear(layer, module)
             stack.enter_context(taken(linear, into, inputs=True))
             stack.enter_context(taken(linear, out))
-        leaf = hidden.detach().requires_grad_()
+        leaf = placed(hidden, walk.arch.layers[layer]).detach().requires_grad_()
         after = walk.run(layer, index, leaf)
-        before, *grads = torch.autograd.grad(after, [leaf, *(out[0] for out in writes)], grad)
+        before, *grads = torch.autograd.grad(after, [leaf, *(out[0] for out in writes)], grad.to(after.device))
     read = [into[0].detach() for into in reads]
     return before, dict(zip(modules, zip(read, grads, strict=True), strict=True))

@@ -86,7 +86,7 @@ def closed_curves(
         blocks = blocks_of(axis, weight_of(arch, axis), statistics, unit_places(axis, scores), compensate)
         damage = damage_at(blocks, sensitivity[axis.key], widths, has_bias=compensate != "none" and not axis.usage_key)
         curves[axis.key] = Curve((*widths, axis.units), (*damage, 0.0))
-        release(arch.model, arch.layers[axis.layer].parameters())
+        release(arch.model, [sensitivity[axis.key], *arch.layers[axis.layer].parameters()])
     return curves
 
 

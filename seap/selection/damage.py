@@ -7,7 +7,7 @@ error grows with the root of KL. Shapes: B rows, T tokens, V vocabulary, C input
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 from tqdm import tqdm
 
-from seap.activations.layerwise import Walk, evaluation, resume, split_rows
+from seap.activations.layerwise import Walk, evaluation, finished, resume, split_rows
+from seap.activations.ranks import Ranks, summed
 from seap.compensation.compensate import Repair, map_inputs
 from seap.models.arch import Arch
 from seap.models.axes import CHANNELS, KV_GROUPS, Axis
+from seap.models.residency import at_the_end, release, resident, streamed
+from seap.models.shelf import Shelf, shelf_for
 from seap.text.rows import cut_to, num_counted
 
 KEPT_SHARES = (0.75, 0.5, 0.3, 0.15)  # of the channels, beside the least that must stay
@@ -49,7 +52,8 @@ class Curve:
 
 
 Curves = dict[str, Curve]  # axis key → curve
-RepairTo = Callable[[Axis, int], tuple[Tensor, Repair | None]]  # axis, width → kept inputs (C,), repair
+Cut = tuple[Tensor, Repair | None]  # kept inputs (C,), repair
+RepairTo = Callable[[Axis, int], Cut]  # axis, width → what it becomes
 
 
 @contextlib.contextmanager
@@ -116,41 +120,86 @@ def _replaced(
 
 @dataclass
 class Judge:
-    """Measures KL from the dense model on held-out rows; the dense model's states are kept."""
+    """Measures KL from the dense model on held-out rows; the dense model's states are kept.
+
+    Of several ranks each has a part of the rows, and all find the same.
+    """
 
     arch: Arch
     walk: Walk
     states: list[list[Tensor]] = field(default_factory=list)  # per layer (and after the last), per batch
     dense: dict[int, Tensor] = field(default_factory=dict)
+    ranks: Ranks = field(default_factory=Ranks)
+    shelf: Shelf = field(default_factory=Shelf)  # where the states are
 
     @classmethod
-    def on(cls, arch: Arch, rows: Sequence[Sequence[int]], *, batch_tokens: int) -> "Judge":
+    def on(
+        cls,
+        arch: Arch,
+        rows: Sequence[Sequence[int]],
+        *,
+        batch_tokens: int,
+        ranks: Ranks = Ranks(),  # noqa: B008
+    ) -> "Judge":
         """Run the dense model once over the rows."""
         with evaluation(arch.model):
-            walk = Walk.start(arch, rows, batch_tokens=batch_tokens)
-            return cls(arch, walk, walk.states())
+            walk = Walk.start(arch, rows, batch_tokens=batch_tokens, ranks=ranks)
+            shelf = shelf_for(arch.model, walk.state_bytes * (len(arch.layers) + 1), "hidden states")
+            return cls(arch, walk, walk.states(shelf), ranks=ranks, shelf=shelf)
 
     def _expected(self, index: int) -> Tensor:
         """The dense model's log-probabilities (B, T, V) of a batch."""
         if index in self.dense:
             return self.dense[index]
-        logits = resume(self.arch, self.walk.batches[index], len(self.arch.layers), self.states[-1][index])
-        found = log_softmax(logits.float(), -1)
+        found = log_softmax(finished(self.arch, self.walk.batches[index], self.states[-1][index]).float(), -1)
         if sum(t.nbytes for t in self.dense.values()) + found.nbytes < CACHED_BYTES:
             self.dense[index] = found
         return found
 
     def divergence(self, first_layer: int = 0) -> float:
         """KL(dense ‖ model as it is now) per token, when no layer before `first_layer` has changed."""
-        total, count = 0.0, 0
-        for index, batch in enumerate(self.walk.batches):
-            logits = resume(self.arch, batch, first_layer, self.states[first_layer][index])
-            expected = self._expected(index)
-            kl = (expected.exp() * (expected - log_softmax(logits.float(), -1))).sum(-1)
-            real = batch.counted.to(kl.device)
-            total += float((kl.double() * real).sum())
-            count += int(real.sum())
-        return total / count
+        assert streamed(self.arch.model) is None, "of a streamed model see `divergence_with`"
+        states = self.states[first_layer]
+        return self._per_token(
+            resume(self.arch, batch, first_layer, states[index]) for index, batch in enumerate(self.walk.batches)
+        )
+
+    def divergence_with(self, axes: Sequence[Axis], cut_to: Callable[[Axis], Cut]) -> float:
+        """KL(dense ‖ model with these axes cut) per token, without surgery; of a streamed model layer by layer."""
+        first = min((axis.layer for axis in axes), default=len(self.arch.layers))
+        if streamed(self.arch.model) is None:
+            with contextlib.ExitStack() as stack:
+                for axis in axes:
+                    stack.enter_context(simulated(self.arch, axis, *cut_to(axis)))
+                return self.divergence(first)
+        walk, hidden = self.walk, list(self.states[first])
+        for layer in range(first, len(self.arch.layers)):
+            cuts = [(axis, *cut_to(axis)) for axis in axes if axis.layer == layer]
+            with resident(self.arch, layer), contextlib.ExitStack() as stack:
+                for axis, keep, repair in cuts:
+                    stack.enter_context(simulated(self.arch, axis, keep, repair))
+                hidden = [walk.run(layer, index, states) for index, states in enumerate(hidden)]
+            weights = [repair.weight for _, _, repair in cuts if repair is not None and repair.weight is not None]
+            release(self.arch.model, weights)
+        with at_the_end(self.arch):
+            return self._per_token(finished(self.arch, walk.batches[i], states) for i, states in enumerate(hidden))
+
+    def _per_token(self, logits: Iterable[Tensor]) -> float:
+        """The mean KL of what is found for each batch, over the ranks."""
+        found = sum(float(self._summed(index, own)) for index, own in enumerate(logits))
+        total, count = summed(torch.tensor([found, self.num_tokens], dtype=torch.float64), self.ranks).tolist()
+        return float(total / count)
+
+    @property
+    def num_tokens(self) -> int:
+        """Of this rank's rows."""
+        return sum(int(batch.counted.sum()) for batch in self.walk.batches)
+
+    def _summed(self, index: int, logits: Tensor) -> Tensor:
+        """KL of logits (B, T, V) of a batch, summed over the tokens that count."""
+        expected = self._expected(index)
+        kl = (expected.exp() * (expected - log_softmax(logits.float(), -1))).sum(-1)
+        return (kl.double() * self.walk.batches[index].counted.to(kl.device)).sum()
 
 
 def probe_rows(rows: Sequence[Sequence[int]], num_tokens: int, seed: int) -> list[Sequence[int]]:

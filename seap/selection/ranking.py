@@ -5,24 +5,14 @@ One ranking serves many sparsities: the scores and the damage curves don't depen
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 from seap.activations import calibration as calibrating
+from seap.activations.ranks import Ranks, agreed, gathered
 from seap.activations.stats import Statistics
-from seap.compensation.compensate import (
-    UNTESTED_DAMPING,
-    Compensation,
-    Repair,
-    can_repair,
-    kept_inputs,
-    mean_bias,
-    repair_axis,
-    ridge,
-    weight_of,
-)
 from seap.errors import UserError
 from seap.methods import MEASURED, RECONSTRUCTING, Method
 from seap.models.arch import Arch, choose_axes, describe
@@ -36,6 +26,7 @@ from seap.selection.damage import Curves, Judge, RepairTo, measure_curves, probe
 from seap.selection.mask import choose_units
 from seap.selection.mixture import QuickNetworks, add_general, check_mixture, choose_share, choose_weights, pool
 from seap.selection.options import Pruning
+from seap.selection.repairing import repairing
 from seap.selection.search import search
 from seap.selection.timing import Times, axis_times
 from seap.selection.usage import keep_experts
@@ -50,20 +41,23 @@ def combine_scores(
     options: Pruning,
     seed: int,
     sensitivity: Mapping[str, Tensor] | None = None,
+    axes: Sequence[Axis] | None = None,
 ) -> Scores:
-    """One score per input: of the one task, mixed over several, or of all text pooled. sensitivity: see `score_inputs`.
+    """One score per input: of the one task, mixed over several, or of all text pooled.
+
+    sensitivity, axes: see `score_inputs`.
 
     Scores of reconstruction are of mixed moments, the others are mixed themselves (SEAP-gen).
     """
     one_by_one = method.mask in ("general", "general-raw") and method.score not in RECONSTRUCTING
     if one_by_one and statistics:
         each = {
-            task: score_inputs(arch, part, method.score, seed=seed, sensitivity=sensitivity)
+            task: score_inputs(arch, part, method.score, seed=seed, sensitivity=sensitivity, axes=axes)
             for task, part in statistics.items()
         }
         return mix(each, options.weights, normalise=method.mask == "general")
     pooled = pool(statistics, options) if statistics else None
-    return score_inputs(arch, pooled, method.score, seed=seed, sensitivity=sensitivity)
+    return score_inputs(arch, pooled, method.score, seed=seed, sensitivity=sensitivity, axes=axes)
 
 
 @dataclass
@@ -81,6 +75,7 @@ class Ranking:
     times: Times | None = None
     notes: tuple[str, ...] = ()  # what was chosen on held-out text
     known: dict[float, Masks] = field(default_factory=dict)
+    ranks: Ranks = field(default_factory=Ranks)  # that rank together
 
     @property
     def free(self) -> list[Axis]:
@@ -110,7 +105,7 @@ class Ranking:
 
     def _masks(self, options: Pruning, progress: bool) -> Masks:
         axes = keep_experts(self.arch, options, self.scores, self.usage)
-        budgets = allocate(self.arch, options, self.scores, self.curves, self.times, axes=axes)
+        budgets = self._allocated(options, axes, self.curves)
         if self.judge is not None and self.repair_to is not None and options.resolved().allocate == "search":
             start = {axis.key: budgets[axis.key] for axis in self.free}
             budgets |= search(
@@ -131,8 +126,12 @@ class Ranking:
         """Budgets of the free axes with their curves times these factors."""
         assert self.curves is not None
         curves = {key: curve.times(factors[key]) for key, curve in self.curves.items()}
-        found = allocate(self.arch, options, self.scores, curves, self.times, axes=axes)
+        found = self._allocated(options, axes, curves)
         return {axis.key: found[axis.key] for axis in self.free}
+
+    def _allocated(self, options: Pruning, axes: Sequence[Axis], curves: Curves | None) -> Budgets:
+        """The same on all ranks, whatever a solver's luck on each."""
+        return agreed(lambda: allocate(self.arch, options, self.scores, curves, self.times, axes=axes), self.ranks)
 
 
 def rank(
@@ -143,28 +142,31 @@ def rank(
     general: Statistics | None = None,
     seed: int = 0,
     progress: bool = False,
+    ranks: Ranks = Ranks(),  # noqa: B008
 ) -> Ranking:
     """Score the units and, for `damage` and `search`, measure each axis's curve on held-out rows.
 
     statistics: task → axis key → Moments; may be empty for scores of weights alone. general: of the text to mix in. The
     options' sparsity is used only where weights or a share of general text are chosen, as they are for the networks of
-    that sparsity. The ranking's own options and statistics are with what was chosen.
+    that sparsity. The ranking's own options and statistics are with what was chosen. ranks: that rank together, the
+    statistics being those of all.
     """
     arch = describe(model)
     check_mixture(options, list(statistics), general=general is not None)
     ready = with_second_moments(model, statistics, options, progress=progress)
     ready, options, notes = _settled(model, ready, options, general, seed=seed, progress=progress)
     method = options.resolved()
-    sensitivity = _sensitivity(arch, ready, options, seed, progress) if options.needs_sensitivity else {}
-    made = Ranking(arch, options, seed, ready, combine_scores(arch, method, ready, options, seed, sensitivity))
-    made.notes = notes
+    sensitivity = _sensitivity(arch, ready, options, seed, progress, ranks) if options.needs_sensitivity else {}
+    own = [axis for axis in arch.axes if ranks.owns(axis.layer)]
+    scores = combine_scores(arch, method, ready, options, seed, sensitivity, own)
+    made = Ranking(arch, options, seed, ready, gathered(scores, ranks), notes=notes, ranks=ranks)
     if method.allocate in MEASURED:
         pooled = pool(ready, options)
-        made.repair_to = _repairing(arch, method, made.scores, pooled)
-        made.times = axis_times(arch, made.free) if options.cost == "milliseconds" else None
+        made.repair_to = repairing(arch, method, made.scores, pooled)
+        made.times = agreed(lambda: axis_times(arch, made.free), ranks) if options.cost == "milliseconds" else None
         if not options.closed_curves or method.allocate == "search":
             rows = probe_rows(pooled.rows, options.spent.probe_tokens, seed)
-            made.judge = Judge.on(arch, rows, batch_tokens=Calibration.batch_tokens)
+            made.judge = Judge.on(arch, rows, batch_tokens=Calibration.batch_tokens, ranks=ranks)
         made.curves = _curves(made, pooled, sensitivity, progress)
     return made
 
@@ -177,7 +179,9 @@ def _curves(made: Ranking, pooled: Statistics, sensitivity: Mapping[str, Tensor]
         assert made.judge is not None
         return measure_curves(made.judge, made.free, least, step, made.repair_to, progress=progress)
     compensate = options.resolved().compensate
-    return closed_curves(arch, made.free, least, step, made.scores, pooled, sensitivity, compensate)
+    own = [axis for axis in made.free if made.ranks.owns(axis.layer)]
+    found = closed_curves(arch, own, least, step, made.scores, pooled, sensitivity, compensate)
+    return gathered(found, made.ranks)
 
 
 def _settled(
@@ -210,8 +214,8 @@ def _settled(
 
 
 def _sensitivity(
-    arch: Arch, statistics: Mapping[str, Statistics], options: Pruning, seed: int, progress: bool
-) -> dict[str, Tensor]:
+    arch: Arch, statistics: Mapping[str, Statistics], options: Pruning, seed: int, progress: bool, ranks: Ranks
+) -> Mapping[str, Tensor]:
     rows = tuple(row for part in statistics.values() for row in part.rows)
     return measure_sensitivity(
         arch,
@@ -220,26 +224,8 @@ def _sensitivity(
         seed=seed,
         batch_tokens=Calibration.batch_tokens,
         progress=progress,
+        ranks=ranks,
     )
-
-
-QUICK: dict[str, Compensation] = {"ridge": partial(ridge, damping=UNTESTED_DAMPING), "bias": mean_bias}
-
-
-def _repairing(arch: Arch, method: Method, scores: Scores, pooled: Statistics) -> RepairTo:
-    """How an axis cut to a width is compensated while damage is measured; each answer is computed once."""
-    known: dict[tuple[Axis, int], tuple[Tensor, Repair | None]] = {}
-
-    def repair_to(axis: Axis, width: int) -> tuple[Tensor, Repair | None]:
-        if (axis, width) not in known:
-            keep = kept_inputs(axis, choose_units([axis], scores, {axis.key: width})[axis.key])
-            repair = None
-            if method.compensate in QUICK and can_repair(axis, method.compensate):
-                repair = repair_axis(axis, weight_of(arch, axis), pooled, keep, QUICK[method.compensate])
-            known[axis, width] = keep, repair
-        return known[axis, width]
-
-    return repair_to
 
 
 def with_second_moments(

@@ -7,7 +7,6 @@ parameters to another; moves are drawn by seed, those that helped before more of
 (random local search; Týr-the-Pruner, arXiv 2503.09657, likewise searches on KL).
 """
 
-import contextlib
 import itertools
 import math
 import random
@@ -20,16 +19,13 @@ from tqdm import tqdm
 from seap.activations.layerwise import evaluation
 from seap.models.axes import KV_GROUPS, Axis
 from seap.selection.budgets import Budgets
-from seap.selection.damage import Judge, RepairTo, simulated
+from seap.selection.damage import Judge, RepairTo
 
 
 def divergence_of(judge: Judge, axes: Sequence[Axis], budgets: Mapping[str, int], repair_to: RepairTo) -> float:
     """KL(dense ‖ model with all axes cut to these widths) per token, without surgery."""
     cut = [axis for axis in axes if budgets[axis.key] < axis.units or axis.num_kept < axis.experts]
-    with contextlib.ExitStack() as stack:
-        for axis in cut:
-            stack.enter_context(simulated(judge.arch, axis, *repair_to(axis, budgets[axis.key])))
-        return judge.divergence(min((axis.layer for axis in cut), default=len(judge.arch.layers)))
+    return judge.divergence_with(cut, lambda axis: repair_to(axis, budgets[axis.key]))
 
 
 def moved(

@@ -1,15 +1,13 @@
 """Calibration by two of Ray's actors gives what one process gives; one that fails or dies ends the run."""
 
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from paths import ROOT
+from launched import launch_alone
 from same import assert_same
 from toy import TEXTS, folder, texts_file
 
@@ -21,22 +19,6 @@ from seap.errors import UserError
 from seap.text.corpus import Corpus
 
 
-def launch(words: list[str], tmp_path: Path, script: str = "") -> subprocess.CompletedProcess[str]:
-    """Run as a user does, on a local cluster that ends with the process."""
-    pytest.importorskip("ray.data", reason="Ray Data isn't installed: pip install 'seap[ray]'")
-    path = os.pathsep.join([str(ROOT), str(tmp_path)])
-    hidden = {"RAY_ADDRESS", "RANK", "WORLD_SIZE"}
-    return subprocess.run(
-        [sys.executable, *(["-c", script] if script else ["-m", "seap"]), *words],
-        cwd=tmp_path,
-        env={name: value for name, value in os.environ.items() if name not in hidden} | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-
-
 @pytest.mark.slow
 def test_two_actors_give_what_one_process_gives(tmp_path: Path) -> None:
     """Two tasks; uneven shards: seven groups of five texts are four and three."""
@@ -44,7 +26,7 @@ def test_two_actors_give_what_one_process_gives(tmp_path: Path) -> None:
     tasks = [f"toy={texts_file(tmp_path / 'toy.txt')}", f"few={texts_file(tmp_path / 'few.txt', TEXTS[:9])}"]
     words = ["calibrate", dense, "--task", tasks[0], "--task", tasks[1], "--second-moments", "--device", "cpu"]
     assert main([*words, "--out", str(tmp_path / "one")]) == 0
-    done = launch([*words, "--out", "two", "--ray", "2", "--json"], tmp_path)
+    done = launch_alone([*words, "--out", "two", "--ray", "2", "--json"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert [entry["task"] for entry in json.loads(done.stdout)["files"]] == ["toy", "few"]
     for task in ("toy", "few"):
@@ -71,7 +53,9 @@ def test_an_actor_that_dies_ends_the_run(tmp_path: Path) -> None:
     words = ["calibrate", dense, "--task", task, "--out", "two", "--device", "cpu", "--ray", "2"]
     started = time.monotonic()
     (tmp_path / "dying.py").write_text(DYING)  # a module, which Ray's processes can import too
-    done = launch(words, tmp_path, "import sys, dying; from seap.cli.main import main; sys.exit(main(sys.argv[1:]))")
+    done = launch_alone(
+        words, tmp_path, "import sys, dying; from seap.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
     assert done.returncode == 1 and time.monotonic() - started < 150
     assert "an actor of Ray's is gone" in done.stderr, done.stderr
     assert not (tmp_path / "two" / "toy.safetensors").exists()

@@ -1,36 +1,18 @@
 """Calibration on two processes, or in shards, gives what one process gives; a process that fails is named."""
 
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from paths import HELPERS, ROOT
+from launched import launch
 from same import assert_same
 from toy import folder, texts_file
 
-from seap.activations.distributed import Ranks, share
+from seap.activations.distributed import share
 from seap.activations.layerwise import split_rows
+from seap.activations.ranks import Ranks
 from seap.cli.main import main
 from seap.errors import UserError
-
-
-def launch(words: list[str], tmp_path: Path, script: str = "seap", size: int = 2) -> subprocess.CompletedProcess[str]:
-    """Run under torchrun as a user does; `script` is a module or a file."""
-    start = ["-m", script] if script == "seap" else [script]
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size), *start]
-    path = os.pathsep.join([str(ROOT), str(HELPERS)])
-    return subprocess.run(
-        [sys.executable, *command, *words],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
@@ -66,15 +48,16 @@ def test_shards_are_merged_to_what_one_process_gives(tmp_path: Path) -> None:
 
 REDUCED = """
 import torch, torch.distributed as dist
-from seap.activations.distributed import Ranks, _added, joined
+from seap.activations.distributed import _added
 from seap.activations.moments import Moments
+from seap.activations.ranks import Ranks, joined
 ranks = Ranks.here()
 rows = torch.randn(40, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 3
 whole = Moments.of(rows, second=True, blocks=2)
 mine = Moments.of(rows[:29] if ranks.rank == 0 else rows[29:], second=True, blocks=2)
 with joined(ranks):
-    found = _added(mine, 6, 2, False, torch.device("cpu"))
-    nothing = _added(mine if ranks.rank else None, 6, 2, False, torch.device("cpu"))
+    found = _added(mine, 6, 2, False, torch.device("cpu"), ranks)
+    nothing = _added(mine if ranks.rank else None, 6, 2, False, torch.device("cpu"), ranks)
 for name in ("mean", "m2", "co"):
     torch.testing.assert_close(getattr(found, name), getattr(whole, name), rtol=1e-13, atol=1e-13)
 assert found.count == 40 and nothing.count == 11
@@ -128,13 +111,13 @@ def test_bad_shards_are_refused(words: str, said: str, tmp_path: Path, capsys: p
     assert said in capsys.readouterr().err
 
 
-def test_only_calibrate_runs_under_torchrun(
+def test_only_what_is_dealt_out_runs_under_torchrun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["prune", "builtin", "--task", "arithmetic", "--out", str(tmp_path / "o")]) == 1
-    assert "torchrun is for seap calibrate" in capsys.readouterr().err
+    assert main(["sweep", "builtin", "--task", "arithmetic", "--out", str(tmp_path / "o")]) == 1
+    assert "torchrun is for seap calibrate and seap prune" in " ".join(capsys.readouterr().err.split())
     monkeypatch.setenv("RANK", "zero")
     with pytest.raises(UserError, match="must be numbers"):
         Ranks.here()

@@ -178,9 +178,9 @@ def test_a_run_begins_with_its_estimate_and_ends_where_it_does_not_fit(
 def test_moments_on_disk_are_not_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     options, settings = Pruning(), Calibration()
     shape = shape_of(configs.on_meta(model().config), options, 4)
-    before = estimating.memory.of(shape, options, TEXT, settings, stream=False)
+    before = estimating.memory.of(shape, options, TEXT, settings)
     monkeypatch.setattr(estimating.memory, "IN_MEMORY_BYTES", 0)
-    after = estimating.memory.of(shape, options, TEXT, settings, stream=False)
+    after = estimating.memory.of(shape, options, TEXT, settings)
     assert before.disk == () and after.disk[0][1] > 0 and after.memory < before.memory
-    more = estimating.memory.of(shape, replace(options, method="flap"), TEXT, settings, stream=False)
+    more = estimating.memory.of(shape, replace(options, method="flap"), TEXT, settings)
     assert more.memory < before.memory

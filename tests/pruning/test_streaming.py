@@ -65,6 +65,12 @@ def test_every_family_is_pruned_as_in_memory(name: str, tmp_path: Path, monkeypa
         {**BY_LAYER, "moments": "block:20", "compensate": "bias"},
         {**BY_LAYER, "save_dtype": "bfloat16"},
         {"method": "flap", "loading": {"dtype": "bfloat16"}},
+        {},
+        {"effort": "quick", "moments": "block:20"},
+        {"effort": "thorough", "sparsity": 0.3, "save_dtype": "float16"},
+        {"loading": {"dtype": "bfloat16"}, "sparsity": 0.3},
+        {"allocate": "damage", "protect_first": 1, "compensate": "bias"},
+        {"allocate": "search", "compensate": "none", "score": "wanda-sp", "search_evaluations": 3},
     ],
 )
 def test_every_kind_of_method_is_as_in_memory(options: dict[str, Any], tmp_path: Path) -> None:
@@ -149,7 +155,10 @@ def test_what_is_written_is_what_safetensors_reads(piece: int, tmp_path: Path, m
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("", "--score obs-fisher, --allocate search, --sequential needs the whole model in memory"),
+        ("--stream --curves measured", "--curves measured needs the whole model in memory"),
+        ("--stream --allocate damage --cost milliseconds", "--cost milliseconds needs the whole model in memory"),
+        ("--stream --mix auto", "--mix auto needs the whole model in memory"),
+        ("--stream --method seap-all --worst-task", "--worst-task needs the whole model in memory"),
         ("--stream --max-loss 1%", "a promise is measured with the whole model in memory"),
         ("--offload-dir x", "--offload-dir x has no effect without --stream"),
     ],
@@ -159,7 +168,6 @@ def test_what_needs_the_whole_model_is_refused(
 ) -> None:
     dense = folder(tmp_path / "dense")
     task = texts_file(tmp_path / "toy.txt", TEXTS * 4)
-    words = words or "--stream"
     assert main(["prune", str(dense), "--task", f"toy={task}", "--out", str(tmp_path / "o"), *words.split()]) == 1
     assert said in " ".join(capsys.readouterr().err.split())
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")] and not (tmp_path / "o").exists()

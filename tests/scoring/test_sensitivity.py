@@ -11,8 +11,8 @@ from seap.activations.calibration import calibrate
 from seap.activations.layerwise import evaluation
 from seap.models.arch import describe
 from seap.scoring.score import score_inputs
-from seap.scoring.sensitivity import FLOOR, fisher, measure_sensitivity, root
-from seap.text.corpus import Corpus
+from seap.scoring.sensitivity import FLOOR, drawn_words, fisher, measure_sensitivity, root
+from seap.text.corpus import Corpus, batches
 from seap.text.options import Calibration
 
 
@@ -28,12 +28,31 @@ def test_layer_by_layer_it_is_the_gradient_of_the_whole_model(name: str) -> None
             lambda _, args, output, key=axis.key: outputs.__setitem__(key, output)
         )
     logits = dense(tokens).logits.flatten(0, 1)
-    sampled = torch.multinomial(logits.detach().softmax(-1), 1, generator=torch.Generator().manual_seed(3)).flatten()
+    [batch] = batches(tokens.tolist(), batch_tokens=999)
+    sampled = drawn_words(logits.detach().softmax(-1), batch, 3)
     grads = torch.autograd.grad(cross_entropy(logits, sampled, reduction="sum"), list(outputs.values()))
     assert found.keys() == outputs.keys()
     for key, grad in zip(outputs, grads, strict=True):
         rows = grad.reshape(-1, grad.shape[-1])
         torch.testing.assert_close(found[key], rows.t() @ rows, rtol=1e-3, atol=1e-4 * float(found[key].abs().max()))
+
+
+def test_words_are_drawn_by_their_chances_and_by_the_row_alone() -> None:
+    rows = [[i % 90, i % 7, *range(3, 3 + i % 5)] for i in range(900)]
+    chances = torch.tensor([0.0, 0.6, 0.3, 0.1, 0.0])
+    found: dict[tuple[int, ...], list[int]] = {}
+    for size in (7, 64):
+        for batch in batches(rows, batch_tokens=size):
+            words = drawn_words(chances.expand(int(batch.counted.sum()), -1), batch, 5)
+            for each, mask, own in zip(batch.ids, batch.mask, words.split(batch.mask.sum(1).tolist()), strict=True):
+                row = tuple(each[mask].tolist())
+                assert found.setdefault(row, own.tolist()) == own.tolist()  # whatever it is batched with
+    drawn = torch.tensor([word for own in found.values() for word in own])
+    shares = torch.bincount(drawn, minlength=5) / len(drawn)
+    torch.testing.assert_close(shares, chances, rtol=0, atol=0.03)
+    [batch] = batches([[5, 6, 7, 8, 9, 10, 11, 12]], batch_tokens=99)
+    each = chances.expand(8, -1)
+    assert len({tuple(drawn_words(each, batch, seed).tolist()) for seed in range(20)}) > 10
 
 
 def test_the_root_is_of_the_information_and_its_floor() -> None:

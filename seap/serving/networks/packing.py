@@ -157,7 +157,7 @@ def plan_pack(
         stages += pruning_stages(
             shape, pruning, {task: text}, moments=calibration.moments, sparsities=[pruning.sparsity]
         )
-        needs = max(needs, memory.of(shape, pruning, {task: text}, calibration, stream=False), key=lambda n: n.memory)
+        needs = max(needs, memory.of(shape, pruning, {task: text}, calibration), key=lambda n: n.memory)
     is_own = pruning.resolved().compensate == "ridge"  # else slices of the dense weights, which cost a mask alone
     one = shape.arch.prunable_params * (1 - pruning.sparsity) if is_own else float(sum(a.entries for a in shape.axes))
     written = (len(tasks) + len(sources)) * one * seen.dtype.itemsize

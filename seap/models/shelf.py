@@ -1,0 +1,113 @@
+"""Tensors by name that a streamed model makes too many of for memory: each in a file of a folder that goes with them.
+
+What lies there is mapped: it takes memory once it is looked at, until it is told to rest. Of a model in memory, and
+where there is little, a shelf is a plain dict.
+"""
+
+import contextlib
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, MutableMapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from seap.disk.rooms import unlock
+from seap.disk.whole import lasting
+from seap.errors import UserError
+from seap.models.residency import page_out, streamed
+
+LARGE = 1 << 30  # bytes of a streamed model's that stay in memory, unless it has a folder for what doesn't
+
+
+class Shelf(MutableMapping[str, Tensor]):
+    """Tensors by name, in memory or (with a place) in files of a temporary folder there."""
+
+    def __init__(self, place: Path | None = None) -> None:
+        self._kept: dict[str, Tensor] = {}
+        self._folder: Path | None = None
+        if place is not None:
+            self._folder, handle = lasting("tensors", place)
+            self._remove = weakref.finalize(self, _remove, self._folder, handle)
+
+    @property
+    def on_disk(self) -> bool:
+        return self._folder is not None
+
+    def put(self, name: str, value: Tensor) -> Tensor:
+        """Keep a tensor; returns it as it is kept."""
+        if self._folder is None or not value.numel():
+            self._kept[name] = value
+            return value
+        known = self._kept.get(name)
+        if known is None or known.shape != value.shape or known.dtype != value.dtype:
+            path = self._folder / name
+            path.unlink(missing_ok=True)
+            known = torch.from_file(str(path), shared=True, size=value.numel(), dtype=value.dtype).view(value.shape)
+            self._kept[name] = known
+        known.copy_(value)
+        page_out([known])
+        return known
+
+    def rest(self, start: str = "") -> None:
+        """Give back the memory of all whose name begins so; they are read again when they are looked at."""
+        if self.on_disk:
+            page_out(value for name, value in self._kept.items() if name.startswith(start))
+
+    def close(self) -> None:
+        """Forget all; the files go. Without it they go with the shelf."""
+        self._kept.clear()
+        if self.on_disk:
+            self._remove()
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._kept[name]
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        self.put(name, value)
+
+    def __delitem__(self, name: str) -> None:
+        del self._kept[name]
+        if self._folder is not None:
+            (self._folder / name).unlink(missing_ok=True)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+
+def _remove(folder: Path, handle: int | None) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    unlock(handle)
+
+
+def shelf_for(model: nn.Module, num_bytes: float, what: str) -> Shelf:
+    """A shelf for so much that is made of a model: on disk for a streamed one, where that is much or was asked for.
+
+    Raises UserError, which says what it is for, where the disk has no room for it.
+    """
+    plan = streamed(model)
+    if plan is None or (plan.offload_dir is None and num_bytes <= LARGE):
+        return Shelf()
+    place = plan.offload_dir or Path(tempfile.gettempdir())
+    place.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(place).free < 1.05 * num_bytes:
+        raise UserError(
+            f"{what} need {num_bytes / 1e9:.1f} GB of disk in {place}, which has less; name a larger disk with "
+            "--offload-dir"
+        )
+    return Shelf(place)
+
+
+@contextlib.contextmanager
+def offloading(model: nn.Module) -> Iterator[Callable[[int, Tensor], Tensor]]:
+    """(index, hidden states) → the same, in a file where the model's plan has a folder for that; gone afterwards."""
+    shelf = shelf_for(model, 0, "hidden states")
+    try:
+        yield lambda index, hidden: shelf.put(str(index), hidden)
+    finally:
+        shelf.close()
