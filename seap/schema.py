@@ -98,6 +98,20 @@ class Corpus(Struct):
     source: str = ""
 
 
+class Cut(Struct):
+    """What went of the vocabulary."""
+
+    tokens_before: Count
+    tokens_after: Count
+    params_before: Count
+    params_after: Count
+    tokenizer: str
+    asked: Count | str
+    tolerance: MaybeNumber = None
+    covered: MaybeNumber = None
+    nats_per_byte: dict[str, Number] = {}
+
+
 class Chosen(Struct):
     score: str
     allocate: str
@@ -124,6 +138,7 @@ class Provenance(Struct, kw_only=True):
     versions: dict[str, str | None]
     corpora: dict[str, Corpus] = {}
     promise: Promise | None = None
+    vocabulary: Cut | None = None
     exported: str | None = None
     notes: list[str] = []
 

@@ -43,6 +43,7 @@ from seap.evidence.options import Promise
 from seap.models.options import Loading, Streaming
 from seap.selection.options import Pruning
 from seap.text.options import Calibration
+from seap.vocabulary.options import Vocabulary
 
 
 @app.command
@@ -56,10 +57,11 @@ def prune(
     pruning: Annotated[Pruning, Flat] = Pruning(),  # noqa: B008
     promise: Annotated[Promise, Flat] = Promise(),  # noqa: B008
     calibration: Annotated[Calibration, Flat] = Calibration(),  # noqa: B008
+    vocabulary: Annotated[Vocabulary, Flat] = Vocabulary(),  # noqa: B008
     evaluation: Annotated[Evaluation, Flat] = Evaluation(),  # noqa: B008
     stats: Annotated[tuple[Path, ...], Parameter(help="Statistics of `seap calibrate`, in place of --task.")] = (),
     mask_file: Annotated[Path | None, Parameter(help="A mask of `seap mask`, in place of choosing one.")] = None,
-    general: Annotated[str | None, Parameter(help="Text to mix in with --mix, NAME or NAME=PATH.")] = None,
+    general: Annotated[str | None, Parameter(help="Text for --mix and --vocabulary, NAME or NAME=PATH.")] = None,
     loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
     streaming: Annotated[Streaming, Flat] = Streaming(),  # noqa: B008
     save_dtype: Annotated[
@@ -98,7 +100,7 @@ def prune(
         loading=asdict(loading),
         save_dtype=save_dtype,
         streaming=streaming,
-        **merged_options(pruning, calibration),
+        **merged_options(pruning, calibration, vocabulary),
     )
 
     def estimate() -> Estimate:
@@ -107,6 +109,7 @@ def prune(
             out,
             pruning=pruning,
             calibration=calibration,
+            vocabulary=vocabulary,
             tasks=task,
             stats_files=stats,
             is_masked=mask_file is not None,

@@ -15,6 +15,7 @@ from seap.models.options import Loading
 from seap.selection.options import Pruning
 from seap.serving.options import Access, Connections, Limits, Packing, Routing, Serving
 from seap.text.options import Calibration
+from seap.vocabulary.options import PRUNE_INSTEAD, SHARED_WORDS, Vocabulary, refuse
 
 route = App(name="route", help="Tell which task a prompt is of.")
 app.command(route)
@@ -115,6 +116,7 @@ def pack(
     stats: Annotated[tuple[Path, ...], Parameter(help="Statistics that masks with reconstruction need.")] = (),
     pruning: Annotated[Pruning, Flat] = Pruning(),  # noqa: B008
     calibration: Annotated[Calibration, Flat] = Calibration(),  # noqa: B008
+    vocabulary: Annotated[Vocabulary, Flat] = Vocabulary(),  # noqa: B008
     packing: Annotated[Packing, Flat] = Packing(),  # noqa: B008
     loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
     plan: Plan = False,
@@ -128,6 +130,7 @@ def pack(
     from seap.pruning.estimate import Estimate, begin
     from seap.serving.networks.packing import pack_to_files, plan_pack
 
+    refuse(asdict(vocabulary), SHARED_WORDS, PRUNE_INSTEAD)
     options, place = merged_options(pruning, calibration) if task else {}, asdict(loading)
 
     def estimate() -> Estimate:

@@ -3,8 +3,9 @@
 import logging
 import math
 import random
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,9 +21,9 @@ from seap.text.corpus import separator
 from seap.text.encode import encode, in_template
 from seap.text.hub import TASKS as HUB_TASKS
 from seap.text.items import Item
-from seap.text.rows import num_counted
+from seap.text.rows import counted_of, num_counted
 from seap.text.tasks import load_items, parse_spec
-from seap.text.tokens import check_ids
+from seap.text.tokens import byte_counter, check_ids
 
 log = logging.getLogger(__name__)
 
@@ -134,9 +135,22 @@ class Exam:
     asked: tuple[Row, ...]  # the choices of every item; none where answers are generated or only the loss counts
     owners: tuple[int, ...]  # the place of each window's text
 
+    @cached_property
+    def scored(self) -> tuple[int, int]:
+        """The tokens that the loss is measured on, and the bytes that they stand for."""
+        num_bytes, tokens, size = byte_counter(self.tokenizer), 0, 0
+        for row in self.windows:
+            counts = counted_of(row.ids)
+            own = [row.ids[i] for i in range(row.start, len(row.ids)) if counts is None or counts[i - 1]]
+            tokens, size = tokens + len(own), size + num_bytes(own)
+        return tokens, max(size, 1)
 
-def prepare(test: Test, model: Any, tokenizer: Any, options: Evaluation) -> Exam:
-    """Tokenise a test for a model (which isn't run). Raises UserError for texts that are too short."""
+
+def prepare(test: Test, model: Any, tokenizer: Any, options: Evaluation, *, every_window: bool = False) -> Exam:
+    """Tokenise a test for a model (which isn't run). Raises UserError for texts that are too short.
+
+    every_window: measure the loss on all windows of the texts, as many as they are.
+    """
     longest = getattr(model.config, "max_position_embeddings", None)
     asked: list[Row] = []
     if test.metric == "multiple-choice":
@@ -144,7 +158,8 @@ def prepare(test: Test, model: Any, tokenizer: Any, options: Evaluation) -> Exam
     elif test.metric == "continuation":
         texts = [encode(tokenizer, item, options).ids for item in test.items]
         asked = choices.continuation_rows(texts, options)
-    owners, windows = zip(*loss_rows(tokenizer, test, options, longest=longest), strict=True)
+    drawing = replace(options, num_windows=sys.maxsize) if every_window else options
+    owners, windows = zip(*loss_rows(tokenizer, test, drawing, longest=longest), strict=True)
     check_ids([row.ids for row in (*windows, *asked)], model, tokenizer, f"the test of task {test.name}")
     return Exam(test, options, tokenizer, windows, tuple(asked), owners)
 
@@ -184,6 +199,7 @@ def evaluate(model: Any, exam: Exam, *, reference: Reference | None = None, deta
         "task": exam.test.name,
         "loss": figure.value,
         "loss_stderr": figure.stderr,
+        **per_byte(figure, exam),
         "loss_n": figure.n,
         "ppl": math.exp(min(figure.value, 700)),
         "window": options.window,
@@ -203,6 +219,23 @@ def evaluate(model: Any, exam: Exam, *, reference: Reference | None = None, deta
         each = {name: list(part.values) for name, part in right.items() if part is not None}
         found["details"] = {"windows": [list(pair) for pair in figure.sums], **each}
     return found
+
+
+def per_byte(figure: Figure, exam: Exam) -> dict[str, float]:
+    """A loss per token as nats per byte of the text, by which models of different vocabularies compare."""
+    tokens, size = exam.scored
+    return {"nats_per_byte": figure.value * tokens / size, "nats_per_byte_stderr": figure.stderr * tokens / size}
+
+
+def evaluate_beside(model: Any, exam: Exam, dense: Any, its_exam: Exam) -> dict[str, Any]:
+    """One model's figures, and what its text loses per byte against a model that reads it in other tokens.
+
+    There is no likeness to a model whose tokens are others.
+    """
+    found = evaluate(model, exam)
+    figure = metrics.loss(dense, its_exam.windows, batch_tokens=its_exam.options.test_batch_tokens)
+    whole = per_byte(figure, its_exam)["nats_per_byte"]
+    return found | {"dense_nats_per_byte": whole, "added_nats_per_byte": found["nats_per_byte"] - whole}
 
 
 def accuracy(model: Any, exam: Exam) -> tuple[Figure | None, Figure | None]:

@@ -22,11 +22,15 @@ from seap.evidence.options import Promise
 from seap.evidence.promise import UNSEEN_LOSS, WORSE_THAN_SEEN, Damage, Levels, largest, more_texts, texts_needed
 from seap.pruning.prune import split_options
 from seap.pruning.report import Report
+from seap.vocabulary.options import refuse
 
 ASSUMED = (
     f"no text's loss grows by more than {WORSE_THAN_SEEN:g} times the most that was seen, or by {UNSEEN_LOSS:.0%} of a "
     "mean text's loss if that is more"
 )
+
+NO_PROMISE = "a promise is kept token by token of the dense model's text, and fewer tokens cut that text otherwise"
+INSTEAD = "prune to a sparsity with it, or leave it out"
 
 
 def prune_to_promise(
@@ -55,6 +59,7 @@ def prune_to_promise(
         raise UserError("a promise finds the sparsity itself; leave out sparsity, or the promise")
     asked = {"max_loss": max_loss, "max_acc_drop": max_acc_drop, "min_agreement": min_agreement}
     wanted = Promise(**(asdict(promise or Promise()) | {name: v for name, v in asked.items() if v is not None}))
+    options = refuse(options, NO_PROMISE, INSTEAD)
     pruning, calibration = split_options(options)
     tasks = [task] if isinstance(task, str) else list(task)
     tests = load_tests(tasks, wanted, evaluation or Evaluation())

@@ -133,6 +133,7 @@ def show_report(report: dict[str, Any], console: Console) -> None:
         "sparsity": f"{report['realised_sparsity']:.4f} of the prunable parameters, asked {report['target_sparsity']}",
         "all parameters": f"{report['params_before']:,} → {report['params_after']:,}, {report['total_sparsity']:.1%} "
         f"fewer ({report['non_embedding_sparsity']:.1%} without embeddings)",
+        **({"vocabulary": vocabulary_told(cut)} if (cut := report.get("vocabulary")) else {}),
         "measured on": f"{report['num_tokens']:,} tokens",
         "took": f"{report['seconds']:.1f} s",
     }
@@ -142,6 +143,19 @@ def show_report(report: dict[str, Any], console: Console) -> None:
         table.add_row(f"[bold]{name}[/bold]", escape(value))
     console.print(table)
     _show_layers(report["layers"], console)
+
+
+def vocabulary_told(cut: dict[str, Any]) -> str:
+    """`49,152 → 9,472 tokens, 22,855,680 of 28,311,552 parameters fewer, …`"""
+    gone = cut["params_before"] - cut["params_after"]
+    text = f"{cut['tokens_before']:,} → {cut['tokens_after']:,} tokens, {gone:,} of {cut['params_before']:,} parameters"
+    text += " fewer"
+    if cut.get("covered") is not None:
+        text += f"; {cut['covered']:.1%} of the tokens of held-out text stay"
+    if cut.get("nats_per_byte"):
+        worst = max(cut["nats_per_byte"].values())
+        text += f", which costs it {worst:+.4f} nats per byte (at most {cut['tolerance']:g} asked)"
+    return text
 
 
 def _show_layers(layers: list[dict[str, Any]], console: Console) -> None:

@@ -36,10 +36,12 @@ def show_rows(rows: list[dict[str, Any]], console: Console) -> None:
     """The rows of `seap eval`."""
     own = [row for row in rows if "loss" in row]
     if own:
-        table = Table("task", "loss", "ppl", "accuracy, %", "KL", "same token, %", header_style="bold")
+        names = ("task", "loss", "per byte", "ppl", "accuracy, %", "KL", "same token, %")
+        table = Table(*names, header_style="bold")
         for row in own:
             accuracy, kl, same = row.get("acc"), row.get("kl"), row.get("agreement")
-            cells = [with_error(row["loss"], row["loss_stderr"], 3), f"{row['ppl']:.2f}"]
+            per_byte = "" if row.get("nats_per_byte") is None else f"{row['nats_per_byte']:.4f}"
+            cells = [with_error(row["loss"], row["loss_stderr"], 3), per_byte, f"{row['ppl']:.2f}"]
             cells.append("" if accuracy is None else with_error(100 * accuracy, 100 * row["acc_stderr"], 1))
             cells += ["" if kl is None else f"{kl:.3f}", "" if same is None else f"{100 * same:.1f}"]
             table.add_row(row["task"], *cells)
@@ -49,6 +51,11 @@ def show_rows(rows: list[dict[str, Any]], console: Console) -> None:
                 console.print(f"accuracy of {escape(row['task'])}: {row['acc_metric']}, n = {row['n']}")
             if row.get("endless") is not None:
                 console.print(f"written for {escape(row['task'])}: {_written(row)}")
+            if row.get("added_nats_per_byte") is not None:
+                console.print(
+                    f"{escape(row['task'])}: {row['added_nats_per_byte']:+.4f} nats per byte against the dense model, "
+                    "whose vocabulary is another; losses per token don't compare, and there is no KL"
+                )
     theirs = [row for row in rows if "metric" in row]
     if theirs:
         table = Table("harness task", "metric", "value", "n", "note", header_style="bold")

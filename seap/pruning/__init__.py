@@ -2,7 +2,8 @@
 
 In: a model, its tasks or statistics or masks. Out: the cut model, a `Report`, and a checkpoint folder that reloads.
 
-Open `prune.py` first: the only file that knows the order of the stages. `surgery.py` turns a mask into smaller linears;
+Open `prune.py` first: the only file that knows the order of the stages. `texts.py` reads the tasks, `vocabulary.py` has
+the vocabulary cut before anything is measured. `surgery.py` turns a mask into smaller linears;
 `ready.py` says before that whether a model can be cut, `probe.py` runs it masked, cut and saved; `sequential.py` refits
 layer after layer; `streaming.py` does it for models larger than memory, `together.py`
 by several processes of Ray's. `checkpoint.py`

@@ -79,7 +79,18 @@ library_name: transformers
 {about["realised_sparsity"]:.1%} of the attention and MLP parameters of `{about["model"]}` were removed
 ({about["params_before"]:,} → {about["params_after"]:,} parameters in all, {about["total_sparsity"]:.1%} fewer), method
 `{about["method"]}`, calibrated on {about["num_tokens"]:,} tokens of: {tasks}.
-"""
+{_vocabulary(about)}"""
+
+
+def _vocabulary(about: Mapping[str, Any]) -> str:
+    cut = about.get("vocabulary")
+    if not cut:
+        return ""
+    return (
+        f"\nIts vocabulary has {cut['tokens_after']:,} of {cut['tokens_before']:,} tokens, those that such text uses "
+        f"first ({cut['params_before']:,} → {cut['params_after']:,} parameters of embeddings). The tokenizer of this "
+        "folder reads and writes any text, rare words in smaller pieces; the original's doesn't fit this model.\n"
+    )
 
 
 def _measured(about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -21,6 +21,7 @@ from seap.models.residency import streamed
 from seap.pruning.card import model_card
 from seap.pruning.streaming import save_streamed
 from seap.selection.mask import load_masks, save_masks
+from seap.vocabulary.rewriting import drop_stale
 
 MASK_FILE = "seap/mask.safetensors"  # in a folder of its own: vLLM loads every *.safetensors beside config.json
 
@@ -75,9 +76,12 @@ def save(
             model.save_pretrained(draft)
         else:
             save_streamed(model, draft)
-        shutil.copyfile(modeling_seap.__file__, draft / "modeling_seap.py")
+        if getattr(model.config, "seap", None) is not None:  # not where only the vocabulary went
+            shutil.copyfile(modeling_seap.__file__, draft / "modeling_seap.py")
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)
+        if provenance.get("vocabulary"):
+            drop_stale(draft)
         save_masks(draft / MASK_FILE, masks, provenance["mask"])
         rest = {name: value for name, value in provenance.items() if name != "mask"}
         (draft / "seap.json").write_text(to_json({**rest, "digests": weight_digests(draft)}, indent=2) + "\n")

@@ -21,12 +21,14 @@ from seap.pruning.prune import needs_text, prune, split_options
 from seap.pruning.report import Report
 from seap.pruning.stages import check_tasks, read_statistics
 from seap.pruning.streaming import check_streamable
+from seap.pruning.vocabulary import NEEDS_TEXT
 from seap.schema import converted, needed
 from seap.selection.mask import compose, load_masks
 from seap.selection.mixture import check_mixture
 from seap.selection.options import Pruning
 from seap.text.sources import sources_of
 from seap.text.tasks import load_items, parse_spec
+from seap.vocabulary.options import Vocabulary, vocabulary_of
 
 
 def prune_to_folder(
@@ -107,10 +109,13 @@ def _prune_claimed(
     if mask_file:
         needed(mask_file, about_mask, "options", "tasks", "num_tokens")
     options = options_of_mask(options, about_mask) if mask_file else options
-    pruning, _ = split_options(options)
+    wanted, others = vocabulary_of(options)
+    pruning, _ = split_options(others)
+    check_vocabulary(wanted, tasks, stats_files, streaming)
+    needed_text = wanted.is_cut or (not stored and needs_text(pruning, given))
     if streaming.stream:
         check_streamable(pruning)
-    check_texts(tasks, pruning, needed=not stored and needs_text(pruning, given), stored=stored, general=general)
+    check_texts(tasks, pruning, needed=needed_text, stored=stored, general=general)
     if ranks.is_first:
         ready()
     place = {**loading, "device": local_device(loading.get("device", "auto"))}
@@ -145,6 +150,21 @@ def _prune_claimed(
         trust = bool(loading.get("trust_remote_code"))
         notes = save_pruned(model, tokenizer, report, out, made_with, before, verify=verify, trust_remote_code=trust)
         return replace(report, notes=(*report.notes, *notes))
+
+
+def check_vocabulary(
+    wanted: Vocabulary, tasks: Sequence[str], stats_files: Sequence[Path], streaming: Streaming
+) -> None:
+    """Refuse, before anything is read, what the vocabulary can't be cut with."""
+    if not wanted.is_cut:
+        return
+    asked = f"--vocabulary {wanted.vocabulary}"
+    if not tasks:
+        raise UserError(f"{asked}: {NEEDS_TEXT}; add --task NAME or --task NAME=PATH")
+    if stats_files:
+        raise UserError(f"{asked}: --stats were measured with the whole vocabulary; leave one of them out")
+    if streaming.stream:
+        raise UserError(f"{asked} needs the whole model in memory, which --stream doesn't have; leave one of them out")
 
 
 def check_texts(
@@ -199,7 +219,8 @@ def save_pruned(
     notes: list[str] = []
 
     def run_again(folder: Path) -> None:
-        if verify and (note := check_saved(folder, model, trust_remote_code=trust_remote_code)):
+        own = tokenizer if report.vocabulary else None
+        if verify and (note := check_saved(folder, model, own, trust_remote_code=trust_remote_code)):
             notes.append(note)
 
     checkpoint.save(model, tokenizer, masks, told | {"mask": about}, out, verify=run_again)

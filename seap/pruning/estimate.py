@@ -19,6 +19,9 @@ from seap.pruning.prospect import Prospect, about_stats, prospect, stored_text
 from seap.pruning.rates import Rates, Taken, measure_rates
 from seap.selection.options import Pruning
 from seap.text.options import Calibration
+from seap.vocabulary.counts import HELD_TOKENS
+from seap.vocabulary.measuring import LOGITS
+from seap.vocabulary.options import Vocabulary
 
 LOW, HIGH = 0.75, 1.5  # of the estimate: its range
 WORTH_SAYING = 0.8  # an option is named where it leaves at most so much of the time
@@ -145,6 +148,7 @@ def plan_prune(
     *,
     pruning: Pruning,
     calibration: Calibration,
+    vocabulary: Vocabulary = Vocabulary(),  # noqa: B008
     tasks: Sequence[str] = (),
     stats_files: Sequence[Path] = (),
     is_masked: bool = False,
@@ -159,11 +163,13 @@ def plan_prune(
     if stats_files:
         text = {about["task"]: stored_text(about, calibration) for about in map(about_stats, stats_files)}
     else:
-        text = seen.text(tasks, calibration) if needs_text(pruning, is_masked) else {}
+        alone = vocabulary.is_cut and not pruning.sparsity and not is_masked
+        text = seen.text(tasks, calibration) if needs_text(pruning, is_masked) and not alone else {}
     done = Done(calibrated=bool(stats_files), chosen=is_masked)
     sparsities = [pruning.sparsity] * num_sparsities
     rates = rates_for(seen, shape, text, calibration)
     stages = pruning_stages(shape, pruning, text, moments=calibration.moments, sparsities=sparsities, done=done)
+    stages = [*choosing_vocabulary(shape, vocabulary), *stages]
     kept = shape.params - pruning.sparsity * shape.arch.prunable_params
     needs = memory.of(shape, pruning, text, calibration)
     if streaming.stream:
@@ -181,6 +187,14 @@ def plan_prune(
         less_memory="" if streaming.stream else memory.smaller(pruning),
         device=seen.device,
     )
+
+
+def choosing_vocabulary(shape: Shape, options: Vocabulary) -> list[Stage]:
+    """The held-out text with the whole vocabulary, and some two times more of it with smaller ones."""
+    if options.vocabulary != "auto":
+        return []
+    passes = 3 * shape.num_layers * max(HELD_TOKENS * shape.vocabulary / LOGITS, 1)
+    return [Stage(name="vocabulary", forward=3 * HELD_TOKENS, positions=2 * HELD_TOKENS, passes=passes)]
 
 
 def needs_text(pruning: Pruning, is_masked: bool) -> bool:

@@ -17,6 +17,7 @@ from seap.errors import UserError, first_line
 from seap.models import loader
 from seap.models.arch import Arch
 from seap.models.axes import Axis, Masks
+from seap.vocabulary.rewriting import check_reads_alike
 
 TOKENS = 8
 WHOLE = 1e-2  # how far the outputs may be apart, as a share of their norm, where the arithmetic has 32 bits
@@ -65,15 +66,19 @@ def check_cut(model: Any, expected: Tensor | None) -> None:
     check_like(found, expected, model.dtype, "the cut model says something else than the masked one")
 
 
-def check_saved(folder: Path, model: Any, *, trust_remote_code: bool = False) -> str:
+def check_saved(folder: Path, model: Any, tokenizer: Any = None, *, trust_remote_code: bool = False) -> str:
     """Load what was saved and run it beside the model in memory. Returns a note where there is no room for that.
+
+    tokenizer: one that the saved one must read as; by default it isn't looked at.
 
     Raises UserError where it doesn't load, doesn't run or says something else.
     """
     needed, free = ROOM * loader.weight_bytes(model), loader.free_memory()
     if needed > free:
         return f"what was saved wasn't loaded again: it needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
-    saved, _ = loader.load(str(folder), device="cpu", trust_remote_code=trust_remote_code)
+    saved, its_tokenizer = loader.load(str(folder), device="cpu", trust_remote_code=trust_remote_code)
+    if tokenizer is not None:
+        check_reads_alike(tokenizer, its_tokenizer, range(len(tokenizer)))
     try:
         found = logits(saved)
         same = saved.dtype == model.dtype and model.device.type == "cpu"

@@ -1,7 +1,7 @@
 """The whole way from a model and its tasks to a smaller model: the only file that knows the order of the stages."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -23,6 +23,9 @@ from seap.pruning.report import Before, Report, Run, build_report
 from seap.pruning.sequential import refit_layers
 from seap.pruning.streaming import check_streamable, cut_streamed_
 from seap.pruning.surgery import cut_
+from seap.pruning.texts import Tasks as Tasks
+from seap.pruning.texts import build_corpora as build_corpora
+from seap.pruning.vocabulary import check_whole_first, vocabulary_cut
 from seap.selection.allocate import allocate
 from seap.selection.mask import check_fits
 from seap.selection.mixture import check_mixture, pool
@@ -30,40 +33,9 @@ from seap.selection.options import Pruning
 from seap.selection.ranking import Ranking, rank, with_second_moments
 from seap.selection.timing import best_rounding
 from seap.selection.usage import keep_experts
-from seap.text.corpus import Corpus, build_corpus, longest_sequence
-from seap.text.memory import in_memory, items_in_memory
+from seap.text.corpus import Corpus
 from seap.text.options import Calibration
-from seap.text.tasks import load_items, parse_spec, spec_source
-from seap.text.tokens import check_ids
-
-Tasks = str | Sequence[Any] | Mapping[str, Sequence[Any]]
-
-
-def build_corpora(model: Any, tokenizer: Any, tasks: Tasks, options: Calibration) -> dict[str, Corpus]:
-    """The corpus of each task, given as `NAME`, `NAME=PATH`, several of them, or a dict of name → examples.
-
-    Examples are texts, lists of messages, or rows with the columns of a task's file, as a `datasets.Dataset` has them;
-    a list of messages or rows without a name, or a Dataset, is the task `data`.
-    """
-    seq_len = longest_sequence(model, options)
-    given = tasks if isinstance(tasks, str) else in_memory(tasks)
-    if isinstance(given, str) or not isinstance(given, Mapping):
-        specs = [parse_spec(spec) for spec in ([given] if isinstance(given, str) else given)]
-        names = [spec.name for spec in specs]
-        if len(set(names)) < len(names):
-            raise UserError(f"two tasks have one name: {', '.join(names)}; name them apart, as NAME=PATH")
-        items = {s.name: load_items(s, "train") for s in specs}
-        sources = {spec.name: spec_source(spec) for spec in specs}
-    else:
-        items = {name: items_in_memory(name, examples) for name, examples in given.items()}
-        sources = dict.fromkeys(items, "given in memory")
-    corpora = {
-        name: build_corpus(name, found, tokenizer, options, source=sources[name], seq_len=seq_len)
-        for name, found in items.items()
-    }
-    for name, corpus in corpora.items():
-        check_ids(corpus.rows, model, tokenizer, f"task {name}")
-    return corpora
+from seap.vocabulary import options as vocabularies
 
 
 def calibrate(
@@ -154,19 +126,51 @@ def prune(
     `seap mask`) take the place of the stages that make them; so does a ranking (of `seap.selection.ranking.rank`, from
     the dense model that this one is a copy of), which serves many sparsities. ranks: the processes that do this
     together, each with a copy of the model; each ends with it pruned (but of a streamed one only rank 0). Other options
-    are the fields of `seap.selection.options.Pruning` and `seap.text.options.Calibration`. The model is untouched when
-    anything is refused.
+    are the fields of `seap.selection.options.Pruning`, `seap.text.options.Calibration` and
+    `seap.vocabulary.options.Vocabulary`; with `vocabulary` the tokenizer is made smaller too, in place. Both are
+    untouched when anything is refused.
 
     Afterwards `model.save_pretrained` and `push_to_hub` work as for any model.
     """
     started = time.perf_counter()
     check_in_memory(model)
-    progress = progress and ranks.is_first
-    run = Run(*split_options(options), statistics=dict(ranking.statistics if ranking else statistics or {}))
+    wanted, others = vocabularies.vocabulary_of(options)
+    run = Run(*split_options(others), statistics=dict(ranking.statistics if ranking else statistics or {}))
+    run.vocabulary, progress = wanted, progress and ranks.is_first
+    check_whole_first(model, run, ranks)
     run.pruning, noted = agreed(lambda: with_rounding(model, run.pruning), ranks)
-    run.notes += [*noted, *check(model, run.pruning, masks)]
+    run.notes += [*noted, *check(model, run.pruning, masks), *(f"{name} has no effect" for name in wanted.unused())]
     check_together(run.pruning, ranks)
-    measure_(run, model, tokenizer, task, masks, general, progress=progress, ranks=ranks)
+    asked = masks is None or "sparsity" in options
+    with vocabulary_cut(model, tokenizer, task, general, run, progress=progress) as finished:
+        if wanted.is_cut and masks is None and not run.pruning.sparsity:
+            report = leave_layers(model, run, started)
+        else:
+            measure_(run, model, tokenizer, task, masks, general, progress=progress, ranks=ranks)
+            how: dict[str, Any] = {"asked": asked, "started": started, "progress": progress, "ranks": ranks}
+            report = cut_layers_(model, run, masks, ranking, **how)
+    return finished(report)
+
+
+def leave_layers(model: Any, run: Run, started: float) -> Report:
+    """The report on a model of which only the vocabulary goes; its class stays a stock one."""
+    whole = {axis.key: torch.ones(axis.entries, dtype=torch.bool) for axis in describe(model).axes}
+    before = Before.of(model, whole)
+    return build_report(model, before, whole, run, target=0.0, seconds=time.perf_counter() - started)
+
+
+def cut_layers_(
+    model: Any,
+    run: Run,
+    masks: Masks | None,
+    ranking: Ranking | None,
+    *,
+    asked: bool,
+    started: float,
+    progress: bool,
+    ranks: Ranks,
+) -> Report:
+    """Choose what stays of the layers, where it isn't given, and cut. asked: whether a sparsity was."""
     if run.statistics and (masks is None or run.pruning.resolved().compensate != "none"):
         run.statistics = with_second_moments(model, run.statistics, run.pruning, progress=progress)
     if masks is not None:
@@ -188,7 +192,6 @@ def prune(
         source = pool(run.statistics, run.pruning) if run.statistics else Statistics()
         repairs = cut_streamed_(model, made, source, run.pruning.resolved(), progress=progress, ranks=ranks)
     run.notes += notes_on(repairs, run.pruning)
-    asked = masks is None or "sparsity" in options
     target = run.pruning.sparsity if asked else before.realised_sparsity
     return build_report(model, before, made, run, target=target, seconds=time.perf_counter() - started)
 
@@ -234,7 +237,7 @@ def measure_(
         if general is not None and run.pruning.mix:
             [corpus] = build_corpora(model, tokenizer, general, settings).values()
             run.general = distributed.calibrate(model, corpus, wanted, ranks, progress=progress)
-        elif general is not None:
+        elif general is not None and not run.vocabulary.is_cut:
             run.notes.append("--general has no effect without --mix")
         if settings.second_moments and not run.pruning.needs_second_moments:
             run.notes.append("--second-moments has no effect: no stage of this run uses them")

@@ -14,6 +14,7 @@ from seap.selection.mask import budgets_of, realised_sparsity
 from seap.selection.options import Pruning
 from seap.text.corpus import Corpus
 from seap.text.options import Calibration
+from seap.vocabulary.options import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class Report:
     notes: tuple[str, ...]
     provenance: dict[str, Any]
     masks: Masks = field(repr=False)
+    vocabulary: dict[str, Any] | None = None  # what went of it, where any did
 
     def to_dict(self) -> dict[str, Any]:
         """Flat, for JSON; without the masks."""
@@ -51,6 +53,7 @@ class Run:
     corpora: dict[str, Corpus] = field(default_factory=dict)
     statistics: dict[str, Statistics] = field(default_factory=dict)
     general: Statistics | None = None  # of the text that is mixed in
+    vocabulary: Vocabulary = field(default_factory=Vocabulary)
     notes: list[str] = field(default_factory=list)
 
 

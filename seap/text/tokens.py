@@ -1,6 +1,7 @@
 """Text → token ids: what a tokenizer puts around a text is there once, and every id has an embedding."""
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from seap.errors import UserError
@@ -35,6 +36,30 @@ def marks(tokenizer: Any) -> tuple[list[int], list[int]]:
         if whole[start : start + len(plain)] == plain:
             return whole[:start], whole[start + len(plain) :]
     return [], []
+
+
+def byte_counter(tokenizer: Any) -> Callable[[Sequence[int]], int]:
+    """What says how many bytes of UTF-8 tokens stand for.
+
+    It is the same for a text however it is cut into tokens, so that losses of different vocabularies compare by it. A
+    space that the tokenizer puts before a text counts; a special token counts as it is written.
+    """
+    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+    steps = b"" if decoder is None else bytes(decoder.__getstate__())
+    if b"ByteLevel" in steps:
+        added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+
+        def length(token: str) -> int:
+            return len(token.encode()) if token in added else len(token)
+
+    elif b"ByteFallback" in steps or b"Metaspace" in steps:
+
+        def length(token: str) -> int:
+            return 1 if re.fullmatch("<0x[0-9A-F]{2}>", token) else len(token.replace("▁", " ").encode())
+
+    else:
+        return lambda ids: len(tokenizer.decode(list(ids), skip_special_tokens=False).encode())
+    return lambda ids: sum(map(length, tokenizer.convert_ids_to_tokens(list(ids))))
 
 
 def check_ids(rows: Iterable[Sequence[int]], model: Any, tokenizer: Any, what: str) -> None:

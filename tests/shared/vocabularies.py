@@ -29,6 +29,50 @@ def byte_level(*splits: str, size: int = 400) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=built, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
+def unigram(*, byte_fallback: bool = True, size: int = 520) -> Any:
+    """A Unigram over ▁-joined text, as ALBERT's or XGLM's, with or without tokens of bytes."""
+    special = ["<unk>", "<s>", "</s>"] + ([f"<0x{byte:02X}>" for byte in range(256)] if byte_fallback else [])
+    built = Tokenizer(models.Unigram())
+    built.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    trainer = trainers.UnigramTrainer(
+        vocab_size=size, special_tokens=special, unk_token="<unk>", show_progress=False, shrinking_factor=0.9
+    )
+    built.train_from_iterator(TEXTS, trainer)
+    described = json.loads(built.to_str())
+    described["model"]["byte_fallback"] = byte_fallback
+    described["added_tokens"] = [token for token in described["added_tokens"] if token["content"] in special[:3]]
+    built = Tokenizer.from_str(json.dumps(described))
+    steps = [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="always")]
+    built.decoder = decoders.Sequence(steps) if byte_fallback else steps[1]
+    built.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=built, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<unk>"
+    )
+
+
+def whole_words(built: Any) -> Any:
+    """The same, with words that are tokens taken as they are, without merging, as Llama 3's."""
+    described = json.loads(built.backend_tokenizer.to_str())
+    described["model"]["ignore_merges"] = True
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(described)),
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+    )
+
+
+def with_added(built: Any) -> Any:
+    """The same with a chat template, a special token beyond its vocabulary, a plain added one, and placeholders."""
+    built.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
+    built.add_tokens(["<tool>", "<unused0>", "<unused1>"])
+    built.chat_template = (
+        "{% for m in messages %}<|turn|>{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|turn|>assistant: {% endif %}"
+    )
+    return built
+
+
 def sentencepiece(*, metaspace: bool = False) -> Any:
     """A BPE over ▁-joined text whose unknown characters fall back to bytes, as Llama 2's and Mistral's."""
     special, escaped = ["<unk>", "<s>", "</s>"], [f"<0x{byte:02X}>" for byte in range(256)]

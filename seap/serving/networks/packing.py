@@ -33,6 +33,7 @@ from seap.serving.networks.sharing import share_weights
 from seap.text.options import Calibration
 from seap.text.sources import sources_of
 from seap.text.tasks import parse_spec
+from seap.vocabulary.options import PRUNE_INSTEAD, SHARED_WORDS, refuse
 
 Statistics = dict[str, tuple[Any, dict[str, Any]]]
 KEPT = ("tasks", "method", "options", "realised_sparsity", "num_tokens")  # of what made the network
@@ -58,6 +59,7 @@ def pack_to_files(
     with the same key is left as it is, so that an interrupted run goes on where it stopped. ready:
     called once nothing is left to be refused but what needs the model.
     """
+    options = refuse(options, SHARED_WORDS, PRUNE_INSTEAD)
     named = named_sources(sources)
     wanted = [parse_spec(spec).name for spec in tasks]
     check_names([*named, *wanted])

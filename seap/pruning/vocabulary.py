@@ -1,0 +1,77 @@
+"""The vocabulary goes first: all that follows is measured, refitted and run with the tokens that stay."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from seap.activations.calibration import fingerprint
+from seap.activations.ranks import Ranks
+from seap.errors import UserError
+from seap.files import digest
+from seap.models.residency import streamed
+from seap.pruning.report import Report, Run, Size
+from seap.pruning.texts import Tasks, items_of
+from seap.vocabulary.choosing import Choice, choose, cut
+
+NEEDS_TEXT = "which tokens a task needs is seen from its texts"
+
+
+def check_whole_first(model: Any, run: Run, ranks: Ranks) -> None:
+    """Raise UserError where the vocabulary is to be cut, and something stands on the whole one already."""
+    asked = f"--vocabulary {run.vocabulary.vocabulary}"
+    if not run.vocabulary.is_cut:
+        return
+    if run.statistics:
+        raise UserError(
+            f"{asked}: the statistics were measured with the whole vocabulary; leave them out (--stats), so that they "
+            "are measured with the tokens that stay"
+        )
+    if ranks.size > 1:
+        raise UserError(f"{asked} is chosen by one process; run it without torchrun or --ray, or leave it out")
+    if streamed(model) is not None:
+        raise UserError(f"{asked} needs the whole model in memory, which --stream doesn't have; leave one of them out")
+
+
+@contextlib.contextmanager
+def vocabulary_cut(
+    model: Any, tokenizer: Any, task: Tasks | None, general: str | None, run: Run, *, progress: bool
+) -> Iterator[Callable[[Report], Report]]:
+    """Model and tokenizer with the tokens that stay, as they were before if what is inside fails.
+
+    Gives what makes of a report on the layers one on the whole model.
+    """
+    if not run.vocabulary.is_cut:
+        yield lambda report: report
+        return
+    if task is None or tokenizer is None:
+        raise UserError(
+            f"--vocabulary {run.vocabulary.vocabulary}: {NEEDS_TEXT}: give a tokenizer and a task (NAME or NAME=PATH)"
+        )
+    size, identity = Size.of(model), fingerprint(model)
+    texts, _ = items_of(task)
+    others = [item for items in items_of(general)[0].values() for item in items] if general else ()
+    choice = choose(model, tokenizer, texts, run.vocabulary, run.calibration, general=others, progress=progress)
+    with cut(model, tokenizer, choice):
+        yield lambda report: on_whole(report, size, identity, choice, tuple(texts))
+
+
+def on_whole(report: Report, size: Size, identity: str, choice: Choice, tasks: tuple[str, ...]) -> Report:
+    """A report on the layers with the vocabulary in its totals, and apart."""
+    per_token = size.embeddings // choice.about["tokens_before"]
+    embeddings = per_token * choice.about["tokens_after"]
+    layers = size.params - size.embeddings
+    told = choice.about | {"params_before": size.embeddings, "params_after": embeddings}
+    provenance = report.provenance | {
+        "fingerprint": identity,
+        "key": digest([report.provenance["key"], identity, choice.about["asked"], list(choice.kept)]),
+    }
+    return replace(
+        report,
+        tasks=report.tasks or tasks,
+        params_before=size.params,
+        total_sparsity=1 - report.params_after / size.params,
+        non_embedding_sparsity=1 - (report.params_after - embeddings) / layers,
+        vocabulary=told,
+        provenance=provenance,
+    )

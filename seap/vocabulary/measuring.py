@@ -1,0 +1,160 @@
+"""What a smaller vocabulary costs on held-out text, in nats per byte against the whole one.
+
+The vocabularies that are tried are beginnings of one order. A text whose tokens all stay is the same text to the model:
+its logits are those of the whole vocabulary, and only fewer of them share the probability, so that one pass over the
+held-out text serves every size. What is read otherwise is run again with the smaller model.
+
+Shapes: B rows, T tokens, N scored tokens, V vocabulary.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from seap.text.corpus import batches
+from seap.text.options import Calibration
+from seap.text.rows import CountedRow, counted_of
+from seap.vocabulary.counts import HeldText, row_of
+from seap.vocabulary.embedding import cut_embeddings_
+from seap.vocabulary.rewriting import Source
+
+LOGITS = 1 << 25  # numbers of the logits of a batch, at most
+STEP = 1.2  # between sizes that are tried
+MULTIPLE = 64  # of tokens, which GPUs like
+
+
+def sizes_between(least: int, most: int) -> list[int]:
+    """Multiples of `MULTIPLE`, each a `STEP` above the last, and `most` itself."""
+    found, size = [], float(max(least, MULTIPLE))
+    while size < most:
+        found.append(min(-int(-size // MULTIPLE) * MULTIPLE, most))
+        size *= STEP
+    return sorted({*found, most})
+
+
+@dataclass
+class Trial:
+    """The held-out texts with the whole vocabulary, and how much the beginnings of an order cost on them."""
+
+    model: Any
+    source: Source
+    order: Sequence[int]
+    sizes: Sequence[int]
+    held: Sequence[HeldText]
+    reading: Calibration
+    progress: bool = True
+    tried: dict[int, dict[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.targets, self.shares = self._run_whole()
+
+    def _run_whole(self) -> tuple[Tensor, Tensor]:
+        """Of every text (float64): Σ of the logits of its tokens, and Σ of log Σ exp over each of the sizes and V."""
+        parts = torch.tensor(self.order).split([b - a for a, b in zip([0, *self.sizes], self.sizes, strict=False)])
+        targets = torch.zeros(len(self.held), dtype=torch.float64)
+        shares = torch.zeros(len(self.held), len(self.sizes) + 1, dtype=torch.float64)
+        rows = [text.row for text in self.held]
+        for batch in scored(self.model, rows, "held-out text", self.progress):
+            logits = batch.logits
+            own = [logits.index_select(-1, part.to(logits.device)).logsumexp(-1).double() for part in parts]
+            sums = torch.stack([*torch.stack(own).logcumsumexp(0), logits.logsumexp(-1).double()], -1)
+            targets.index_add_(0, batch.owners, logits.gather(-1, batch.targets[:, None])[:, 0].double().cpu())
+            shares.index_add_(0, batch.owners, sums.cpu())
+        return targets, shares
+
+    def cost(self, size: int) -> dict[str, float]:
+        """Nats per byte that each task's text loses with the first `size` tokens of the order."""
+        if size not in self.tried:
+            self.tried[size] = self._cost(size)
+        return self.tried[size]
+
+    def _cost(self, size: int) -> dict[str, float]:
+        kept = sorted(self.order[:size])
+        rows = [text.row for text in self.held]
+        if size < len(self.order):
+            smaller = self.source.smaller(kept)
+            rows = [row_of(smaller, text.item, self.reading) for text in self.held]
+            same = [back(row, kept) == text.row for row, text in zip(rows, self.held, strict=True)]
+        else:
+            same = [True] * len(rows)
+        column = list(self.sizes).index(size)
+        added = self.shares[:, column] - self.shares[:, -1]  # of texts that are read as before
+        whole = self.shares[:, -1] - self.targets
+        again = [i for i, alike in enumerate(same) if not alike]
+        if again:
+            undo = cut_embeddings_(self.model, kept)
+            try:
+                found = nats(self.model, [rows[i] for i in again], f"{size} tokens", self.progress)
+            finally:
+                undo()
+            added[again] = found - whole[again]
+        costs = {}
+        for task in dict.fromkeys(text.task for text in self.held):
+            own = [i for i, text in enumerate(self.held) if text.task == task]
+            costs[task] = float(added[own].sum()) / sum(self.held[i].num_bytes for i in own)
+        return costs
+
+    def smallest(self, tolerance: float, likely: int) -> int:
+        """The smallest size that costs every task at most so much, by bisection; `likely` is tried first."""
+        low, high, step = -1, len(self.sizes) - 1, 1  # the largest is always good enough
+        middle = min(next((i for i, size in enumerate(self.sizes) if size >= likely), high), high - 1)
+        while high - low > 1:
+            middle = middle if low < middle < high else (low + high) // 2
+            if max(self.cost(self.sizes[middle]).values()) <= tolerance:
+                high, middle = middle, middle - step
+            else:
+                low, middle = middle, middle + step
+            step *= 2
+        return self.sizes[high]
+
+
+def back(row: Sequence[int], kept: Sequence[int]) -> tuple[int, ...]:
+    """A row of new ids in the old ones."""
+    ids, counts = [kept[i] for i in row], counted_of(row)
+    return tuple(ids) if counts is None else CountedRow(ids, counts)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scored tokens of a batch: logits (N, V) in float32, what they predict (N,), the row that each is of (N,)."""
+
+    logits: Tensor
+    targets: Tensor
+    owners: Tensor
+
+
+@torch.no_grad()
+def scored(model: Any, rows: Sequence[tuple[int, ...]], what: str, progress: bool) -> Iterator[Scored]:
+    """The scored tokens of all rows, in batches whose logits are not many."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
+    limit = max(LOGITS // model.config.vocab_size, 64)
+    device, done = next(model.parameters()).device, 0
+    with tqdm(total=len(rows), desc=what, unit="text", disable=not progress, leave=False) as bar:
+        for batch in batches([rows[i] for i in order], batch_tokens=limit):
+            owners = torch.tensor(order[done : done + len(batch.ids)])
+            ids, mask = batch.ids.to(device), batch.mask.long().to(device)
+            inside = batch.mask[:, 1:] & batch.counted[:, :-1]
+            logits = model(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], use_cache=False).logits
+            on = inside.to(device)
+            yield Scored(logits[on].float(), ids[:, 1:][on], owners[:, None].expand_as(inside)[inside])
+            done += len(batch.ids)
+            bar.update(len(batch.ids))
+
+
+def nats(model: Any, rows: Sequence[tuple[int, ...]], what: str, progress: bool) -> Tensor:
+    """Σ of the losses of each row's scored tokens, float64."""
+    found = torch.zeros(len(rows), dtype=torch.float64)
+    for batch in scored(model, rows, what, progress):
+        logits = batch.logits
+        losses = logits.logsumexp(-1).double() - logits.gather(-1, batch.targets[:, None])[:, 0].double()
+        found.index_add_(0, batch.owners, losses.cpu())
+    return found
+
+
+def told(costs: Mapping[int, Mapping[str, float]]) -> list[dict[str, Any]]:
+    """What was tried, for provenance."""
+    return [{"tokens": size, "nats_per_byte": dict(cost)} for size, cost in sorted(costs.items())]
