@@ -170,6 +170,7 @@ class Row(Struct, kw_only=True):
     agreement_stderr: MaybeNumber = None
     calibration_tokens: MaybeNumber = None
     params_after: MaybeNumber = None
+    steps: MaybeNumber = None
     data_hash: MaybeText = None
     test_hash: MaybeText = None
     layers: list[dict[str, MaybeNumber]] | None = None

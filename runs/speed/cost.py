@@ -30,8 +30,9 @@ from seap.models.configs import on_meta
 from seap.models.options import Streaming
 from seap.models.shapes import shape_config
 from seap.pruning import memory, streamed_cost
-from seap.pruning.cost import Done, Shape, Text, merged, pruning_stages, shape_of
+from seap.pruning.cost import Shape, pruning_stages, shape_of
 from seap.pruning.rates import Rates, Taken, measure_rates
+from seap.pruning.work import Done, Text, merged
 from seap.selection.options import Pruning
 from seap.text.options import Calibration
 

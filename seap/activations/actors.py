@@ -100,7 +100,7 @@ def calibrate(
         measured = _moments(_records_of_all(placed, [part for _, part in parts], num_actors, each), len(parts))
         try:
             for task, found in itertools.groupby(measured, lambda one: parts[one[0]][0]):
-                total = Statistics(rows=corpora[task].rows, on_disk=on_disk)
+                total = Statistics(rows=corpora[task].rows, on_disk=on_disk, contrast=corpora[task].contrast)
                 for shard, key, moments in found:
                     total[key] = _sum(total.get(key), moments)
                     bar.update(shard - bar.n)

@@ -47,7 +47,7 @@ def calibrate(model: Any, corpus: Corpus, options: Calibration, *, progress: boo
         if options.second_moments or streamed(model):
             return _by_layer(arch, corpus, options, progress=progress)
         moments = _in_one_pass(arch, corpus, options, progress=progress)
-        return Statistics({key: value.cpu() for key, value in moments.items()}, corpus.rows)
+        return Statistics({key: value.cpu() for key, value in moments.items()}, corpus.rows, contrast=corpus.contrast)
 
 
 def _in_one_pass(arch: Arch, corpus: Corpus, options: Calibration, *, progress: bool) -> dict[str, Moments]:
@@ -65,7 +65,7 @@ def _in_one_pass(arch: Arch, corpus: Corpus, options: Calibration, *, progress: 
 def _by_layer(arch: Arch, corpus: Corpus, options: Calibration, *, progress: bool) -> Statistics:
     """One layer over all batches before the next one, so that only its own co-moments are in memory where they go."""
     second = options.second_moments
-    found = Statistics(rows=corpus.rows, on_disk=too_large(arch, options))
+    found = Statistics(rows=corpus.rows, on_disk=too_large(arch, options), contrast=corpus.contrast)
     walk = Walk.start(arch, corpus.rows, batch_tokens=options.batch_tokens, apart=second)
     layers = range(len(arch.layers))
     bar = tqdm(layers, desc=f"calibrate {corpus.name}", unit="layer", disable=not progress, leave=False)
@@ -74,11 +74,11 @@ def _by_layer(arch: Arch, corpus: Corpus, options: Calibration, *, progress: boo
         for layer in bar:
             axes = arch.layer_axes(layer)
             with resident(arch, layer):
-                _measure_layer(walk, layer, axes, options, found, offload)
+                measure_layer(walk, layer, axes, options, found, offload)
     return found
 
 
-def _measure_layer(
+def measure_layer(
     walk: Walk,
     layer: int,
     axes: Sequence[Axis],
@@ -294,5 +294,5 @@ def about_statistics(model: Any, corpus: Corpus, options: Calibration) -> dict[s
         "options": asdict(options),
         "versions": versions(),
     }
-    deciding = ("fingerprint", "dtype", "task", "data_hash", "second_moments", "moments")
-    return about | {"key": digest([about[name] for name in deciding])}
+    deciding = [about[name] for name in ("fingerprint", "dtype", "task", "data_hash", "second_moments", "moments")]
+    return about | {"key": digest([*deciding, *([asdict(corpus.contrast)] if corpus.contrast else [])])}

@@ -11,9 +11,10 @@ from typing import Any
 from seap.errors import UserError
 from seap.files import outlines
 from seap.models.arch import Arch
-from seap.models.axes import AXIS_NAMES, EXPERTS
+from seap.models.axes import AXIS_NAMES, BLOCK, EXPERTS
 
-AXIS_KEY = re.compile(rf"layers\.\d{{1,5}}\.({'|'.join((*AXIS_NAMES, EXPERTS))})")
+AXIS_KEY = re.compile(rf"layers\.\d{{1,5}}\.({'|'.join((*AXIS_NAMES, EXPERTS, BLOCK))})")
+ROW_TENSORS = ("row", "right_row", "wrong_row")  # token rows, and those of right and wrong choices
 FLOATS = ("F64", "F32")
 Outlines = Mapping[str, tuple[str, tuple[int, ...]]]
 
@@ -21,7 +22,7 @@ Outlines = Mapping[str, tuple[str, tuple[int, ...]]]
 def measured_axes(path: Path) -> list[str]:
     """The axes of a statistics file. Raises UserError unless each has its count, mean and M2 in shapes that agree."""
     found = outlines(path)
-    rest = set(found) - {"rows", "row_lengths", "row_counted"}
+    rest = set(found) - {f"{name}{part}" for name in ROW_TENSORS for part in ("s", "_lengths", "_counted")}
     keys = [name.removesuffix(".count") for name in found if name.endswith(".count") and not name.startswith("held.")]
     for key in keys:
         rest -= _check_axis(path, found, key, None)
@@ -30,13 +31,22 @@ def measured_axes(path: Path) -> list[str]:
     if not keys or rest:
         what = f"tensor {min(rest)!r} is of no axis" if rest else "it has no axes"
         raise UserError(f"{path}: {what}; make it again, with seap calibrate")
-    for name in {"rows", "row_lengths"} & found.keys():
-        dtype, shape = found[name]
-        if dtype not in ("I32", "I64") or len(shape) != 1 or not {"rows", "row_lengths"} <= found.keys():
-            raise UserError(f"{path}: {name} has type {dtype} and shape {shape}; make it again, with seap calibrate")
-    if "row_counted" in found and (found["row_counted"][1] != found.get("rows", ("", ()))[1]):
-        raise UserError(f"{path}: row_counted isn't a mark for each token of rows; make it again, with seap calibrate")
+    for name in ROW_TENSORS:
+        _check_row_tensors(path, found, name)
     return keys
+
+
+def _check_row_tensors(path: Path, found: Outlines, row: str) -> None:
+    both = {f"{row}s", f"{row}_lengths"}
+    for name in both & found.keys():
+        dtype, shape = found[name]
+        if dtype not in ("I32", "I64") or len(shape) != 1 or not both <= found.keys():
+            raise UserError(f"{path}: {name} has type {dtype} and shape {shape}; make it again, with seap calibrate")
+    counted = found.get(f"{row}_counted")
+    if counted is not None and counted != ("BOOL", found.get(f"{row}s", ("", ()))[1]):
+        raise UserError(
+            f"{path}: {row}_counted isn't a mark for each token of {row}s; make it again, with seap calibrate"
+        )
 
 
 def _check_axis(path: Path, found: Outlines, key: str, size: tuple[int, ...] | None) -> set[str]:

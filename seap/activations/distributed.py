@@ -46,7 +46,8 @@ def calibrate(model: Any, corpus: Corpus, options: Calibration, ranks: Ranks, *,
             raise UserError(f"rank {rank} of {ranks.size} failed: {other['failed']}")
     shapes = [other["like"] for other in told if other["like"]]  # of the ranks that had rows
     device = model.device if model.device.type == "cuda" else torch.device("cpu")
-    total = Statistics(rows=corpus.rows, on_disk=bool(found is not None and found.on_disk))
+    on_disk = bool(found is not None and found.on_disk)
+    total = Statistics(rows=corpus.rows, on_disk=on_disk, contrast=corpus.contrast)
     for key, (size, blocks, _) in shapes[0].items():
         mine = found[key] if found is not None else None
         total[key] = _added(mine, size, blocks, any(one[key][2] for one in shapes), device, ranks)

@@ -17,13 +17,14 @@ from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from seap.activations.checks import check_rows, measured_axes
+from seap.activations.checks import ROW_TENSORS, check_rows, measured_axes
 from seap.activations.moments import EXACT_SIZE, Moments
 from seap.disk.rooms import unlock
 from seap.disk.whole import lasting
 from seap.errors import UserError
 from seap.files import read_about, write_safetensors, write_tensors
 from seap.models.axes import EXPERTS
+from seap.text.contrast import NO_CONTRAST, Contrast
 from seap.text.rows import CountedRow, counted_of
 
 Rows = tuple[tuple[int, ...], ...]  # token ids, one text (or one packed sequence) a row
@@ -34,12 +35,22 @@ class Statistics(MutableMapping[str, Moments]):
 
     Under layers.3.experts: how often each expert is used, then how strongly (see `usage.py`), without co-moments.
 
+    contrast: right and wrong choices of the same text, where it is of choices.
+
     on_disk: moments are written to a temporary folder when they are set and read when they are asked for (so a change
     to what was asked for is lost unless it is set again). The folder goes when the statistics do.
     """
 
-    def __init__(self, moments: Mapping[str, Moments] | None = None, rows: Rows = (), *, on_disk: bool = False) -> None:
+    def __init__(
+        self,
+        moments: Mapping[str, Moments] | None = None,
+        rows: Rows = (),
+        *,
+        on_disk: bool = False,
+        contrast: Contrast = NO_CONTRAST,
+    ) -> None:
         self.rows = rows
+        self.contrast = contrast
         self.on_disk = on_disk
         self._folder: Path | None = None
         if on_disk:
@@ -50,9 +61,9 @@ class Statistics(MutableMapping[str, Moments]):
             self[key] = value
 
     @classmethod
-    def of_file(cls, path: Path, keys: Iterable[str], rows: Rows) -> Statistics:
+    def of_file(cls, path: Path, keys: Iterable[str], rows: Rows, contrast: Contrast) -> Statistics:
         """Those of a statistics file, which stays where it is and is read axis by axis."""
-        found = cls(rows=rows)
+        found = cls(rows=rows, contrast=contrast)
         found.on_disk = True
         found._kept = dict.fromkeys(keys, path)
         return found
@@ -96,7 +107,9 @@ def _remove(folder: Path, handle: int | None) -> None:
 def merge(parts: Iterable[Statistics]) -> Statistics:
     """The statistics of all the parts' rows together. Leaves the parts as they are."""
     given = list(parts)
-    merged = Statistics(rows=sum((part.rows for part in given), ()), on_disk=any(part.on_disk for part in given))
+    rows = sum((part.rows for part in given), ())
+    contrast = Contrast.joined([part.contrast for part in given])
+    merged = Statistics(rows=rows, on_disk=any(part.on_disk for part in given), contrast=contrast)
     for part in given[1:]:
         if part.keys() != given[0].keys():
             strange = sorted(part.keys() ^ given[0].keys())[:4]
@@ -114,12 +127,34 @@ def save_statistics(path: Path, statistics: Statistics, about: Mapping[str, Any]
     for key, moments in statistics.items():
         tensors |= _tensors_of(key, moments)
     if statistics.rows:
-        tensors["rows"] = torch.tensor([token for row in statistics.rows for token in row], dtype=torch.int32)
-        tensors["row_lengths"] = torch.tensor([len(row) for row in statistics.rows], dtype=torch.int32)
-        if any(counted_of(row) is not None for row in statistics.rows):
-            marks = [counted_of(row) or (True,) * len(row) for row in statistics.rows]
-            tensors["row_counted"] = torch.tensor([mark for row in marks for mark in row])
+        tensors |= _tensors_of_rows("row", statistics.rows)
+    if statistics.contrast:
+        tensors |= _tensors_of_rows("right_row", statistics.contrast.right)
+        tensors |= _tensors_of_rows("wrong_row", statistics.contrast.wrong)
     write_tensors(path, "stats", tensors, about)
+
+
+def _tensors_of_rows(name: str, rows: Rows) -> dict[str, Tensor]:
+    tensors = {
+        f"{name}s": torch.tensor([token for row in rows for token in row], dtype=torch.int32),
+        f"{name}_lengths": torch.tensor([len(row) for row in rows], dtype=torch.int32),
+    }
+    if any(counted_of(row) is not None for row in rows):
+        marks = [counted_of(row) or (True,) * len(row) for row in rows]
+        tensors[f"{name}_counted"] = torch.tensor([mark for row in marks for mark in row])
+    return tensors
+
+
+def _rows_from(path: Path, file: Any, name: str) -> Rows:
+    if f"{name}s" not in file.keys():  # noqa: SIM118
+        return ()
+    tokens, lengths = file.get_tensor(f"{name}s"), file.get_tensor(f"{name}_lengths")
+    check_rows(path, tokens, lengths)
+    rows: Rows = tuple(tuple(piece.tolist()) for piece in tokens.split(lengths.tolist()))
+    if f"{name}_counted" in file.keys():  # noqa: SIM118
+        marks = file.get_tensor(f"{name}_counted").split(lengths.tolist())
+        rows = tuple(CountedRow(row, mark.tolist()) for row, mark in zip(rows, marks, strict=True))
+    return rows
 
 
 def _tensors_of(key: str, moments: Moments, *, small: bool = False) -> dict[str, Tensor]:
@@ -162,16 +197,9 @@ def load_statistics(path: Path) -> tuple[Statistics, dict[str, Any]]:
     """Read a statistics file and its metadata."""
     _, about = read_about(path, "stats")
     keys = measured_axes(path)
-    rows: Rows = ()
     with safe_open(path, framework="pt") as file:
-        if "rows" in file.keys():  # noqa: SIM118
-            tokens, lengths = file.get_tensor("rows"), file.get_tensor("row_lengths")
-            check_rows(path, tokens, lengths)
-            rows = tuple(tuple(piece.tolist()) for piece in tokens.split(lengths.tolist()))
-            if "row_counted" in file.keys():  # noqa: SIM118
-                marks = file.get_tensor("row_counted").split(lengths.tolist())
-                rows = tuple(CountedRow(row, mark.tolist()) for row, mark in zip(rows, marks, strict=True))
-    found = Statistics.of_file(path, keys, rows)
+        rows, right, wrong = (_rows_from(path, file, name) for name in ROW_TENSORS)
+    found = Statistics.of_file(path, keys, rows, Contrast(right, wrong))
     if path.stat().st_size <= IN_MEMORY_BYTES:
-        found = Statistics(dict(found.items()), rows)
+        found = Statistics(dict(found.items()), rows, contrast=found.contrast)
     return found, about

@@ -95,6 +95,7 @@ def compare(
     fisher_tokens: AsInPrune = Pruning.fisher_tokens,
     probe_tokens: AsInPrune = Pruning.probe_tokens,
     search_evaluations: AsInPrune = Pruning.search_evaluations,
+    steps: AsInPrune = Pruning.steps,
     calibration: Annotated[Calibration, Flat] = Calibration(),  # noqa: B008
     evaluation: Annotated[Evaluation, Flat] = Evaluation(),  # noqa: B008
     loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
@@ -119,6 +120,7 @@ def compare(
         fisher_tokens=fisher_tokens,
         probe_tokens=probe_tokens,
         search_evaluations=search_evaluations,
+        steps=steps,
     )
     wanted = Comparison(
         tasks=tuple(tasks.split(",")),

@@ -204,6 +204,28 @@ def tasks(*, json: Json = False) -> None:
 
 
 @app.command
+def methods(*, json: Json = False) -> None:
+    """List the methods of `--method`, with what each chooses at every stage and the paper that it is of.
+
+    Example: `seap methods`
+    """
+    from rich.table import Table
+
+    from seap.methods import METHODS
+
+    if json:
+        print_json({name: asdict(method) for name, method in METHODS.items()})
+        return
+    table = Table(box=None, show_header=False)
+    for name, method in METHODS.items():
+        told = f"{method.about} ({method.paper})" if method.paper else method.about
+        chosen = ", ".join((method.score, method.allocate, method.mask, method.compensate))
+        table.add_row(f"[bold]{name}[/bold]", f"{told}\n[dim]{chosen}[/dim]")
+    results.print("Each with its score, layer sparsity, mask and compensation, which options set one by one:")
+    results.print(table)
+
+
+@app.command
 def demo(
     *,
     out: Annotated[Path, Parameter(help="For the demo's checkpoint, results and page.")] = Path("demo-out"),

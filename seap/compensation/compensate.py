@@ -5,6 +5,8 @@
 - `ridge`: the removed inputs are predicted from the kept ones by least squares on centred second moments,
   W' = W_k + W_d · C_dk (C_kk + λI)⁻¹ and b = W · E[h] − W' · E[h_k] (the closed form of SliceGPT's and OBC's
   reconstructions; Frantar and Alistarh, 2022, eq. 3 for all removed inputs at once). λ is chosen on held-out rows.
+- `nystrom` (MoDeGPT, arXiv 2408.09632, algorithm 1): the same on second moments about zero, without a bias, and with a
+  λ that only keeps the matrix from being singular, in place of the paper's pseudo-inverse.
 
 Shapes: C inputs of the consumer, k of them kept, O outputs. W_k and W_d are its columns of kept and removed inputs.
 """
@@ -24,6 +26,7 @@ from seap.models.residency import as_computed
 PIECE = 1 << 17  # numbers of a weight that are float64 at a time: 1 MB, which stays in the processor's cache
 DAMPING = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # λ over the mean of the covariance's diagonal
 UNTESTED_DAMPING = 1e-2  # where no row is held out to choose it on
+NEARLY_ZERO = 1e-6  # where λ isn't to shrink anything
 FEW_TOKENS = 32  # an expert that saw fewer isn't refitted
 
 
@@ -111,6 +114,12 @@ def ridge_or_bias(weight: Tensor, moments: Moments, keep: Tensor) -> Repair:
     return ridge(weight, moments, keep, best) if errors[best] <= plain else mean_bias(weight, moments, keep)
 
 
+def nystrom(weight: Tensor, moments: Moments, keep: Tensor) -> Repair:
+    """W_k + W_d C_dk C_kk⁻¹, with C about zero. weight (O, C), keep bool (C,)."""
+    fitted = ridge(weight.double(), moments.about_zero(), keep, NEARLY_ZERO)
+    return replace(fitted, bias=torch.zeros(len(weight), dtype=torch.float64), about="nystrom")
+
+
 def repair_experts(axis: Axis, weight: Tensor, source: Source, keep: Tensor, repair: Compensation) -> Repair:
     """Each expert's last linear refitted on the tokens that are routed to it, without a bias, which it doesn't have.
 
@@ -130,7 +139,7 @@ def repair_experts(axis: Axis, weight: Tensor, source: Source, keep: Tensor, rep
     return Repair(torch.zeros(len(weight), dtype=torch.float64), torch.cat(columns, 1), f"{fitted} experts refitted")
 
 
-COMPENSATIONS: dict[str, Compensation] = {"bias": mean_bias, "ridge": ridge_or_bias}
+COMPENSATIONS: dict[str, Compensation] = {"bias": mean_bias, "ridge": ridge_or_bias, "nystrom": nystrom}
 
 
 def weight_of(arch: Arch, axis: Axis) -> Tensor:

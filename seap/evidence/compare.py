@@ -64,8 +64,9 @@ def _compare_claimed(
     answered = [t for t in plan.names if tests[t].metric != "continuation" and _has_answers(tests[t])]
     ready()
     model, tokenizer = loader.load_for_work(name, **loading)
-    for sparsity in plan.sparsities:
-        pruning.check(model, replace(plan.pruning, sparsity=sparsity))
+    for method in plan.methods:
+        for sparsity in plan.sparsities:
+            pruning.check(model, replace(plan.pruning, method=method, sparsity=sparsity))
     exams = {task: prepare(test, model, tokenizer, plan.evaluation) for task, test in tests.items()}
     bench = Bench(plan, model, tokenizer, out, exams, items, progress)
     rows = run(bench, plan.networks(answered))
@@ -127,8 +128,8 @@ def pruned_network(bench: Bench, network: Network) -> tuple[Any, Result]:
     """The network, and what its rows say of its making."""
     ranking, hashes = bench.ranking(network)
     pruned = deepcopy(bench.model)
-    options = asdict(replace(bench.plan.pruning, method=network.method, sparsity=network.sparsity))
-    report = pruning.prune(pruned, ranking=ranking, progress=False, **options, seed=network.seed)
+    wanted = replace(bench.plan.pruning, method=network.method, sparsity=network.sparsity)
+    report = pruning.prune(pruned, ranking=ranking, progress=False, **asdict(wanted), seed=network.seed)
     about = {
         "method": network.method,
         "made_for": network.text.removeprefix("no-answers:") if network.text != "weights" else None,
@@ -142,6 +143,9 @@ def pruned_network(bench: Bench, network: Network) -> tuple[Any, Result]:
         "data_hash": digest(hashes) if len(hashes) > 1 else next(iter(hashes), None),
         "layers": report.layers,
     }
+    if wanted.resolved().allocate == "iterative":
+        about["steps"] = wanted.spent.steps
+        about["loss_of"] = "choices" if any(part.contrast for part in ranking.statistics.values()) else "text"
     save_masks(_mask_file(bench, network), report.masks, about | {"fingerprint": bench.fingerprint})
     return pruned, about
 

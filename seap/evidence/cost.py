@@ -10,9 +10,10 @@ from seap.evaluation.options import Evaluation
 from seap.evidence.plan import Comparison, Network
 from seap.evidence.sweep import Sweep
 from seap.pruning import memory
-from seap.pruning.cost import Done, Shape, Stage, Text, calibration, merged, pruning_stages, shape_of
+from seap.pruning.cost import Shape, calibration, pruning_stages, shape_of
 from seap.pruning.estimate import Estimate, Given, cheaper, disk_place, rates_for
 from seap.pruning.prospect import PER_CHARACTER, Prospect, prospect
+from seap.pruning.work import Done, Stage, Text, merged
 from seap.selection.options import Pruning
 from seap.text.tasks import parse_spec
 
@@ -31,7 +32,11 @@ def plan_compare(name: str, plan: Comparison, out: Path, *, loading: Mapping[str
     stages += _made(shape, plan, networks, smallest)
     for network in networks:
         stages += [_test(seen, shape, tests[task], plan.evaluation) for task in network.tested_on]
-    matrices = memory.of(shape, plan.pruning, {"text": smallest}, plan.calibration)
+    each = [
+        memory.of(shape, replace(plan.pruning, method=method), {"text": smallest}, plan.calibration)
+        for method in plan.methods
+    ]
+    matrices = max(each, key=lambda needs: needs.memory)
     statistics = 16.0 * sum(axis.num_inputs for axis in shape.arch.axes) * len({(n.seed, n.text) for n in networks})
     return _estimate(
         f"comparing {len(networks)} networks of {name}",

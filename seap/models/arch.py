@@ -126,12 +126,18 @@ class Arch:
 
         Heads that can't be cut count too, so that a sparsity means the same for every family.
         """
-        total = sum(axis.params for axis in self.axes)
-        if not self.can_cut_heads:
-            for layer in range(len(self.layers)):
-                total += sum(self._numel(layer, name) for name in self.family.heads)
-                total += self.weight(layer, self.family.heads_consumer).numel()
-        return total
+        return sum(self.layer_params(layer) for layer in range(len(self.layers)))
+
+    def layer_params(self, layer: int) -> int:
+        """Those of one layer."""
+        return sum(axis.params for axis in self.layer_axes(layer)) + self.uncut_params(layer)
+
+    def uncut_params(self, layer: int) -> int:
+        """Those of one layer's attention where it can't be cut; 0 where it can."""
+        if self.can_cut_heads:
+            return 0
+        written = sum(self._numel(layer, name) for name in self.family.heads)
+        return written + self.weight(layer, self.family.heads_consumer).numel()
 
     def _numel(self, layer: int, module: str) -> int:
         linear = self.linear(layer, module)

@@ -12,6 +12,7 @@ from torch import Tensor
 from seap.models.experts import Cut
 
 KV_GROUPS, CHANNELS, EXPERT_CHANNELS, EXPERTS = "kv_groups", "channels", "expert_channels", "experts"
+BLOCK = "block"  # a whole layer, in masks alone
 AXIS_NAMES = (KV_GROUPS, CHANNELS, EXPERT_CHANNELS)
 WIDTH_NAMES = (KV_GROUPS, CHANNELS, EXPERTS, EXPERT_CHANNELS)  # what is said of a layer
 

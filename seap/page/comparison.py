@@ -32,6 +32,11 @@ class Comparison:
         removed = mean(cells(self.select(method, sparsity), "realised_sparsity"))
         return removed.value if removed and removed.value < sparsity - 0.005 else None
 
+    def off_target(self, method: str, sparsity: float) -> float | None:
+        """What a method really removed, where that is over half a point from what it was to."""
+        removed = mean(cells(self.select(method, sparsity), "realised_sparsity"))
+        return removed.value if removed and abs(removed.value - sparsity) > 0.005 else None
+
     @property
     def ours(self) -> str | None:
         """`seap`, or the first of its variants."""

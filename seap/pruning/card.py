@@ -25,6 +25,7 @@ TORCHAO = "```\npip install torchao\n```\n\n" + TRANSFORMERS
 FORMS = {
     "uniform": (_STOCK + "Every layer has the same width.", STOCK_TRANSFORMERS),
     "padded": (_STOCK + _PADDED, STOCK_TRANSFORMERS),
+    "whole-layers": (_STOCK + "It has fewer layers than the dense model.", STOCK_TRANSFORMERS),
     "torchao": ("The decoder layers' linears have 8-bit weights, by torchao.", TORCHAO),
     "openvino": ("This is the model for OpenVINO, its layers as wide as pruning left them.", OPENVINO),
 }
@@ -52,7 +53,7 @@ def exported_card(
     *,
     repo: str | None = None,
 ) -> str:
-    """Of a checkpoint that was exported: uniform, padded, openvino or torchao."""
+    """Of a checkpoint that was exported (uniform, padded, openvino or torchao), or of one with fewer layers."""
     form, snippet = FORMS[target]
     return _placed(f"{_head(about)}\n{_measured(about, rows)}\n{form.format(class_name)}\n\n{snippet}\n", repo)
 

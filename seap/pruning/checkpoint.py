@@ -18,9 +18,10 @@ from seap.models.arch import describe
 from seap.models.axes import Masks
 from seap.models.loader import resolve_model
 from seap.models.residency import streamed
-from seap.pruning.card import model_card
+from seap.pruning.card import exported_card, model_card
 from seap.pruning.streaming import save_streamed
 from seap.selection.mask import load_masks, save_masks
+from seap.selection.whole_layers import dropped_layers
 from seap.vocabulary.rewriting import drop_stale
 
 MASK_FILE = "seap/mask.safetensors"  # in a folder of its own: vLLM loads every *.safetensors beside config.json
@@ -76,7 +77,7 @@ def save(
             model.save_pretrained(draft)
         else:
             save_streamed(model, draft)
-        if getattr(model.config, "seap", None) is not None:  # not where only the vocabulary went
+        if getattr(model.config, "seap", None) is not None:  # not where only the vocabulary went, or whole layers
             shutil.copyfile(modeling_seap.__file__, draft / "modeling_seap.py")
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)
@@ -85,7 +86,9 @@ def save(
         save_masks(draft / MASK_FILE, masks, provenance["mask"])
         rest = {name: value for name, value in provenance.items() if name != "mask"}
         (draft / "seap.json").write_text(to_json({**rest, "digests": weight_digests(draft)}, indent=2) + "\n")
-        (draft / "README.md").write_text(model_card(rest))
+        stock = type(model).__name__ if dropped_layers(masks) else None
+        card = model_card(rest) if stock is None else exported_card(rest, "whole-layers", stock)
+        (draft / "README.md").write_text(card)
         verify(draft)
 
 

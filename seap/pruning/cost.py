@@ -5,44 +5,23 @@ the code of each stage and leave out what grows with nothing. Shapes: T tokens, 
 C inputs of a consumer, O its outputs, k inputs kept.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from seap.activations.calibration import num_blocks
 from seap.activations.layerwise import HELD_PERIOD
 from seap.compensation import compensate, cross
-from seap.methods import MEASURED, RECONSTRUCTING, Method
+from seap.methods import CLOSED_FORMS, FIRST_ORDER, MEASURED, RECONSTRUCTING, RUNNING, Method
 from seap.models.arch import Arch, choose_axes, describe, embedding_params
 from seap.models.axes import CHANNELS, Axis
+from seap.pruning.work import NOTHING, Done, Stage, Text, merged
 from seap.selection.budgets import is_protected, least_kept
 from seap.selection.curves import closed_widths
 from seap.selection.damage import probe_widths
 from seap.selection.options import Pruning
 
 HALF_OF_A_MATRIX = 0.53  # of second moments that is computed, in tiles from the diagonal on
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A part of a run, as work of each kind."""
-
-    name: str
-    forward: float = 0.0  # tokens through all layers; through some of them, so much of it
-    backward: float = 0.0  # tokens back through all layers
-    positions: float = 0.0  # where the output layer and a softmax over the vocabulary are computed
-    backward_positions: float = 0.0  # the same, and back
-    passes: float = 0.0  # batches through one layer
-    moments: float = 0.0  # float32 operations of second moments
-    solves: float = 0.0  # float64 operations of solves and the products beside them
-    variables: float = 0.0  # of a knapsack
-    read: float = 0.0  # bytes from disk
-    written: float = 0.0  # bytes to disk
-
-    def times(self, factor: float) -> "Stage":
-        """The same, so many times over."""
-        kept = {name: value * factor for name, value in vars(self).items() if name != "name"}
-        return Stage(name=self.name, **kept)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +53,7 @@ class Shape:
 def shape_of(model: Any, options: Pruning, itemsize: int) -> Shape:
     """Of a model, which may be on the meta device."""
     arch = describe(model)
-    free = [a for a in choose_axes(arch, options.axes) if not is_protected(a.layer, len(arch.layers), options)]
+    free = [a for a in choose_axes(arch, options.cut_axes) if not is_protected(a.layer, len(arch.layers), options)]
     params = sum(p.numel() for p in model.parameters())
     idle = 0.0
     for layer in range(len(arch.layers)):
@@ -87,28 +66,6 @@ def shape_of(model: Any, options: Pruning, itemsize: int) -> Shape:
     return Shape(arch=arch, axes=tuple(free), active=active, params=params, itemsize=itemsize, **sizes)
 
 
-@dataclass(frozen=True)
-class Text:
-    """Calibration text: tokens, and the batches that they come in."""
-
-    tokens: int
-    batches: int
-    rows: int = 0
-
-    def of(self, tokens: float) -> "Text":
-        """A part of it, cut to so many tokens."""
-        share = min(tokens / max(self.tokens, 1), 1.0)
-        return Text(round(share * self.tokens), max(round(share * self.batches), 1), round(share * self.rows))
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a run finds done already."""
-
-    calibrated: bool = False  # statistics are given
-    chosen: bool = False  # so is what stays
-
-
 def pruning_stages(
     shape: Shape,
     options: Pruning,
@@ -116,7 +73,7 @@ def pruning_stages(
     *,
     sparsities: Sequence[float],
     moments: str = "full",
-    done: Done = Done(),
+    done: Done = NOTHING,
 ) -> list[Stage]:
     """What pruning to each of the sparsities runs, one calibration and ranking for all. text: task → its text."""
     method = options.resolved()
@@ -133,17 +90,6 @@ def pruning_stages(
     return merged(stages)
 
 
-def merged(stages: Iterable[Stage]) -> list[Stage]:
-    """Stages of one name added up, in the order of their first."""
-    found: dict[str, dict[str, float]] = {}
-    for stage in stages:
-        into = found.setdefault(stage.name, {})
-        for name, value in vars(stage).items():
-            if name != "name":
-                into[name] = into.get(name, 0.0) + value
-    return [Stage(name=name, **values) for name, values in found.items()]
-
-
 def calibration(shape: Shape, text: Text, moments: str | None) -> Stage:
     """One pass over the text, with second moments unless `moments` is None."""
     products = 0.0
@@ -154,7 +100,7 @@ def calibration(shape: Shape, text: Text, moments: str | None) -> Stage:
 
 
 def ranking(shape: Shape, method: Method, options: Pruning, text: Text, moments: str) -> list[Stage]:
-    """What is known before a sparsity: sensitivity, scores, damage."""
+    """What is known before a sparsity: sensitivity, scores, gradients, damage."""
     stages = []
     if options.needs_sensitivity:
         part = text.of(min(options.spent.fisher_tokens, text.tokens * (1 - 1 / HELD_PERIOD)))
@@ -170,6 +116,8 @@ def ranking(shape: Shape, method: Method, options: Pruning, text: Text, moments:
                 solves=len(shape.arch.axes) * shape.hidden**3 / 3,
             )
         )
+    if method.score in RUNNING:
+        stages.append(running(shape, method, text))
     if method.score in RECONSTRUCTING:
         stages.append(
             Stage(name="scores", solves=sum(_removal(shape, axis, method, moments) for axis in shape.arch.axes))
@@ -179,6 +127,20 @@ def ranking(shape: Shape, method: Method, options: Pruning, text: Text, moments:
     elif method.allocate in MEASURED:
         stages.append(_probes(shape, method, options, text, moments))
     return stages
+
+
+def running(shape: Shape, method: Method, text: Text) -> Stage:
+    """A score for which the model runs on the text: block influence, or gradients of all weights of the layers."""
+    if method.score not in FIRST_ORDER:
+        return Stage(name="influence", forward=text.tokens, passes=text.batches * shape.num_layers)
+    tokens = float(text.tokens)
+    return Stage(
+        name="gradients",
+        forward=2 * tokens,
+        backward=2 * tokens,  # of the inputs and of the weights
+        backward_positions=tokens,
+        passes=4 * text.batches * shape.num_layers,
+    )
 
 
 def _closed(shape: Shape, axis: Axis, options: Pruning, moments: str) -> float:
@@ -197,6 +159,8 @@ def _removal(shape: Shape, axis: Axis, method: Method, moments: str) -> float:
     blocks = num_blocks(axis, moments)
     size = axis.num_inputs / blocks
     inverse = size**3 / 3 + 2 * size**3
+    if method.score == "leverage":
+        return blocks * inverse
     removing = 2 * (0.55 * shape.hidden * size**2 + 0.42 * size**3)
     weighing = 2.0 * shape.hidden**2 * axis.num_inputs if method.score == "obs-fisher" else 0.0
     return blocks * (inverse + removing) + weighing
@@ -227,7 +191,7 @@ def probed(options: Pruning, text: Text) -> Text:
 
 def _repairs(method: Method) -> float:
     """Whether a repair is solved for."""
-    return 1.0 if method.compensate == "ridge" else 0.0
+    return 1.0 if method.compensate in CLOSED_FORMS else 0.0
 
 
 def _solve(shape: Shape, axis: Axis, kept: float, moments: str) -> float:
@@ -239,8 +203,13 @@ def _solve(shape: Shape, axis: Axis, kept: float, moments: str) -> float:
 
 
 def choosing(shape: Shape, method: Method, options: Pruning, text: Text, moments: str) -> list[Stage]:
-    """What each sparsity costs before anything is cut: widths, and the search for better ones."""
+    """What each sparsity costs before anything is cut: widths, the search for better ones, and steps."""
     stages = []
+    if method.allocate == "iterative":
+        stages.append(replace(running(shape, method, text).times(options.spent.steps - 1), name="steps"))
+    if method.behind:
+        forward, passes = text.tokens * (2 - options.sparsity), 2 * text.batches * shape.num_layers
+        stages.append(Stage(name="layers", forward=forward, passes=passes))
     if method.allocate in MEASURED:
         step = max(options.round_to, 1)
         variables = sum(axis.units / (step if axis.unit_inputs == 1 else 1) for axis in shape.axes)
@@ -270,6 +239,8 @@ def repairing(shape: Shape, method: Method, options: Pruning, text: Text, moment
         errors = sum(2.0 * shape.hidden * axis.num_inputs**2 / num_blocks(axis, moments) for axis in shape.axes)
         solves = tried * (errors + sum(_solve(shape, axis, kept, moments) for axis in shape.axes))
         stages.append(Stage(name="repair", solves=solves))
+    if method.compensate == "nystrom":
+        stages.append(Stage(name="repair", solves=sum(_solve(shape, axis, kept, moments) for axis in shape.axes)))
     if method.sequential:
         stages.append(_refit(shape, text, kept))
     return stages

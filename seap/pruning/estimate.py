@@ -14,9 +14,10 @@ import torch
 from seap.errors import UserError
 from seap.models.options import Streaming
 from seap.pruning import memory, streamed_cost
-from seap.pruning.cost import Done, Shape, Stage, Text, merged, pruning_stages, shape_of
+from seap.pruning.cost import Shape, pruning_stages, shape_of
 from seap.pruning.prospect import Prospect, about_stats, prospect, stored_text
 from seap.pruning.rates import Rates, Taken, measure_rates
+from seap.pruning.work import Done, Stage, Text, merged
 from seap.selection.options import Pruning
 from seap.text.options import Calibration
 from seap.vocabulary.counts import HELD_TOKENS

@@ -10,9 +10,11 @@ import torch
 from seap.activations.calibration import num_blocks
 from seap.activations.stats import IN_MEMORY_BYTES
 from seap.grants import granted_memory
-from seap.methods import MEASURED
+from seap.methods import CLOSED_FORMS, FIRST_ORDER, MEASURED
 from seap.models.loader import free_memory
-from seap.pruning.cost import Shape, Text
+from seap.pruning.cost import Shape
+from seap.pruning.work import Text
+from seap.scoring.first_order import LOGIT_BYTES
 from seap.selection.budgets import least_kept
 from seap.selection.damage import CACHED_BYTES, probe_widths
 from seap.selection.options import Pruning
@@ -42,12 +44,22 @@ def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Ca
         states = FLOAT * min(spent.fisher_tokens, tokens) * shape.hidden * (shape.num_layers + 1)
         logits = LOGITS * FLOAT * min(batch, spent.fisher_tokens) * shape.vocabulary
         stages.append(states + logits + 2.0 * FLOAT * len(shape.arch.axes) * shape.hidden**2)
+    if method.score in FIRST_ORDER:
+        stages.append(_gradients(shape, text, calibration))
     if method.allocate == "search" or (method.allocate in MEASURED and not options.closed_curves):
         stages.append(_probing(shape, options, min(spent.probe_tokens, batch)))
     if method.sequential:
         stages.append(4 * hidden + sum(8.0 * shape.hidden * a.num_inputs * (1 - options.sparsity) for a in shape.axes))
     disk = (("second moments", on_disk, Path(tempfile.gettempdir())),) if on_disk else ()
     return Needs(held + max(stages), disk)
+
+
+def _gradients(shape: Shape, text: Mapping[str, Text], calibration: Calibration) -> float:
+    """States before every layer, one layer's weights and gradients, and the logits of some rows."""
+    tokens, rows = (sum(getattr(part, name) for part in text.values()) for name in ("tokens", "rows"))
+    longest = min(2 * tokens / max(rows, 1), calibration.seq_len)
+    logits = LOGITS * max(LOGIT_BYTES, FLOAT * shape.vocabulary * longest)
+    return FLOAT * tokens * shape.hidden * (shape.num_layers + 2) + logits + 4 * FLOAT * shape.layer_params
 
 
 def matrices_of(shape: Shape, options: Pruning, calibration: Calibration, tasks: int) -> tuple[float, float]:
@@ -64,7 +76,7 @@ def _probing(shape: Shape, options: Pruning, tokens: int) -> float:
     """States, logits, what the dense model says, and the repairs at every width."""
     logits = float(FLOAT * tokens * shape.vocabulary)
     repairs = 0.0
-    if options.resolved().compensate == "ridge":
+    if options.resolved().compensate in CLOSED_FORMS:
         for axis in shape.axes:
             widths = probe_widths(axis, least_kept(axis, options), max(options.round_to, 1))
             repairs += sum(8.0 * shape.hidden * axis.num_inputs * width / axis.units for width in widths)

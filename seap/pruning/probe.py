@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seap.activations.layerwise import stubbed
 from seap.compensation.compensate import Repair, Repairs, kept_inputs
 from seap.errors import UserError, first_line
 from seap.models import loader
 from seap.models.arch import Arch
 from seap.models.axes import Axis, Masks
+from seap.selection.whole_layers import dropped_layers
 from seap.vocabulary.rewriting import check_reads_alike
 
 TOKENS = 8
@@ -105,9 +107,11 @@ def check_like(found: Tensor, expected: Tensor | None, dtype: torch.dtype, what:
 
 @contextlib.contextmanager
 def masked(arch: Arch, masks: Masks, repairs: Repairs) -> Iterator[None]:
-    """The model as if it were cut: every consumer reads 0 from what goes, and is repaired."""
+    """The model as if it were cut: every consumer reads 0 from what goes, and is repaired; whole layers do nothing."""
+    dropped = dropped_layers(masks)
     with contextlib.ExitStack() as stack:
-        for axis in arch.axes:
+        stack.enter_context(stubbed(arch.layers, dict.fromkeys(dropped, lambda hidden, *args, **kwargs: hidden)))
+        for axis in [axis for axis in arch.axes if axis.layer not in dropped]:
             repair = repairs.get(axis.key)
             keep = kept_inputs(axis, masks[axis.key])
             for hook in _hooks(arch, axis, keep, repair):

@@ -10,7 +10,7 @@ import torch
 from seap.files import read_about
 from seap.models import checkpoint_folder, configs, gguf, loader
 from seap.models.options import Loading
-from seap.pruning.cost import Text
+from seap.pruning.work import Text
 from seap.text.corpus import build_corpus, longest_sequence, num_batches
 from seap.text.options import Calibration
 from seap.text.tasks import load_items, parse_spec

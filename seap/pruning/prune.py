@@ -12,13 +12,15 @@ from seap.activations.ranks import Ranks, agreed
 from seap.activations.stats import Statistics
 from seap.compensation.compensate import Repairs, repair_axes
 from seap.errors import UserError
+from seap.methods import FIRST_ORDER
 from seap.models import left_out
-from seap.models.arch import Arch, describe
+from seap.models.arch import describe
 from seap.models.axes import Masks
 from seap.models.families import refuse_experts
 from seap.models.residency import streamed
 from seap.pruning import probe
-from seap.pruning.ready import check_in_memory
+from seap.pruning.notes import notes_on, notes_on_experts
+from seap.pruning.ready import check_in_memory, check_sizes
 from seap.pruning.report import Before, Report, Run, build_report
 from seap.pruning.sequential import refit_layers
 from seap.pruning.streaming import check_streamable, cut_streamed_
@@ -26,6 +28,7 @@ from seap.pruning.surgery import cut_
 from seap.pruning.texts import Tasks as Tasks
 from seap.pruning.texts import build_corpora as build_corpora
 from seap.pruning.vocabulary import check_whole_first, vocabulary_cut
+from seap.pruning.whole_layers import check_dense
 from seap.selection.allocate import allocate
 from seap.selection.mask import check_fits
 from seap.selection.mixture import check_mixture, pool
@@ -191,7 +194,7 @@ def cut_layers_(
     else:
         source = pool(run.statistics, run.pruning) if run.statistics else Statistics()
         repairs = cut_streamed_(model, made, source, run.pruning.resolved(), progress=progress, ranks=ranks)
-    run.notes += notes_on(repairs, run.pruning)
+    run.notes += notes_on(repairs, run.pruning, before.realised_sparsity, chosen=masks is None)
     target = run.pruning.sparsity if asked else before.realised_sparsity
     return build_report(model, before, made, run, target=target, seconds=time.perf_counter() - started)
 
@@ -204,14 +207,6 @@ def with_rounding(model: Any, options: Pruning) -> tuple[Pruning, list[str]]:
     best, times = best_rounding(describe(model), options.sparsity)
     figures = ", ".join(f"{multiple}: {value:.3f}" for multiple, value in times.items())
     return replace(options, round_to=best), [f"--round-to {best} was chosen by time (µs per channel: {figures})"]
-
-
-def notes_on(repairs: Repairs, options: Pruning) -> list[str]:
-    """Where reconstruction fell back on the bias."""
-    fell_back = [key for key, repair in repairs.items() if repair.about == "bias"]
-    if options.resolved().compensate != "ridge" or not fell_back:
-        return []
-    return [f"reconstruction was no better than the bias on held-out text for {', '.join(fell_back)}"]
 
 
 def measure_(
@@ -252,19 +247,11 @@ def measure_(
 
 def check_together(options: Pruning, ranks: Ranks) -> None:
     """Raise UserError for choices that several processes might make differently."""
+    method = options.resolved()
     wanted = {"--mix auto": options.mix == "auto", "--worst-task": options.worst_task}
+    wanted |= {"--allocate iterative": method.allocate == "iterative", f"--method {options.method}": method.behind}
     for name in [name for name, is_wanted in wanted.items() if is_wanted and ranks.size > 1]:
         raise UserError(f"{name} is chosen by one process; run it without torchrun or --ray, or leave it out")
-
-
-def check_sizes(arch: Arch, statistics: Statistics) -> None:
-    """Raise UserError unless the statistics have this model's axes."""
-    expected = arch.measured
-    found = {key: moments.mean.numel() for key, moments in statistics.items()}
-    if expected != found:
-        key = sorted(dict(expected.items() ^ found.items()))[0]
-        got, own = found.get(key, "no"), expected.get(key, "no")
-        raise UserError(f"the statistics aren't this model's: {key} has {got} inputs in them, {own} in the model")
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[Pruning, Calibration]:
@@ -290,33 +277,24 @@ def check(model: Any, options: Pruning, masks: Masks | None = None) -> list[str]
     arch = describe(model)
     if options.cost != "params":
         refuse_experts(model.config, f"--cost {options.cost}", "leave it out")
+    method = options.resolved()
+    whole = method.allocate == "whole-layers"
+    if method.score in FIRST_ORDER:
+        refuse_experts(model.config, f"--score {method.score}", "its units are rows of plain linears; use --score obs")
+    if whole:
+        refuse_experts(model.config, "--allocate whole-layers", "use --allocate uniform")
+        check_dense(model)
     if masks is None:
         nothing = {axis.key: torch.zeros(axis.num_inputs, dtype=torch.float64) for axis in arch.axes}
         allocate(arch, options, nothing, axes=keep_experts(arch, options, nothing))
     else:
         check_fits(arch, masks)
     notes = left_out.note(model) + [f"{name} has no effect with these choices" for name in options.unused()]
-    if not arch.can_cut_heads and options.axes is None and options.sparsity > 0:
+    if not arch.can_cut_heads and options.cut_axes is None and not whole and options.sparsity > 0:
         notes.append(f"only MLP channels are cut: the heads of {arch.family.model_type} stay, {arch.heads_refused}")
     notes += notes_on_experts(arch, options)
     if options.cost == "milliseconds":
         notes.append("the sparsity is of the time that the linears take here, so the share of parameters differs")
     if getattr(model.config, "seap", None):
         notes.append("the model is already pruned; the sparsity is of what is left of it")
-    return notes
-
-
-def notes_on_experts(arch: Arch, options: Pruning) -> list[str]:
-    """What users of a mixture of experts should know, and users of other models who asked for experts."""
-    axes = [axis for axis in arch.axes if axis.usage_key]
-    if not axes:
-        return ["--experts has no effect: this model has none"] if options.experts != "auto" else []
-    notes = []
-    if options.resolved().compensate == "bias":
-        notes.append("experts have no bias that could make up for what goes, so they stay uncompensated")
-    if options.round_to % 8 and any(axis.name in (options.axes or (axis.name,)) for axis in axes):
-        notes.append(
-            "transformers runs experts one by one, slowly on GPUs, where their width is no multiple of 8; --round-to 8 "
-            "keeps its grouped kernels"
-        )
     return notes

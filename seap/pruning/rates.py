@@ -21,7 +21,8 @@ from seap.environment import clock
 from seap.models.axes import KV_GROUPS
 from seap.models.trial import OPERATIONS as TRIED_OPERATIONS
 from seap.models.trial import SURE_PARAMS
-from seap.pruning.cost import HALF_OF_A_MATRIX, Shape, Stage
+from seap.pruning.cost import HALF_OF_A_MATRIX, Shape
+from seap.pruning.work import Stage
 from seap.threads import settle
 
 CLIPPED = 4096  # inputs and outputs of a matrix that is measured

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from seap.activations.stats import Statistics
 from seap.errors import UserError
 from seap.models.arch import Arch, describe
 from seap.models.loader import check_not_quantized
@@ -46,3 +47,13 @@ def _check_own_weights(arch: Arch) -> None:
             first = seen.setdefault(id(linear.weight), name)
             if first != name:
                 raise UserError(f"{name} and {first} share one weight, so they can't be cut apart; give each its own")
+
+
+def check_sizes(arch: Arch, statistics: Statistics) -> None:
+    """Raise UserError unless the statistics have this model's axes."""
+    expected = arch.measured
+    found = {key: moments.mean.numel() for key, moments in statistics.items()}
+    if expected != found:
+        key = sorted(dict(expected.items() ^ found.items()))[0]
+        got, own = found.get(key, "no"), expected.get(key, "no")
+        raise UserError(f"the statistics aren't this model's: {key} has {got} inputs in them, {own} in the model")

@@ -122,9 +122,11 @@ def choices(options: Pruning) -> dict[str, Any]:
     """What each stage does in this run, whether chosen, the method's or the effort's."""
     method, spent = options.resolved(), asdict(options.spent)
     chosen = {name: getattr(method, name) for name in ("score", "allocate", "mask", "compensate", "convention")}
+    if method.allocate == "iterative":
+        return chosen | {"steps": spent["steps"]}
     if not options.needs_sensitivity and method.allocate not in MEASURED:
         return chosen
-    return chosen | {name: spent[name] for name in spent if name not in ("searches", "refits")}
+    return chosen | {name: spent[name] for name in spent if name not in ("searches", "refits", "steps")}
 
 
 def provenance(identity: str, run: Run) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from pathlib import Path
 from seap.methods import MEASURED, RECONSTRUCTING
 from seap.models.options import Streaming
 from seap.models.shelf import LARGE
-from seap.pruning.cost import Done, Shape, Stage, Text
+from seap.pruning.cost import Shape
 from seap.pruning.memory import FLOAT, LOGITS, Needs, matrices_of
 from seap.pruning.sequential import COPIES, READ_BYTES
+from seap.pruning.work import Done, Stage, Text
 from seap.selection.damage import CACHED_BYTES
 from seap.selection.options import Pruning
 from seap.selection.repairing import REMEMBERED

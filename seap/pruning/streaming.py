@@ -21,7 +21,7 @@ from seap.activations.stats import Statistics
 from seap.compensation.compensate import Repair, Repairs, repair_axes
 from seap.errors import UserError
 from seap.files import to_json, write_safetensors
-from seap.methods import MEASURED, Method
+from seap.methods import MEASURED, RUNNING, Method
 from seap.models.arch import Arch, describe
 from seap.models.axes import Masks
 from seap.models.residency import modules_of, page_out, read_ahead, ready_, streamed
@@ -41,6 +41,15 @@ WHOLE: dict[str, tuple[Callable[[Pruning], bool], str]] = {
     "--cost milliseconds": (lambda options: options.cost == "milliseconds", "leave it out"),
     "--mix auto": (lambda options: options.mix == "auto", "give --mix a share, such as 0.3"),
     "--worst-task": (lambda options: options.worst_task, "weigh the tasks with --weights"),
+    "a score of gradients or of block influence": (
+        lambda options: options.resolved().score in RUNNING,
+        "use --score obs, or --method flap, wanda-sp or obs",
+    ),
+    "--allocate whole-layers": (
+        lambda options: options.resolved().allocate == "whole-layers",
+        "use --allocate uniform",
+    ),
+    "--method wanda-sp-sequential": (lambda options: options.resolved().behind, "use --method wanda-sp"),
 }
 
 

@@ -20,7 +20,9 @@ from seap.models.arch import Arch, describe, layer_width_values
 from seap.models.axes import Axis, Masks, Slice
 from seap.models.families import width_keys
 from seap.pruning.ready import check_in_memory
+from seap.pruning.whole_layers import drop_layers_
 from seap.selection.mask import budgets_of, check_fits
+from seap.selection.whole_layers import dropped_layers
 
 _PLAIN = (int, float, bool, str, tuple, type(None))
 
@@ -36,6 +38,10 @@ def cut_(model: Any, masks: Masks, repairs: Repairs | None = None) -> Arch:
     arch = describe(model)
     check_in_memory(model)
     check_fits(arch, masks)
+    if dropped_layers(masks):
+        assert not repairs, "whole layers go without a repair"
+        with partly_cut():
+            return drop_layers_(arch, masks)
     check_buildable(arch, masks, repairs or {})
     with partly_cut():
         for layer in range(len(arch.layers)):

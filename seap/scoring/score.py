@@ -8,8 +8,16 @@ Per input i of the linear W (O, C) that reads an axis, with h its input over the
 - `wanda-sp`  ‖h_i‖₂ · ‖W[:,i]‖₁          the Wanda-sp baseline of FLAP's code (up to a constant, 1/O)
 - `obs`       the output error that is left after reconstruction when the unit goes, in order of removal (`obs.py`)
 - `obs-fisher` the same, the error weighed by how much the loss moves with it (`sensitivity.py`)
+- `leverage`  [C (C + λI)⁻¹]_ii            ridge leverage of h's second moments C about zero: MoDeGPT (Lin et al., 2024,
+  arXiv 2408.09632, algorithm 1) for MLP channels; λ, which has no published code, is `compensate.UNTESTED_DAMPING` over
+  the mean of C's diagonal
 - `magnitude` ‖W[:,i]‖₂                   weights alone
 - `random`    uniform in [0, 1), by seed and axis
+
+Of all weights that an axis runs through, or of a whole layer:
+
+- `taylor`, `gisp`, `gisp-mean`           gradients of the task's loss (`first_order.py`)
+- `block-influence`                       how much a layer turns the hidden state (`influence.py`)
 
 A unit's score is the sum over its inputs. SEAP's code takes the mean over a head: the same order inside an axis.
 Shapes: C inputs of the consumer, U units.
@@ -23,13 +31,19 @@ from torch import Tensor
 
 from seap.activations.moments import Moments
 from seap.activations.stats import Statistics
-from seap.compensation.compensate import fitting
+from seap.compensation.compensate import UNTESTED_DAMPING, fitting
+from seap.compensation.damped import solve_damped
 from seap.errors import UserError
+from seap.methods import RUNNING
 from seap.models.arch import Arch
 from seap.models.axes import KV_GROUPS, Axis
 from seap.models.residency import as_computed, release
+from seap.scoring.first_order import first_order, unit_size
+from seap.scoring.influence import block_influence
 from seap.scoring.obs import removal
 from seap.scoring.sensitivity import root
+from seap.text.contrast import NO_CONTRAST
+from seap.text.options import Calibration
 
 Scores = dict[str, Tensor]  # axis key → float64 (C,), one per input of the consumer
 
@@ -72,6 +86,18 @@ def _obs(axis: Axis, weight: Tensor, moments: Moments) -> Tensor:
     return scores.repeat_interleave(axis.unit_inputs) / axis.unit_inputs
 
 
+def _leverage(axis: Axis, weight: Tensor, moments: Moments) -> Tensor:
+    """The weight doesn't matter. Of a unit of several inputs, the sum over them."""
+    return torch.cat([_leverages(part) for part in moments.about_zero().split()])
+
+
+def _leverages(moments: Moments) -> Tensor:
+    """Diagonal of C (C + λI)⁻¹ (C,)."""
+    covariance = moments.covariance
+    solved = solve_damped(covariance, covariance, UNTESTED_DAMPING)
+    return solved.diagonal().clamp(0, 1)
+
+
 ACTIVATION_SCORES: dict[str, Callable[[Axis, Tensor, Moments], Tensor]] = {
     "wifv": _wifv,
     "wifv-flap": _wifv_flap,
@@ -79,6 +105,7 @@ ACTIVATION_SCORES: dict[str, Callable[[Axis, Tensor, Moments], Tensor]] = {
     "wanda-sp": _wanda_sp,
     "obs": _obs,
     "obs-fisher": _obs,
+    "leverage": _leverage,
 }
 
 
@@ -96,13 +123,19 @@ def score_inputs(
     seed: int = 0,
     sensitivity: Mapping[str, Tensor] | None = None,
     axes: Sequence[Axis] | None = None,
+    masks: Mapping[str, Tensor] | None = None,
+    progress: bool = False,
 ) -> Scores:
     """Score every input of every consumer.
 
-    sensitivity: for `obs-fisher`, axis key → F (O, O) of `measure_sensitivity`. axes: only of these.
+    sensitivity: for `obs-fisher`, axis key → F (O, O) of `measure_sensitivity`. axes: only of these. masks: the units
+    that are there, for scores of gradients.
 
     Returns axis key → float64 (C,) on the CPU. Raises ValueError when a score isn't finite, with the axis named.
     """
+    if name in RUNNING:
+        assert statistics is not None, f"{name} needs text"
+        return _running(arch, statistics, name, masks, progress)
     scores: Scores = {}
     for axis in arch.axes if axes is None else axes:
         weight = as_computed(arch.model, arch.weight(axis.layer, axis.consumer).detach())
@@ -117,10 +150,34 @@ def score_inputs(
                 weight = root(sensitivity[axis.key]).double() @ weight.cpu().double()
                 release(arch.model, [sensitivity[axis.key]])
             score = ACTIVATION_SCORES[name](axis, weight, statistics[axis.key])
-        if not torch.isfinite(score).all():
-            raise UserError(f"{arch.name_of(axis)}: score {name} is not finite; are the model's weights sound?")
-        scores[axis.key] = score.cpu()
+        scores[axis.key] = _finite(arch, axis, name, score.cpu())
         release(arch.model, arch.layers[axis.layer].parameters())
+    return scores
+
+
+def _finite(arch: Arch, axis: Axis, name: str, score: Tensor) -> Tensor:
+    if not torch.isfinite(score).all():
+        raise UserError(f"{arch.name_of(axis)}: score {name} is not finite; are the model's weights sound?")
+    return score
+
+
+def _running(
+    arch: Arch, statistics: Statistics, name: str, masks: Mapping[str, Tensor] | None, progress: bool
+) -> Scores:
+    """Scores for which the model runs on the text; each unit's (or layer's) in equal parts on its inputs."""
+    tokens = Calibration.batch_tokens
+    if name == "block-influence":
+        found = block_influence(arch, statistics.rows, batch_tokens=tokens, progress=progress)
+        inputs = [sum(axis.num_inputs for axis in arch.layer_axes(layer)) for layer in range(len(found))]
+        shares = [value / count for value, count in zip(found, inputs, strict=True)]
+        return {axis.key: torch.full((axis.num_inputs,), shares[axis.layer], dtype=torch.float64) for axis in arch.axes}
+    chosen = statistics.contrast if name != "taylor" else NO_CONTRAST
+    rows = chosen.right or statistics.rows
+    sums = first_order(arch, rows, less=chosen.wrong, masks=masks, batch_tokens=tokens, progress=progress)
+    scores = {}
+    for axis in arch.axes:
+        each = sums[axis.key] / unit_size(axis, name, arch.weights(axis)) / axis.unit_inputs
+        scores[axis.key] = _finite(arch, axis, name, each.repeat_interleave(axis.unit_inputs))
     return scores
 
 

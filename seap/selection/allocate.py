@@ -5,7 +5,7 @@ the reason. Three ways go by themselves: one width for all layers, a target of t
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from seap.selection.budgets import Budgets, check_met, check_reachable, is_prote
 from seap.selection.damage import Curves
 from seap.selection.options import Pruning
 from seap.selection.timing import Times
+from seap.selection.whole_layers import layer_budgets
 from seap.selection.widths import least_damage, one_width, within_time
 
 
@@ -40,12 +41,17 @@ def layer_weights(num_layers: int, options: Pruning, allocate: str) -> list[floa
 
 
 def standardised(axis: Axis, inputs: Tensor) -> Tensor:
-    """FLAP's comparison across layers: inputs standardised within the axis, then the mean per unit. (C,) → (U,).
+    """FLAP's comparison across layers: inputs standardised within the axis, then the mean per unit. (C,) → (U,)."""
+    deviation = inputs.std().clamp_min(torch.finfo(torch.float64).tiny)
+    return in_line(axis, (inputs - inputs.mean()) / deviation) / axis.unit_inputs
+
+
+def in_line(axis: Axis, inputs: Tensor) -> Tensor:
+    """Scores of the axis's units as one list over all layers takes them. (C,) → (U,).
 
     Of experts a unit is one channel of each that stays, the lowest of all together, then the next ones.
     """
-    deviation = inputs.std().clamp_min(torch.finfo(torch.float64).tiny)
-    each = unit_scores(axis, (inputs - inputs.mean()) / deviation) / axis.unit_inputs
+    each = unit_scores(axis, inputs)
     if not axis.usage_key:
         return each
     own = each.view(axis.experts, axis.units)
@@ -55,7 +61,23 @@ def standardised(axis: Axis, inputs: Tensor) -> Tensor:
 def _adaptive(
     axes: Sequence[Axis], weights: Sequence[float], options: Pruning, target: float, scores: Scores
 ) -> Budgets:
-    """FLAP's AL-AM: one global ranking of standardised scores, each unit at its cost in parameters.
+    """FLAP's AL-AM: one list of standardised scores.
+
+    FLAP's code weighs a head as 512/3 channels, which an integer tensor makes 170; here each unit goes at its own
+    parameters.
+    """
+    return one_list(axes, weights, options, target, {axis.key: standardised(axis, scores[axis.key]) for axis in axes})
+
+
+def _global(axes: Sequence[Axis], weights: Sequence[float], options: Pruning, target: float, scores: Scores) -> Budgets:
+    """One list of the scores as they are."""
+    return one_list(axes, weights, options, target, {axis.key: in_line(axis, scores[axis.key]) for axis in axes})
+
+
+def one_list(
+    axes: Sequence[Axis], weights: Sequence[float], options: Pruning, target: float, values: Mapping[str, Tensor]
+) -> Budgets:
+    """One ranking of all units over all layers, each at its cost in parameters. values: axis key → (U,).
 
     The lowest are removed until the target is met, except those that their axis must keep. The widths that this gives
     are then rounded as in every allocation, so that they meet the target to the unit.
@@ -64,9 +86,9 @@ def _adaptive(
     for axis, weight in zip(axes, weights, strict=True):
         if weight == 0:
             continue
-        values = torch.sort(standardised(axis, scores[axis.key])).values.tolist()
+        ordered = torch.sort(values[axis.key]).values.tolist()
         removable = axis.units - least_kept(axis, options)
-        ranked += [(value, axis) for value in values[:removable]]
+        ranked += [(value, axis) for value in ordered[:removable]]
     ranked.sort(key=lambda pair: pair[0])
     removed, gone = dict.fromkeys((axis.key for axis in axes), 0), 0
     for _, axis in ranked:
@@ -97,6 +119,8 @@ ALLOCATIONS: dict[str, Callable[[Sequence[Axis], Sequence[float], Pruning, float
     "uniform": _curve,
     "logistic": _curve,
     "adaptive": _adaptive,
+    "global": _global,
+    "iterative": _global,  # of the order in which units went (`steps.py`)
 }
 
 
@@ -116,8 +140,10 @@ def allocate(
 
     Raises UserError, naming what stands in the way, when the target can't be met within one unit.
     """
+    if options.resolved().allocate == "whole-layers":
+        return layer_budgets(arch, options, scores)
     everything = arch.axes if axes is None else axes
-    cut_keys = {axis.key for axis in choose_axes(arch, options.axes)}
+    cut_keys = {axis.key for axis in choose_axes(arch, options.cut_axes)}
     axes = [axis for axis in everything if axis.key in cut_keys]
     dropped = sum(axis.params for axis in arch.axes) - sum(axis.params for axis in everything)
     name = options.resolved().allocate

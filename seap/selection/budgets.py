@@ -16,7 +16,8 @@ Budgets = dict[str, int]  # axis key → units kept
 
 
 def is_protected(layer: int, num_layers: int, options: Pruning) -> bool:
-    return layer < options.protect_first or layer >= num_layers - options.protect_last
+    first, last = options.protected(num_layers)
+    return layer < first or layer >= num_layers - last
 
 
 def least_kept(axis: Axis, options: Pruning) -> int:
@@ -150,12 +151,13 @@ def check_reachable(
         f"{arch.name_of(tightest)} must keep {least_kept(tightest, options)} of {tightest.units}",
         f"every layer keeps at least {options.min_kv_groups} KV groups and {options.min_channels} channels",
     ]
-    if options.protect_first or options.protect_last:
-        reasons.append(f"{options.protect_first} first and {options.protect_last} last layers are protected")
+    first, last = options.protected(len(arch.layers))
+    if first or last:
+        reasons.append(f"{first} first and {last} last layers are protected")
     if not arch.can_cut_heads:
         reasons.append(f"the heads of {arch.family.model_type} can't be cut: {arch.heads_refused}")
-    elif len(set(options.axes or AXIS_NAMES)) < len(AXIS_NAMES):
-        reasons.append(f"only {', '.join(options.axes or ())} are cut")
+    elif len(set(options.cut_axes or AXIS_NAMES)) < len(AXIS_NAMES):
+        reasons.append(f"only {', '.join(options.cut_axes or ())} are cut")
     raise UserError(
         f"sparsity {options.sparsity} can't be met: at most {most / arch.prunable_params:.3f} can be removed "
         f"({'; '.join(reasons)}); lower --sparsity, --min-kv-groups, --min-channels or the protected layers"

@@ -29,6 +29,7 @@ from seap.activations.moments import Moments
 from seap.activations.stats import Statistics
 from seap.compensation.compensate import FEW_TOKENS, UNTESTED_DAMPING, Source, fitting, weight_of
 from seap.compensation.damped import factor_damped
+from seap.methods import CLOSED_FORMS
 from seap.models.arch import Arch
 from seap.models.axes import KV_GROUPS, Axis
 from seap.models.residency import release
@@ -110,7 +111,7 @@ def blocks_of(axis: Axis, weight: Tensor, statistics: Source, places: Tensor, co
         is_apart = own.held is not None and own.held.count > 0 and bool(own.held.m2.any())
         fit, held = (own.without_held(), own.held) if is_apart else (own, own)
         assert held is not None
-        repaired = compensate == "ridge" and tokens >= FEW_TOKENS
+        repaired = compensate in CLOSED_FORMS and tokens >= FEW_TOKENS
         yield Block(columns[:, order], fit, held, order, place[order], repaired)
 
 

@@ -11,8 +11,9 @@ from seap.activations.checks import axis_keyed
 from seap.errors import UserError
 from seap.files import read_tensors, write_tensors
 from seap.models.arch import Arch
-from seap.models.axes import Axis, Masks
+from seap.models.axes import BLOCK, Axis, Masks
 from seap.scoring.score import Scores, unit_scores
+from seap.selection.whole_layers import dropped_layers
 
 
 def choose_units(axes: Sequence[Axis], scores: Scores, budgets: Mapping[str, int]) -> Masks:
@@ -59,23 +60,32 @@ def removed_params(axes: Sequence[Axis], masks: Masks) -> int:
 
 def realised_sparsity(arch: Arch, masks: Masks) -> float:
     """Removed over all prunable parameters; protected layers and uncuttable heads count in the latter."""
-    return removed_params(arch.axes, masks) / arch.prunable_params
+    with_layers = sum(arch.uncut_params(layer) for layer in dropped_layers(masks))
+    return (removed_params(arch.axes, masks) + with_layers) / arch.prunable_params
 
 
 def check_fits(arch: Arch, masks: Masks) -> None:
-    """Raise UserError unless the masks are this model's: the same axes, the same numbers of units, none empty."""
+    """Raise UserError unless the masks are this model's: the same axes, the same numbers of units, none empty.
+
+    But those of layers that go whole, of which one at least stays.
+    """
     sizes = {axis.key: axis.entries for axis in arch.axes}
-    found = {key: mask.numel() for key, mask in masks.items()}
+    found = {key: mask.numel() for key, mask in masks.items() if not key.endswith(f".{BLOCK}")}
     for key in sorted(sizes.keys() | found.keys()):
         if sizes.get(key) != found.get(key):
             raise UserError(
                 f"the mask doesn't fit the model: {key} has {found.get(key, 'no')} units in the mask, "
                 f"{sizes.get(key, 'no')} in the model"
             )
+    dropped = dropped_layers(masks)
+    if dropped and not dropped < set(range(len(arch.layers))):
+        raise UserError(f"the mask removes the layers {sorted(dropped)} of {len(arch.layers)}; at least 1 must remain")
     for key, mask in masks.items():
+        if int(key.split(".")[1]) in dropped:
+            continue
         if not mask.any():
             raise UserError(f"{key}: the mask keeps 0 of {mask.numel()} units; at least 1 must remain")
-    for axis in [axis for axis in arch.axes if axis.usage_key]:
+    for axis in [axis for axis in arch.axes if axis.usage_key and axis.layer not in dropped]:
         check_experts(arch, axis, len(kept_experts(axis, masks[axis.key])))
         counts = masks[axis.key].view(axis.experts, axis.units).sum(1)
         if len(set(counts.tolist()) - {0}) > 1:

@@ -63,7 +63,7 @@ def add_general(task: Statistics, general: Statistics, share: float) -> Statisti
         other = general[key]
         mixed[key] = moments.copy()
         mixed[key].add_(replace(other, held=None).weighted(share * moments.count / max(other.count, 1)))
-    return Statistics(mixed, task.rows)
+    return Statistics(mixed, task.rows, contrast=task.contrast)
 
 
 def pool(statistics: Mapping[str, Statistics], options: Pruning) -> Statistics:
@@ -80,7 +80,9 @@ def pool(statistics: Mapping[str, Statistics], options: Pruning) -> Statistics:
     mean = sum(counts.values()) / len(counts)
     wanted = {name: (options.weights or {}).get(name, 1.0) * mean / max(counts[name], 1) for name in statistics}
     weighted = [
-        Statistics({key: moments.weighted(wanted[name]) for key, moments in part.items()}, part.rows)
+        Statistics(
+            {key: moments.weighted(wanted[name]) for key, moments in part.items()}, part.rows, contrast=part.contrast
+        )
         for name, part in statistics.items()
     ]
     return merge(weighted)

@@ -13,11 +13,14 @@ from cyclopts import Parameter
 from seap.errors import UserError, at_least, one_of, unknown
 from seap.methods import (
     CHOICES,
+    CLOSED_FORMS,
     EFFORTS,
+    FIRST_ORDER,
     MEASURED,
     METHODS,
     NEEDS_ACTIVATIONS,
     RECONSTRUCTING,
+    RUNNING,
     Allocate,
     Compensate,
     Convention,
@@ -51,7 +54,9 @@ class Pruning:
     score: Score | None = None
     """How units are ranked."""
     allocate: Allocate | None = None
-    """How the sparsity is spread over the layers. one-width: the same widths in all of them, as stock classes want."""
+    """How the sparsity is spread over the layers. one-width: the same widths in all of them, as stock classes want;
+    global: one list of all units by score; iterative: the same in --steps, with new gradients after each;
+    whole-layers: layers go as they are, so that what is left is a stock checkpoint with fewer of them."""
     mask: MaskOf | None = None
     """One task's mask, a general one of several tasks (scores normalised, or raw as published), or of pooled text."""
     compensate: Compensate | None = None
@@ -63,7 +68,8 @@ class Pruning:
     weights: dict[str, float] | None = None
     """Weights of the tasks in a general mask, as --weights.gsm8k 3; 1 where not named."""
     axes: tuple[AxisName, ...] | None = None
-    """What to cut: kv_groups, channels, expert_channels (with whole experts); by default all that the family allows."""
+    """What to cut: kv_groups, channels, expert_channels (with whole experts); by default all that method and family
+    allow."""
     experts: int | Literal["auto", "keep"] = "auto"
     """How many experts every layer of a mixture of experts keeps, by how strongly the task uses them. auto drops those
     that add less than a fifth of what their layer's experts add on average; keep drops none. Their channels are cut in
@@ -76,10 +82,10 @@ class Pruning:
     """Steepness of the logistic layer sparsity."""
     logistic_x0: float = 0.3
     """Relative depth of its middle."""
-    protect_first: int = 0
-    """First layers left whole. They count in the sparsity all the same."""
-    protect_last: int = 0
-    """Last layers left whole."""
+    protect_first: int | None = None
+    """First layers left whole, by default those that the method spares. They count in the sparsity all the same."""
+    protect_last: int | None = None
+    """Last layers left whole, by default those that the method spares."""
     min_kv_groups: int = 1
     """KV groups that every layer keeps."""
     min_channels: int = 32
@@ -98,6 +104,8 @@ class Pruning:
     """Held-out calibration tokens that damage is measured on (--allocate damage or search)."""
     search_evaluations: int | None = None
     """Trials of --allocate search, each a forward pass over the probe tokens."""
+    steps: int | None = None
+    """Steps of --allocate iterative (GISP), each forward and back over the whole text; the paper's has 112 for 7 B."""
     round_to: Annotated[int, Parameter(converter=_rounding)] = 1
     """Keep a multiple of so many MLP channels in every layer: 64 or 128 for GPUs, 256 for GGUF K-quants; auto measures
     what pays on the device at hand (0 in Python)."""
@@ -118,8 +126,7 @@ class Pruning:
             raise UserError(
                 f"--cost {self.cost} is for --allocate damage, not {self.resolved().allocate}; add that option"
             )
-        if self.resolved().allocate == "one-width" and (self.protect_first or self.protect_last):
-            raise UserError("--allocate one-width cuts every layer alike; leave out --protect-first and --protect-last")
+        _check_goes_together(self)
         if isinstance(self.axes, str):
             raise UserError(f"axes {self.axes!r}: must be a tuple, such as ({self.axes!r},)")
         for axis in self.axes or ():
@@ -130,10 +137,9 @@ class Pruning:
                 raise UserError(f"--experts {self.experts} cuts experts; add expert_channels to --axes")
         elif self.experts not in ("auto", "keep"):
             raise UserError(f"--experts {self.experts}: must be a number of experts, auto or keep")
-        for name, least in (("protect_first", 0), ("protect_last", 0), ("min_kv_groups", 1), ("min_channels", 1)):
+        for name, least in (("min_kv_groups", 1), ("min_channels", 1), ("round_to", 0)):
             at_least(name, getattr(self, name), least)
-        at_least("round_to", self.round_to, 0)
-        for name, least in (("fisher_tokens", 2), ("probe_tokens", 2), ("search_evaluations", 1)):
+        for name, least in LEAST.items():
             if getattr(self, name) is not None:
                 at_least(name, getattr(self, name), least)
         if self.mix != "auto" and not (isinstance(self.mix, float | int) and 0 <= self.mix < math.inf):
@@ -162,9 +168,20 @@ class Pruning:
     @property
     def spent(self) -> Effort:
         """The effort with this run's own choices in place of the dial's."""
-        names = ("curves", "search_evaluations", "probe_tokens", "fisher_tokens")
+        names = ("curves", "search_evaluations", "probe_tokens", "fisher_tokens", "steps")
         own = {name: getattr(self, name) for name in names}
         return replace(EFFORTS[self.effort], **{name: value for name, value in own.items() if value is not None})
+
+    @property
+    def cut_axes(self) -> tuple[str, ...] | None:
+        """Names of the axes that are cut, this run's or the method's; all that the family allows with None."""
+        return METHODS[self.method].axes if self.axes is None else self.axes
+
+    def protected(self, num_layers: int) -> tuple[int, int]:
+        """How many first and last layers are left whole."""
+        spared = [int(part if part >= 1 else part * num_layers) for part in METHODS[self.method].spared]
+        first, last = self.protect_first, self.protect_last
+        return spared[0] if first is None else first, spared[1] if last is None else last
 
     @property
     def closed_curves(self) -> bool:
@@ -180,6 +197,13 @@ class Pruning:
         return self.resolved().score in NEEDS_ACTIVATIONS
 
     @property
+    def needs_rows(self) -> bool:
+        """Whether a stage runs the model on the calibration text once more."""
+        method = self.resolved()
+        runs = method.allocate in MEASURED or method.sequential or method.behind or method.score in RUNNING
+        return runs or self.needs_sensitivity
+
+    @property
     def needs_text(self) -> bool:
         """Whether these choices look at activations at all."""
         method = self.resolved()
@@ -188,7 +212,7 @@ class Pruning:
     @property
     def needs_second_moments(self) -> bool:
         method = self.resolved()
-        return method.score in RECONSTRUCTING or method.compensate == "ridge" or self.closed_curves
+        return method.score in RECONSTRUCTING or method.compensate in CLOSED_FORMS or self.closed_curves
 
     def unused(self) -> list[str]:
         """Options set away from their default that have no effect on this run."""
@@ -202,10 +226,56 @@ class Pruning:
             notes.append("--fisher-tokens")
         if method.allocate not in MEASURED:
             notes += [f"--{name.replace('_', '-')}" for name in ("probe_tokens", "curves") if name in changed]
-        if "effort" in changed and not self.needs_sensitivity and not METHODS[self.method].sequential:
+        dialled = self.needs_sensitivity or METHODS[self.method].sequential or method.allocate == "iterative"
+        if "effort" in changed and not dialled:
             notes.append("--effort")
+        if method.allocate != "iterative" and "steps" in changed:
+            notes.append("--steps")
         if method.allocate != "search" and "search_evaluations" in changed:
             notes.append("--search-evaluations")
         if self.sequential and method.compensate == "none":
             notes.append("--sequential without compensation")
         return notes
+
+
+OF_MEANS = ("wifv", "wifv-flap", "wanda", "wanda-sp")  # scores of means and variances alone
+BEFORE_SCORES = ("uniform", "one-width", "logistic")  # allocations that look at no score
+LEAST = {
+    "protect_first": 0,
+    "protect_last": 0,
+    "fisher_tokens": 2,
+    "probe_tokens": 2,
+    "search_evaluations": 1,
+    "steps": 1,
+}
+
+
+def _check_goes_together(options: Pruning) -> None:
+    """Raise UserError for choices of stages that mean nothing beside each other."""
+    method = options.resolved()
+    if method.allocate == "one-width" and any(options.protected(100)):
+        raise UserError("--allocate one-width cuts every layer alike; leave out --protect-first and --protect-last")
+    if method.allocate == "iterative" and method.score not in FIRST_ORDER:
+        raise UserError(
+            f"--allocate iterative measures gradients anew after each step, which --score {method.score} doesn't have; "
+            f"use --score {', '.join(FIRST_ORDER)}, or --allocate global"
+        )
+    if method.score == "block-influence" and method.allocate != "whole-layers":
+        raise UserError(
+            f"--score block-influence is of whole layers and ranks no units for --allocate {method.allocate}; use "
+            "--allocate whole-layers"
+        )
+    if method.behind and not (method.score in OF_MEANS and method.allocate in BEFORE_SCORES):
+        raise UserError(
+            f"--method {options.method} chooses layer after layer, by --score {', '.join(OF_MEANS)} and --allocate "
+            f"{', '.join(BEFORE_SCORES)}; got {method.score} and {method.allocate}"
+        )
+    if method.allocate != "whole-layers":
+        return
+    if method.compensate != "none":
+        raise UserError(
+            f"--allocate whole-layers leaves no part of a layer that --compensate {method.compensate} could refit; "
+            "leave it out"
+        )
+    if options.axes is not None:
+        raise UserError("--allocate whole-layers cuts no axes; leave out --axes")

@@ -20,6 +20,7 @@ from seap.models.axes import Axis, Masks
 from seap.scoring.score import Scores, mix, score_inputs
 from seap.scoring.sensitivity import measure_sensitivity
 from seap.selection.allocate import allocate
+from seap.selection.behind import masks_behind
 from seap.selection.budgets import Budgets, is_protected, least_kept
 from seap.selection.curves import closed_curves
 from seap.selection.damage import Curves, Judge, RepairTo, measure_curves, probe_rows
@@ -28,8 +29,11 @@ from seap.selection.mixture import QuickNetworks, add_general, check_mixture, ch
 from seap.selection.options import Pruning
 from seap.selection.repairing import repairing
 from seap.selection.search import search
+from seap.selection.steps import removal_order
 from seap.selection.timing import Times, axis_times
 from seap.selection.usage import keep_experts
+from seap.selection.whole_layers import with_blocks
+from seap.text.contrast import Contrast
 from seap.text.corpus import Corpus
 from seap.text.options import Calibration
 
@@ -42,22 +46,22 @@ def combine_scores(
     seed: int,
     sensitivity: Mapping[str, Tensor] | None = None,
     axes: Sequence[Axis] | None = None,
+    *,
+    masks: Masks | None = None,
+    progress: bool = False,
 ) -> Scores:
-    """One score per input: of the one task, mixed over several, or of all text pooled.
-
-    sensitivity, axes: see `score_inputs`.
+    """One score per input: of the one task, mixed over several, or of all text pooled. The rest: see `score_inputs`.
 
     Scores of reconstruction are of mixed moments, the others are mixed themselves (SEAP-gen).
     """
+    given: dict[str, Any] = {"seed": seed, "sensitivity": sensitivity, "axes": axes, "masks": masks}
+    given["progress"] = progress
     one_by_one = method.mask in ("general", "general-raw") and method.score not in RECONSTRUCTING
     if one_by_one and statistics:
-        each = {
-            task: score_inputs(arch, part, method.score, seed=seed, sensitivity=sensitivity, axes=axes)
-            for task, part in statistics.items()
-        }
+        each = {task: score_inputs(arch, part, method.score, **given) for task, part in statistics.items()}
         return mix(each, options.weights, normalise=method.mask == "general")
     pooled = pool(statistics, options) if statistics else None
-    return score_inputs(arch, pooled, method.score, seed=seed, sensitivity=sensitivity, axes=axes)
+    return score_inputs(arch, pooled, method.score, **given)
 
 
 @dataclass
@@ -81,7 +85,7 @@ class Ranking:
     def free(self) -> list[Axis]:
         """The axes that may be cut, with all their experts."""
         num_layers = len(self.arch.layers)
-        axes = choose_axes(self.arch, self.options.axes)
+        axes = choose_axes(self.arch, self.options.cut_axes)
         return [axis for axis in axes if not is_protected(axis.layer, num_layers, self.options)]
 
     @cached_property
@@ -104,9 +108,15 @@ class Ranking:
         return self.known[sparsity]
 
     def _masks(self, options: Pruning, progress: bool) -> Masks:
-        axes = keep_experts(self.arch, options, self.scores, self.usage)
-        budgets = self._allocated(options, axes, self.curves)
-        if self.judge is not None and self.repair_to is not None and options.resolved().allocate == "search":
+        method, scores = options.resolved(), self._in_steps(options, progress)
+        axes = keep_experts(self.arch, options, scores, self.usage)
+        budgets = self._allocated(options, axes, self.curves, scores)
+        if method.allocate == "whole-layers":
+            return with_blocks(choose_units(axes, scores, budgets))
+        if method.behind:
+            rows = pool(self.statistics, options).rows
+            return masks_behind(self.arch, rows, method.score, axes, budgets, progress=progress)
+        if self.judge is not None and self.repair_to is not None and method.allocate == "search":
             start = {axis.key: budgets[axis.key] for axis in self.free}
             budgets |= search(
                 self.judge,
@@ -120,18 +130,30 @@ class Ranking:
                 progress=progress,
                 allocated=lambda factors: self._tilted(options, axes, factors),
             )
-        return choose_units(axes, self.scores, budgets)
+        return choose_units(axes, scores, budgets)
+
+    def _in_steps(self, options: Pruning, progress: bool) -> Scores:
+        """The scores; where units go in steps, those of the order in which they go."""
+        if options.resolved().allocate != "iterative":
+            return self.scores
+
+        def rescore(masks: Masks) -> Scores:
+            if all(mask.all() for mask in masks.values()):
+                return self.scores
+            return combine_scores(self.arch, options.resolved(), self.statistics, options, self.seed, masks=masks)
+
+        return removal_order(self.arch, self.free, options, rescore, progress=progress)
 
     def _tilted(self, options: Pruning, axes: Sequence[Axis], factors: Mapping[str, float]) -> Budgets:
         """Budgets of the free axes with their curves times these factors."""
         assert self.curves is not None
         curves = {key: curve.times(factors[key]) for key, curve in self.curves.items()}
-        found = self._allocated(options, axes, curves)
+        found = self._allocated(options, axes, curves, self.scores)
         return {axis.key: found[axis.key] for axis in self.free}
 
-    def _allocated(self, options: Pruning, axes: Sequence[Axis], curves: Curves | None) -> Budgets:
+    def _allocated(self, options: Pruning, axes: Sequence[Axis], curves: Curves | None, scores: Scores) -> Budgets:
         """The same on all ranks, whatever a solver's luck on each."""
-        return agreed(lambda: allocate(self.arch, options, self.scores, curves, self.times, axes=axes), self.ranks)
+        return agreed(lambda: allocate(self.arch, options, scores, curves, self.times, axes=axes), self.ranks)
 
 
 def rank(
@@ -158,7 +180,8 @@ def rank(
     method = options.resolved()
     sensitivity = _sensitivity(arch, ready, options, seed, progress, ranks) if options.needs_sensitivity else {}
     own = [axis for axis in arch.axes if ranks.owns(axis.layer)]
-    scores = combine_scores(arch, method, ready, options, seed, sensitivity, own)
+    scores = combine_scores(arch, method, ready, options, seed, sensitivity, own, progress=progress)
+    notes = (*notes, *_of_loss(method, ready))
     made = Ranking(arch, options, seed, ready, gathered(scores, ranks), notes=notes, ranks=ranks)
     if method.allocate in MEASURED:
         pooled = pool(ready, options)
@@ -169,6 +192,16 @@ def rank(
             made.judge = Judge.on(arch, rows, batch_tokens=Calibration.batch_tokens, ranks=ranks)
         made.curves = _curves(made, pooled, sensitivity, progress)
     return made
+
+
+def _of_loss(method: Method, statistics: Mapping[str, Statistics]) -> list[str]:
+    """What loss gradients are of, where the text may have two."""
+    if not method.score.startswith("gisp"):
+        return []
+    found = Contrast.joined([part.contrast for part in statistics.values()])
+    if not found:
+        return ["gradients are of the loss on all tokens of the text that count"]
+    return [f"gradients are of the loss on {len(found.right)} right choices less that on {len(found.wrong)} wrong ones"]
 
 
 def _curves(made: Ranking, pooled: Statistics, sensitivity: Mapping[str, Tensor], progress: bool) -> Curves:
@@ -235,15 +268,12 @@ def with_second_moments(
 
     Raises UserError for statistics without rows, as seap before 0.2 wrote them.
     """
-    method = options.resolved()
-    rows_needed = (
-        method.allocate in MEASURED or options.needs_sensitivity or method.sequential or options.needs_second_moments
-    )
+    rows_needed = options.needs_rows or options.needs_second_moments
     ready = dict(statistics)
     for task, part in statistics.items():
         if rows_needed and not part.rows:
             raise UserError(f"the statistics of {task} hold no token rows; make them again with seap calibrate")
         if options.needs_second_moments and not part.has_second_moments:
-            corpus = Corpus(task, part.rows, "statistics")
+            corpus = Corpus(task, part.rows, "statistics", contrast=part.contrast)
             ready[task] = calibrating.calibrate(model, corpus, Calibration(second_moments=True), progress=progress)
     return ready

@@ -16,6 +16,7 @@ from seap.compensation.compensate import (
     can_repair,
     kept_inputs,
     mean_bias,
+    nystrom,
     repair_axis,
     ridge,
     weight_of,
@@ -29,7 +30,11 @@ from seap.scoring.score import Scores
 from seap.selection.damage import Cut, RepairTo
 from seap.selection.mask import choose_units
 
-QUICK: dict[str, Compensation] = {"ridge": partial(ridge, damping=UNTESTED_DAMPING), "bias": mean_bias}
+QUICK: dict[str, Compensation] = {
+    "ridge": partial(ridge, damping=UNTESTED_DAMPING),
+    "bias": mean_bias,
+    "nystrom": nystrom,
+}
 REMEMBERED = 3  # widths of an axis whose repairs a streamed model keeps: the best so far, and those just tried
 
 

@@ -66,7 +66,7 @@ def keep_experts(
 
 
 def _may_lose_experts(arch: Arch, axis: Axis, options: Pruning) -> bool:
-    named = options.axes is None or EXPERT_CHANNELS in options.axes
+    named = options.cut_axes is None or EXPERT_CHANNELS in options.cut_axes
     return named and not is_protected(axis.layer, len(arch.layers), options)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from seap.errors import UserError
+from seap.text.contrast import NO_CONTRAST, Contrast, contrast_of
 from seap.text.encode import encode
 from seap.text.items import Item
 from seap.text.options import Calibration
@@ -30,6 +31,7 @@ class Corpus:
     skipped: int = 0  # texts shorter than two tokens
     uncounted: int = 0  # texts of which no token counts: without an answer, or with one beyond what is read
     in_template: int = 0  # texts that were read in the model's chat template
+    contrast: Contrast = NO_CONTRAST  # of items with choices, beside the rows
 
     @property
     def num_tokens(self) -> int:
@@ -106,7 +108,9 @@ def build_corpus(
     if options.pack:
         rows = _packed(rows, separator(tokenizer), seq_len)
     rows = [row for row in _limited(rows, options.max_tokens) if num_counted(row)]
-    return Corpus(name, tuple(rows), source, skipped, uncounted, in_template)
+    tokens = sum(map(len, rows))
+    contrast = contrast_of(texts, tokenizer, options, seq_len=seq_len, num_tokens=tokens)
+    return Corpus(name, tuple(rows), source, skipped, uncounted, in_template, contrast)
 
 
 def _is_short(tokenizer: Any, text: str) -> bool:

@@ -117,6 +117,15 @@ def test_the_stages_import_transformers_where_they_use_it() -> None:
     assert done.stdout.strip().endswith("False")
 
 
+def test_methods_are_listed_with_what_they_choose(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["shortgpt"]["allocate"] == "whole-layers" and found["gisp"]["paper"] == "arXiv 2510.18030"
+    assert main(["methods"]) == 0
+    told = capsys.readouterr().out
+    assert all(name in told for name in found)
+
+
 def test_tasks_lists_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tasks", "--json"]) == 0
     named = json.loads(capsys.readouterr().out)

@@ -5,7 +5,7 @@ import torch
 from correlated import moments
 
 from seap.activations.moments import Moments
-from seap.compensation.compensate import mean_bias, output_error, ridge, ridge_or_bias
+from seap.compensation.compensate import mean_bias, nystrom, output_error, ridge, ridge_or_bias
 
 
 def test_ridge_is_the_least_squares_solution() -> None:
@@ -52,3 +52,16 @@ def test_in_blocks_each_block_is_fitted_and_scored_alone() -> None:
     assert found.co is not None
     apart = Moments(found.count, found.mean, found.m2, torch.block_diag(*found.co))
     assert output_error(weight, found, keep, repair) == pytest.approx(output_error(weight, apart, keep, repair))
+
+
+def test_nystrom_is_least_squares_about_zero_without_a_bias() -> None:
+    """MoDeGPT, algorithm 1: W_D becomes (S_kᵀ C S_k)⁺ S_kᵀ C W_D, with C = Σ h hᵀ."""
+    generator = torch.Generator().manual_seed(3)
+    h = torch.randn(60, 6, generator=generator).double() @ torch.randn(6, 6, generator=generator).double() + 0.7
+    weight = torch.randn(4, 6, generator=generator).double()
+    keep = torch.tensor([True, False, True, True, False, True])
+    found = nystrom(weight, Moments.of(h, second=True), keep)
+    gram = h.t() @ h
+    expected = (torch.linalg.pinv(gram[keep][:, keep]) @ gram[keep] @ weight.t()).t()
+    assert found.weight is not None and not found.bias.any()
+    torch.testing.assert_close(found.weight, expected, rtol=1e-3, atol=1e-4)

@@ -71,6 +71,39 @@ def test_every_method_at_equal_sparsity_and_tokens(dense: str, specs: tuple[str,
     assert all(entry["jaccard"][0][0] == 1 and entry["tasks"] == ["plain", "asked"] for entry in result["overlap"])
 
 
+RIVALS = ("gisp", "llm-pruner", "shortgpt", "obs", "modegpt-mlp", "wanda-sp-sequential")
+
+
+def test_todays_rivals_on_equal_terms(specs: tuple[str, str], tmp_path: Path) -> None:
+    dense = str(folder(tmp_path / "dense", num_hidden_layers=5))
+    asked = {"methods": RIVALS, "sparsities": (0.2, 0.3), "pruning": Pruning(min_channels=4, steps=2)}
+    result = compare(dense, plan(specs[:1], tmp_path, **asked), tmp_path / "out", loading=LOADING, progress=False)
+    rows = [row for row in result["rows"] if row["method"] != "dense"]
+    assert [(row["target_sparsity"], row["method"]) for row in rows] == [(s, m) for s in (0.2, 0.3) for m in RIVALS]
+    assert {row["calibration_tokens"] for row in rows} == {result["calibration_tokens"]}
+    for row in rows:
+        if row["method"] == "shortgpt":  # in fifths, not below what was asked
+            assert row["realised_sparsity"] == pytest.approx(0.2 if row["target_sparsity"] == 0.2 else 0.4)
+            assert [layer["channels"] for layer in row["layers"]].count(0) == round(5 * row["realised_sparsity"])
+        else:
+            assert row["realised_sparsity"] == pytest.approx(row["target_sparsity"], abs=0.01)
+        assert ("steps" in row) == (row["method"] == "gisp")
+        assert row["loss"] > 0 and row["kl"] > 0
+    assert all(row["steps"] == 2 for row in rows if row["method"] == "gisp")
+
+
+def test_methods_that_the_model_does_not_allow_are_refused_before_any_text(
+    specs: tuple[str, str], tmp_path: Path
+) -> None:
+    experts = str(folder(tmp_path / "experts", "mixtral"))
+    with pytest.raises(UserError, match="--score gisp doesn't know mixtures of experts"):
+        asked = plan(specs, tmp_path, methods=("seap", "gisp"))
+        compare(experts, asked, tmp_path / "out", loading=LOADING, progress=False)
+    assert not (tmp_path / "out" / "stats").exists()
+    with pytest.raises(UserError, match="unknown method 'shortgtp'; did you mean 'shortgpt'"):
+        plan(specs, tmp_path, methods=("seap", "shortgtp"))
+
+
 def test_controls_are_there_and_named(dense: str, specs: tuple[str, str], tmp_path: Path) -> None:
     general = texts_file(tmp_path / "general.txt", TEXTS[::-1])
     asked = {"controls": True, "general": f"general={general}", "methods": ("seap", "flap"), "sparsities": (0.4,)}

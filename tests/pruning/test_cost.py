@@ -17,10 +17,11 @@ from seap.errors import UserError
 from seap.models import configs, loader
 from seap.models.arch import describe
 from seap.pruning import estimate as estimating
-from seap.pruning.cost import Done, Stage, Text, merged, pruning_stages, shape_of
+from seap.pruning.cost import pruning_stages, shape_of
 from seap.pruning.estimate import Estimate, plan_prune, span
 from seap.pruning.prospect import prospect
 from seap.pruning.rates import Rates, Taken, measure_rates
+from seap.pruning.work import Done, Stage, Text, merged
 from seap.selection.options import Pruning
 from seap.text.options import Calibration
 
@@ -39,6 +40,12 @@ def stages(
 def test_stages_are_those_that_the_options_ask_for() -> None:
     assert [*stages(Pruning(method="flap"))] == ["calibrate"]
     assert [*stages(Pruning(method="magnitude"), text={})] == []
+    assert [*stages(Pruning(method="llm-pruner"))] == ["calibrate", "gradients"]
+    gisp = stages(Pruning(method="gisp", steps=7), sparsities=(0.2, 0.5))
+    assert gisp["steps"].backward == 2 * 6 * gisp["gradients"].backward  # of two sparsities; the first step is shared
+    assert [*stages(Pruning(method="shortgpt"))] == ["calibrate", "influence"]
+    assert [*stages(Pruning(method="wanda-sp-sequential"))] == ["calibrate", "layers"]
+    assert [*stages(Pruning(method="modegpt-mlp"))] == ["calibrate", "scores", "repair"]
     assert "refit" in stages(Pruning()) and "refit" not in stages(Pruning(sequential=False))
     ridge = stages(Pruning(), done=Done(calibrated=True, chosen=True))
     assert [*ridge] == ["repair", "refit"]
@@ -52,8 +59,18 @@ def test_another_sparsity_costs_no_other_calibration() -> None:
     assert two["refit"].forward == 2 * one["refit"].forward
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "mixtral"])
-@pytest.mark.parametrize("options", [{"method": "flap"}, {"allocate": "logistic", "sequential": False}, {}])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {"method": "flap"}) for name in ("llama", "qwen2", "mixtral")),
+        *((name, {"allocate": "logistic", "sequential": False}) for name in ("llama", "qwen2", "mixtral")),
+        *((name, {}) for name in ("llama", "qwen2", "mixtral")),
+        *((name, {"method": "wanda-sp-sequential"}) for name in ("llama", "qwen2", "mixtral")),
+        ("llama", {"method": "gisp", "steps": 3}),
+        ("qwen2", {"method": "llm-pruner"}),
+        ("llama", {"method": "obs"}),
+    ],
+)
 def test_tokens_counted_are_the_tokens_that_run(name: str, options: dict[str, Any]) -> None:
     """Every token through every layer's attention in a real pruning, against the plan's tokens forward."""
     net = model(name)

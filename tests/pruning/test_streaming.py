@@ -158,6 +158,12 @@ def test_what_is_written_is_what_safetensors_reads(piece: int, tmp_path: Path, m
         ("--stream --curves measured", "--curves measured needs the whole model in memory"),
         ("--stream --allocate damage --cost milliseconds", "--cost milliseconds needs the whole model in memory"),
         ("--stream --mix auto", "--mix auto needs the whole model in memory"),
+        ("--stream --method gisp", "a score of gradients or of block influence needs the whole model in memory"),
+        ("--stream --method wanda-sp-sequential", "--method wanda-sp-sequential needs the whole model in memory"),
+        (
+            "--stream --score wifv --compensate none --allocate whole-layers",
+            "--allocate whole-layers needs the whole model in memory",
+        ),
         ("--stream --method seap-all --worst-task", "--worst-task needs the whole model in memory"),
         ("--stream --max-loss 1%", "a promise is measured with the whole model in memory"),
         ("--offload-dir x", "--offload-dir x has no effect without --stream"),

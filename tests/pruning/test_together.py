@@ -83,7 +83,13 @@ def test_alone_sums_are_what_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"), [({"mix": "auto"}, "--mix auto"), ({"method": "seap-all", "worst_task": True}, "--worst-task")]
+    ("changes", "said"),
+    [
+        ({"mix": "auto"}, "--mix auto"),
+        ({"method": "seap-all", "worst_task": True}, "--worst-task"),
+        ({"method": "gisp"}, "--allocate iterative"),
+        ({"method": "wanda-sp-sequential"}, "--method wanda-sp-sequential"),
+    ],
 )
 def test_what_one_process_chooses_is_refused_to_several(changes: dict[str, Any], said: str) -> None:
     check_together(Pruning(**changes), Ranks())

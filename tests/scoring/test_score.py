@@ -18,7 +18,7 @@ def by_hand(name: str, axis_name: str) -> list[float]:
     """A consumer with two inputs, two outputs: W = [[1, −2], [3, 4]]; tokens h = (1, 0), (3, 2)."""
     from seap.scoring.score import ACTIVATION_SCORES
 
-    moments = Moments.of(torch.tensor([[1.0, 0.0], [3.0, 2.0]]))
+    moments = Moments.of(torch.tensor([[1.0, 0.0], [3.0, 2.0]]), second=True)
     weight = torch.tensor([[1.0, -2.0], [3.0, 4.0]])
     return ACTIVATION_SCORES[name](axis(axis_name, 2, 1), weight, moments).tolist()
 
@@ -34,6 +34,9 @@ def by_hand(name: str, axis_name: str) -> list[float]:
         # ‖h_0‖₂² = 1 + 9 = 10, ‖h_1‖₂² = 4; ‖W[:,0]‖₁ = 4, ‖W[:,1]‖₁ = 6
         ("wanda", CHANNELS, [10 * 4, 4 * 6]),
         ("wanda-sp", CHANNELS, [10**0.5 * 4, 2 * 6]),
+        # E[h hᵀ] = [[5, 3], [3, 2]], λ = 0.01 · 3.5 = 0.035: C (C + λI)⁻¹ = I − λ (C + λI)⁻¹, whose inverse has the
+        # determinant 5.035 · 2.035 − 9 = 1.246225 and the diagonal (2.035, 5.035) over it
+        ("leverage", CHANNELS, [1 - 0.035 * 2.035 / 1.246225, 1 - 0.035 * 5.035 / 1.246225]),
     ],
 )
 def test_scores_by_hand(name: str, axis_name: str, expected: list[float]) -> None:

@@ -94,8 +94,8 @@ def task_section(data: Comparison) -> Section:
 
 
 def _named(data: Comparison, method: str, sparsity: float) -> str:
-    short = data.falls_short(method, sparsity)
-    return method if short is None else f"{method} ({percent(short)})"
+    removed = data.off_target(method, sparsity)
+    return method if removed is None else f"{method} ({percent(removed)})"
 
 
 def _task_row(data: Comparison, task: str, methods: Sequence[str], sparsity: float, key: str) -> list[Cell]:

@@ -23,6 +23,7 @@ from seap.models.axes import Axis, Masks, Slice
 from seap.models.loader import load
 from seap.pruning.checkpoint import MASK_FILE, previous
 from seap.selection.mask import check_fits, check_masks, load_masks, realised_sparsity
+from seap.selection.whole_layers import dropped_layers, refuse_whole_layers
 
 
 class Stored(Mapping[str, Tensor]):
@@ -99,6 +100,7 @@ def network_between(dense: Any, pruned: Any, masks: Masks) -> Network:
     """The network that makes `pruned` of `dense`. Raises UserError where it isn't one of dense's, cut and repaired."""
     arch, cut = describe(dense), describe(pruned)
     check_fits(arch, masks)
+    refuse_whole_layers(dropped_layers(masks), "seap pack")
     embeddings = (m.get_input_embeddings().weight.cpu() for m in (dense, pruned))
     related, weights, biases = torch.equal(*embeddings), {}, {}
     for axis in arch.axes:
@@ -172,6 +174,7 @@ def check_network(path: Path, arch: Arch, network: Network) -> None:
     """Raise UserError unless every tensor of a network file has the shape that its masks give it in this model."""
     try:
         check_fits(arch, network.masks)
+        refuse_whole_layers(dropped_layers(network.masks), "a server")
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     whole: dict[str, tuple[int, ...]] = {}

@@ -13,21 +13,24 @@ from seap.disk.digests import weight_digests
 from seap.environment import versions
 from seap.errors import UserError
 from seap.files import digest, is_current, read_about
+from seap.methods import CLOSED_FORMS
 from seap.models import loader
 from seap.models.axes import Masks
 from seap.models.families import refuse_experts
 from seap.pruning import memory
 from seap.pruning.commands import options_of_mask
-from seap.pruning.cost import Text, merged, pruning_stages, shape_of
+from seap.pruning.cost import pruning_stages, shape_of
 from seap.pruning.estimate import Estimate, Given, cheaper, disk_place, rates_for
 from seap.pruning.prospect import prospect
 from seap.pruning.prune import build_corpora, make_repairs, prune, split_options
 from seap.pruning.stages import check_tasks, read_statistics
 from seap.pruning.surgery import cut_
+from seap.pruning.work import Text, merged
 from seap.schema import needed
 from seap.selection.mask import load_masks
 from seap.selection.options import Pruning
 from seap.selection.ranking import with_second_moments
+from seap.selection.whole_layers import refuse_whole_layers
 from seap.serving.networks.network import Network, load_pruned, network_between, save_network
 from seap.serving.networks.sharing import share_weights
 from seap.text.options import Calibration
@@ -93,7 +96,8 @@ def _pack_claimed(
     """`pack_to_files`, once its outputs are known to be fit."""
     check_tasks(tasks, needed=False)
     stored = read_statistics(stats_files)
-    split_options(work.options)
+    pruning, _ = split_options(work.options)
+    refuse_whole_layers(pruning.resolved().allocate == "whole-layers", "seap pack")
     config = loader.load_config(name, trust_remote_code=place.get("trust_remote_code", False))
     refuse_experts(config, "seap pack", "prune once per task, with seap prune")
     ready()
@@ -160,7 +164,7 @@ def plan_pack(
             shape, pruning, {task: text}, moments=calibration.moments, sparsities=[pruning.sparsity]
         )
         needs = max(needs, memory.of(shape, pruning, {task: text}, calibration), key=lambda n: n.memory)
-    is_own = pruning.resolved().compensate == "ridge"  # else slices of the dense weights, which cost a mask alone
+    is_own = pruning.resolved().compensate in CLOSED_FORMS  # else slices of the dense weights, which cost a mask alone
     one = shape.arch.prunable_params * (1 - pruning.sparsity) if is_own else float(sum(a.entries for a in shape.axes))
     written = (len(tasks) + len(sources)) * one * seen.dtype.itemsize
     return Estimate(
