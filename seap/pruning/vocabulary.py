@@ -52,6 +52,8 @@ def vocabulary_cut(
     texts, _ = items_of(task)
     others = [item for items in items_of(general)[0].values() for item in items] if general else ()
     choice = choose(model, tokenizer, texts, run.vocabulary, run.calibration, general=others, progress=progress)
+    if choice.about["tokens_after"] == choice.about["tokens_before"]:
+        run.notes.append("the whole vocabulary stays: no smaller one keeps within --vocabulary-tolerance")
     with cut(model, tokenizer, choice):
         yield lambda report: on_whole(report, size, identity, choice, tuple(texts))
 

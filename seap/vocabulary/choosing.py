@@ -12,6 +12,7 @@ from typing import Any
 from seap.errors import UserError
 from seap.text.items import Item
 from seap.text.options import Calibration
+from seap.text.tokens import check_ids
 from seap.vocabulary.closure import closed_order
 from seap.vocabulary.counts import Counts, count, counted, template_tokens
 from seap.vocabulary.described import Described, describe_tokenizer
@@ -80,11 +81,10 @@ def choose(
     tokenizer that can't be cut, and for a number that is too small or too large.
     """
     check_embeddings(model)
-    described = describe_tokenizer(tokenizer)
-    beyond = [token for token, i in described.ids.items() if i >= model.config.vocab_size]
-    if beyond:
-        raise UserError(f"--vocabulary: the tokenizer's {beyond[0]!r} has no embedding; correct the tokenizer first")
+    described = describe_tokenizer(tokenizer, model.config.vocab_size)
     counts = count(tokenizer, texts, reading)
+    for task, uses in counts.whole().items():
+        check_ids([sorted(uses)], model, tokenizer, f"task {task}")
     words = words_of(model, tokenizer, described, counts, counted(tokenizer, general, reading))
     source = Source(tokenizer, described)
     order, needed = words.order(counts.whole())
@@ -112,6 +112,7 @@ def words_of(model: Any, tokenizer: Any, described: Described, counts: Counts, g
     template = template_tokens(tokenizer)
     named = named_ids(model) | {described.ids[t] for t in tokenizer.all_special_tokens if t in described.ids}
     used = set(template).union(named, *counts.whole().values())
+    used |= {i for i in described.placeholders if described.texts[i] in str(tokenizer.chat_template)}
     foundation = (described.foundation - (described.placeholders - used)) | named
     return Words(described, frozenset(foundation & described.texts.keys()), template, general)
 
@@ -130,11 +131,16 @@ def _measure(
         raise UserError("--vocabulary auto: no text could be held out to measure on; give more texts, or a number")
     order, needed = words.order(counts.seen)
     sizes = sizes_between(words.least, len(order))
-    trial = Trial(model, source, order, sizes, counts.held, reading, progress)
-    size = trial.smallest(options.vocabulary_tolerance, needed)
+    training = model.training
+    try:
+        trial = Trial(model.eval(), source, order, sizes, counts.held, reading, progress)
+        size = trial.smallest(options.vocabulary_tolerance, needed)
+        cost = trial.cost(size)
+    finally:
+        model.train(training)
     return size, {
         "tolerance": options.vocabulary_tolerance,
-        "nats_per_byte": trial.cost(size),
+        "nats_per_byte": cost,
         "tried": told(trial.tried),
         "held_out": {"texts": len(counts.held), "bytes": sum(text.num_bytes for text in counts.held)},
     }

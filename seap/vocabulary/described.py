@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,9 +18,10 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 @dataclass(frozen=True)
 class Described:
-    """A BPE or Unigram tokenizer. told: its tokenizer.json."""
+    """A BPE or Unigram tokenizer. told: its tokenizer.json; rows: of the model's embedding, if there are fewer."""
 
     told: Mapping[str, Any]
+    rows: int = sys.maxsize
 
     @property
     def model(self) -> Mapping[str, Any]:
@@ -35,10 +37,10 @@ class Described:
         """Whether every character of a token stands for a byte."""
         return "ByteLevel" in set(kinds(self.told.get("decoder")))
 
-    @property
+    @cached_property
     def falls_back(self) -> bool:
-        """Whether characters without a token are read as the tokens of their bytes."""
-        return bool(self.model.get("byte_fallback"))
+        """Whether any character without a token is read as the tokens of its bytes."""
+        return bool(self.model.get("byte_fallback")) and all(f"<0x{byte:02X}>" in self.ids for byte in range(256))
 
     @property
     def kind(self) -> str:
@@ -50,6 +52,15 @@ class Described:
     @cached_property
     def added(self) -> dict[str, int]:
         """Tokens that are found in a text before anything else."""
+        return {token: i for token, i in self._all_added.items() if i < self.rows}
+
+    @cached_property
+    def beyond(self) -> list[int]:
+        """Added tokens that have no row, which no text can have."""
+        return sorted(i for i in self._all_added.values() if i >= self.rows)
+
+    @cached_property
+    def _all_added(self) -> dict[str, int]:
         return {token["content"]: token["id"] for token in self.told.get("added_tokens") or []}
 
     @cached_property
@@ -57,7 +68,7 @@ class Described:
         """Token → id."""
         vocab = self.model["vocab"]
         own = dict(vocab) if self.is_bpe else {token: i for i, (token, _) in enumerate(vocab)}
-        return own | self.added
+        return {token: i for token, i in own.items() if i < self.rows} | self.added
 
     @cached_property
     def texts(self) -> dict[int, str]:
@@ -81,7 +92,7 @@ class Described:
         found = {}
         for token, i in ids.items() if ranks else ():
             last = last_merge(token, ranks) if token not in added and len(token) > 1 else None
-            if last is not None:
+            if last is not None and last[0] in ids and last[1] in ids:
                 found[i] = ids[last[0]], ids[last[1]]
         return found
 
@@ -101,21 +112,16 @@ class Described:
     @property
     def foundation(self) -> set[int]:
         """Ids without which some text couldn't be read, or would be read otherwise though its tokens stay."""
-        texts = self.texts
         found = set(self.added.values()) | set(self._inside())
-        for token, i in self.ids.items():
-            if self.is_byte_level:
-                single = len(token) == 1
-            elif self.falls_back:
-                single = token == SPACE or _BYTE.fullmatch(token) is not None
-            else:
-                single = len(token) == 1
-            if single:
-                found.add(i)
-        if not self.is_byte_level and not self.falls_back:
-            alone = {token for token in self.ids if len(token) == 1}
-            found |= {i for i, token in texts.items() if set(token) - alone}
-        return found
+        alone = {token: i for token, i in self.ids.items() if len(token) == 1}
+        if self.is_byte_level:
+            return found | set(alone.values())
+        if self.falls_back:  # all but what the decoder makes something else of
+            found |= {i for token, i in self.ids.items() if _BYTE.fullmatch(token)}
+            needed = set(SPACE) | set(replaced(self.told.get("decoder")))
+            found |= {alone[character] for character in needed & alone.keys()}
+            return found | {i for token, i in self.ids.items() if (needed - alone.keys()) & set(token)}
+        return found | set(alone.values()) | {i for token, i in self.ids.items() if set(token) - alone.keys()}
 
     def _inside(self) -> Iterator[int]:
         """Ids that the description itself names, and the least score, which says how unlikely the unknown is."""
@@ -132,12 +138,12 @@ class Described:
             yield padding["pad_id"]
 
 
-def describe_tokenizer(tokenizer: Any) -> Described:
+def describe_tokenizer(tokenizer: Any, rows: int = sys.maxsize) -> Described:
     """Raises UserError for a tokenizer whose words can't be written in smaller pieces of its own."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise _cant(f"a {type(tokenizer).__name__} has no tokenizer.json")
-    found = Described(json.loads(backend.to_str()))
+    found = Described(json.loads(backend.to_str()), rows)
     kind = found.model.get("type")
     if kind not in ("BPE", "Unigram"):
         raise _cant(f"a {kind} tokenizer has no smaller pieces for the words that go")
@@ -159,6 +165,17 @@ def kinds(step: Any) -> Iterator[str]:
     for name in ("normalizers", "pretokenizers", "decoders", "processors"):
         for part in step.get(name, ()):
             yield from kinds(part)
+
+
+def replaced(decoder: Any) -> Iterator[str]:
+    """The characters for which a decoder puts others."""
+    if not isinstance(decoder, Mapping):
+        return
+    pattern = decoder.get("pattern")
+    yield from (pattern or {}).get("String", "") if isinstance(pattern, Mapping) else ()
+    yield from decoder.get("replacement") or ""
+    for part in decoder.get("decoders", ()):
+        yield from replaced(part)
 
 
 def ids_of_processor(step: Any) -> Iterator[int]:

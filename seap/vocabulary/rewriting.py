@@ -21,6 +21,18 @@ SAMPLES = (
 )
 
 
+# what a tokenizer in memory may say otherwise than its files
+IN_MEMORY = (
+    "name_or_path",
+    "padding_side",
+    "truncation_side",
+    "verbose",
+    "_processor_class",
+    "_auto_map",
+    "_auto_class",
+)
+
+
 class Source:
     """The files of a tokenizer, read once, of which smaller ones are made."""
 
@@ -33,8 +45,11 @@ class Source:
                 self.files[str(path.relative_to(folder))] = path.read_bytes()
 
     def smaller(self, kept: Sequence[int]) -> Any:
-        """A tokenizer of the same class, as it is loaded again, whose token i is the i-th of `kept` (ascending)."""
-        new = {old: i for i, old in enumerate(kept)}
+        """A tokenizer of the same class, as it is loaded again, whose token i is the i-th of `kept` (ascending).
+
+        Behind them stay those that have no row in the embedding: classes add some by themselves.
+        """
+        new = {old: i for i, old in enumerate([*kept, *self.described.beyond])}
         with temporary("vocabulary") as folder:
             for name, content in self.files.items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -50,12 +65,12 @@ class Source:
                     f"--vocabulary: a {type(self.tokenizer).__name__} can't be made with fewer tokens "
                     f"({type(error).__name__}: {first_line(error)}); leave --vocabulary out"
                 ) from error
-        if set(made.get_vocab().values()) != set(range(len(kept))):
+        if set(made.get_vocab().values()) != set(new.values()):
             raise UserError(
                 f"--vocabulary: a {type(self.tokenizer).__name__} adds tokens of its own when it is loaded, so that "
                 "the ids don't fit; leave --vocabulary out"
             )
-        for name in ("name_or_path", "_processor_class", "_auto_map", "_auto_class"):
+        for name in IN_MEMORY:
             if name in self.tokenizer.__dict__:
                 made.__dict__[name] = self.tokenizer.__dict__[name]
         if "name_or_path" in made.init_kwargs:

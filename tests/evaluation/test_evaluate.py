@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 from tiny import model
 from toy import TEXTS, WORDS, tokenizer
+from vocabularies import byte_level
 
 from seap.errors import UserError
+from seap.evaluation.evaluate import Test as ItemsOfTest
 from seap.evaluation.evaluate import evaluate, load_test, prepare
 from seap.evaluation.likeness import Reference
 from seap.evaluation.options import Evaluation
+from seap.text.items import Item
 
 
 def jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -93,3 +96,21 @@ def test_bad_tests_are_refused_before_any_model(tmp_path: Path) -> None:
         Evaluation(extract="(")
     with pytest.raises(UserError, match="--stride 9: must be from 1 to --window 8"):
         Evaluation(window=8, stride=9)
+
+
+def test_nats_per_byte_are_the_loss_over_the_bytes_of_what_is_scored(tmp_path: Path) -> None:
+    dense, words = model("llama", vocab_size=400, max_position_embeddings=512), byte_level()
+    texts = ["the cat sat on the mat", "Zażółć gęślą jaźń, the dog said"]
+    options = Evaluation(metric="loss", window=512)
+    test = ItemsOfTest("toy", tuple(Item(text=text) for text in texts), "loss")
+    exam = prepare(test, dense, words, options)
+    tokens = sum(len(words(text)["input_ids"]) - 1 for text in texts)  # <s> is given
+    assert exam.scored == (tokens, sum(len(text.encode()) for text in texts))
+    row = evaluate(dense, exam)
+    assert row["nats_per_byte"] == pytest.approx(row["loss"] * tokens / exam.scored[1])
+    assert row["nats_per_byte_stderr"] == pytest.approx(row["loss_stderr"] * tokens / exam.scored[1])
+    asked = ItemsOfTest("toy", tuple(Item(text=f"{t} yes", prompt=t, answer=" yes") for t in texts), "loss")
+    assert prepare(asked, dense, words, Evaluation(metric="loss", weigh="answer")).scored[1] == 2 * len(" yes")
+    few = Evaluation(metric="loss", window=8, num_items=2)
+    assert len(prepare(test, dense, words, few).windows) == 2
+    assert prepare(test, dense, words, few, every_window=True).scored[1] > exam.scored[1] // 2

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from tiny import model
-from vocabularies import byte_level, sentencepiece
+from vocabularies import TEXTS as VOCABULARY_TEXTS
+from vocabularies import byte_level, sentencepiece, whole_words
 
 import seap
 from seap.cli.main import main
@@ -229,6 +230,33 @@ def test_llama_cpp_gives_the_same_tokens(kind: str, llama_cpp: Any, tmp_path: Pa
     texts = ["The cat's 12 logs, sat.", "a  b\n\n  c = 3.14159\t(x)", "jaźń 你好 🙂 I'LL", "THE END", " lead"]
     for text in texts[: 4 if "metaspace" in kind else 5]:  # Metaspace puts no space before one; SentencePiece does
         assert engine.tokenize(text.encode(), special=True) == tokenizer(text)["input_ids"], text
+    engine.close()
+
+
+@pytest.mark.parametrize("kind", ["gpt-2", "llama-bpe", "pieces"])
+def test_llama_cpp_gives_the_same_tokens_with_fewer_of_them(kind: str, llama_cpp: Any, tmp_path: Path) -> None:
+    """And the same logits: a vocabulary that is cut, its tokenizer with it."""
+    pre = PRE_TOKENIZERS.get(kind)
+    whole = whole_words(byte_level(*pre.splits)) if pre and pre.ignore_merges else None
+    whole = whole or (byte_level(*pre.splits) if pre else sentencepiece())
+    built, path = model("llama-tied", **(SHAPE | {"vocab_size": len(whole)})), tmp_path / "m.gguf"
+    options: dict[str, Any] = {"sparsity": 0, "vocabulary": len(whole) - 40, "progress": False}
+    seap.prune(built, whole, task={"toy": VOCABULARY_TEXTS}, **options)
+    write_gguf(built, vocabulary_of(whole, built.config), path, Export(quantize="f32"))
+    engine = opened(llama_cpp, path)
+    for text in [
+        "The cat's 12 logs, sat.",
+        "a  b\n\n  c = 3.14159\t(x)",
+        "jaźń 你好 🙂 I'LL",
+        "THE END",
+        "unseen words",
+    ]:
+        ids = whole(text)["input_ids"]
+        assert engine.tokenize(text.encode(), special=True) == ids, text
+        engine.reset()
+        engine.eval(ids)
+        expected = built(torch.tensor([ids])).logits[0].detach().numpy()
+        np.testing.assert_allclose(engine.scores[: len(ids)], expected, atol=1e-4 * np.abs(expected).max())
     engine.close()
 
 

@@ -197,6 +197,19 @@ def test_gguf_has_the_smaller_vocabulary(dense: str, task: str, tmp_path: Path) 
         assert stored["token_embd.weight"].shape[0] == SIZE and "output.weight" not in stored
 
 
+def test_a_gguf_file_is_cut_too(dense: str, task: str, tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason='needs pip install "seap[gguf]"')
+    from gguf_made import as_llama
+
+    assert main(["export", dense, "--to", "gguf", "--quantize", "f32", "--out", str(tmp_path / "deci.gguf")]) == 0
+    file, out = as_llama(tmp_path / "deci.gguf", tmp_path / "m.gguf"), str(tmp_path / "small")
+    arguments = ["--sparsity", "0", "--vocabulary", str(SIZE), "--out", out, "--json"]
+    assert main(["prune", str(file), "--task", task, *arguments]) == 0
+    net, words = seap.load(out, device="cpu")
+    assert net.config.vocab_size == SIZE <= len(words)  # transformers gives GPT-2's <|endoftext|> to such files
+    assert words.decode(words("the unseen ὀδύσσεια")["input_ids"], skip_special_tokens=True) == "the unseen ὀδύσσεια"
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [

@@ -11,6 +11,7 @@ from tiny import model
 from tokenizers import processors
 from toy import folder, texts_file
 from toy import tokenizer as words
+from vocabularies import byte_level, sentencepiece, unigram, with_added
 
 import seap
 from seap.cli.main import main
@@ -18,7 +19,7 @@ from seap.errors import UserError
 from seap.evaluation.choices import encode_pair
 from seap.text.corpus import build_corpus
 from seap.text.options import Calibration
-from seap.text.tokens import check_ids, encode, marks
+from seap.text.tokens import byte_counter, check_ids, encode, marks
 
 CASES = SHARED / "cases"
 
@@ -98,3 +99,20 @@ def test_the_case_from_a_bug_report(tmp_path: Path, capsys: pytest.CaptureFixtur
     lines = (CASES / "d32_bos_text.jsonl").read_text().splitlines()
     for line in lines:
         assert encode(tokenizer, json.loads(line)["text"])[:2].count(0) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "before"), [(byte_level, 0), (lambda: with_added(byte_level()), 0), (sentencepiece, 1), (unigram, 1)]
+)
+def test_the_bytes_of_a_text_are_counted_however_it_is_cut(make: Any, before: int) -> None:
+    """But for the space that some put before it."""
+    tokenizer = make()
+    for text in ("the cat sat on the mat", "Zażółć 你好 🙂", "x", "a  b\n\n c"):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert byte_counter(tokenizer)(ids) == len(text.encode()) + before
+        assert sum(byte_counter(tokenizer)([token]) for token in ids) == len(text.encode()) + before
+    assert byte_counter(tokenizer)([1]) == len("<s>")
+
+
+def test_the_bytes_of_words_are_those_that_are_written() -> None:
+    assert byte_counter(words())([3, 40]) == len("w3 w40")

@@ -86,8 +86,22 @@ def test_what_a_model_names_and_its_template_writes_stays_and_placeholders_go() 
     said = [Item(text="what <unused1> is"), *ITEMS]
     kept = chosen(dense, tokenizer, {"toy": said}, vocabulary="auto", vocabulary_tolerance=1e9).kept
     assert gone & set(kept) == {tokenizer.convert_tokens_to_ids("<unused1>")}
+    tokenizer.chat_template += "{% if tools %}<unused0>{% endif %}"
+    kept = chosen(dense, tokenizer, vocabulary="auto", vocabulary_tolerance=1e9).kept
+    assert gone & set(kept) == {tokenizer.convert_tokens_to_ids("<unused0>")}
     template = counts.template_tokens(tokenizer)
     assert set(template) <= set(found.kept) and tokenizer.convert_tokens_to_ids("<|turn|>") in template
+
+
+def test_added_tokens_beyond_the_embedding_stay_beyond_it_and_no_text_may_have_them() -> None:
+    dense, tokenizer = pair()
+    rows = len(tokenizer)
+    tokenizer.add_tokens(["<late>"])
+    found = chosen(dense, tokenizer, vocabulary=320)
+    assert len(found.kept) == 320 and max(found.kept) < rows and len(found.tokenizer) == 321
+    assert found.tokenizer.convert_tokens_to_ids("<late>") == 320
+    with pytest.raises(UserError, match="task toy: its text has the token '<late>'"):
+        chosen(dense, tokenizer, {"toy": [*ITEMS, Item(text="the <late> cat")]}, vocabulary=320)
 
 
 def by_hand(dense: Any, tokenizer: Any, held: list[counts.HeldText]) -> float:

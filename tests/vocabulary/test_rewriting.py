@@ -17,7 +17,7 @@ from vocabularies import TEXTS, byte_level, sentencepiece, unigram, whole_words,
 from seap.errors import UserError
 from seap.export.gguf_vocabulary import PRE_TOKENIZERS
 from seap.vocabulary.closure import closed_order, is_closed, kept_merges
-from seap.vocabulary.described import describe_tokenizer, last_merge
+from seap.vocabulary.described import Described, describe_tokenizer, last_merge, replaced
 from seap.vocabulary.rewriting import Source, become_, check_reads_alike, drop_stale, processor_with, renumber, restore_
 
 GPT2 = PRE_TOKENIZERS["gpt-2"].splits
@@ -160,9 +160,13 @@ def test_added_tokens_and_the_template_follow_and_placeholders_may_go() -> None:
 
 
 def test_a_tokenizer_becomes_another_in_place_and_back() -> None:
-    own, (kept, made) = KINDS["byte-level"](), smaller("byte-level", 2)
+    own = KINDS["byte-level"]()
+    own.padding_side, own.name_or_path = "left", "here"
+    described = describe_tokenizer(own)
+    made = Source(own, described).smaller(sorted(described.foundation))
     size, before = len(own), become_(own, made)
-    assert len(own) == len(kept) and ids(own, "the cat") == ids(made, "the cat")
+    assert len(own) == len(described.foundation) and ids(own, "the cat") == ids(made, "the cat")
+    assert (own.padding_side, own.name_or_path) == ("left", "here")
     restore_(own, before)
     assert len(own) == size and own.decode(ids(own, "the cat")) == "<s>the cat"
 
@@ -194,6 +198,21 @@ def test_processors_and_files_get_the_new_ids(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "added_tokens.json").read_text()) == {"x": 2}
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"tokenizer.json", "tokenizer_config.json", "added_tokens.json"}
+
+
+def test_characters_stay_where_bytes_are_missing_and_where_the_decoder_needs_them() -> None:
+    """A byte fallback without the bytes is none; a space that is no token of its own needs all that have it."""
+    told = json.loads(unigram().backend_tokenizer.to_str())
+    whole = Described(told)
+    assert whole.falls_back and whole.ids["▁"] in whole.foundation and whole.ids["a"] not in whole.foundation
+    few = Described(
+        {**told, "model": {**told["model"], "vocab": [p for p in told["model"]["vocab"] if p[0] != "<0x41>"]}}
+    )
+    assert not few.falls_back and {i for token, i in few.ids.items() if len(token) == 1} <= few.foundation
+    bare = Described({**told, "model": {**told["model"], "vocab": [p for p in told["model"]["vocab"] if p[0] != "▁"]}})
+    assert bare.falls_back and {i for token, i in bare.ids.items() if "▁" in token} <= bare.foundation
+    replace = {"type": "Replace", "pattern": {"String": "_"}, "content": " "}
+    assert set(replaced({"decoders": [replace, {"type": "Metaspace", "replacement": "▁"}]})) == {"_", "▁"}
 
 
 def test_padding_and_another_post_processor_are_renumbered() -> None:
