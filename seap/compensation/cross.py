@@ -4,12 +4,13 @@ Sums of products are all that is kept of the tokens. λ, and whether to change a
 rows, by the error of the fit. Shapes: N tokens, D hidden size (outputs of a consumer), k kept inputs.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from seap.activations.ranks import Ranks, exchanged, summed
+from seap.activations.ranks import Ranks, agreed, exchanged, gathered, summed
 from seap.compensation.compensate import Repair
 from seap.compensation.damped import solve_damped
 
@@ -70,11 +71,23 @@ def over(moments: CrossMoments, ranks: Ranks) -> CrossMoments:
     return CrossMoments(sum(count for count, _ in told), [summed(part, ranks) for part in parts])
 
 
-def refit(start: Repair, fit: CrossMoments, held: CrossMoments, weight: Tensor) -> Repair | None:
+def best_damping(error: Callable[[float], float], ranks: Ranks) -> tuple[float, float]:
+    """The damping of least error, and that error. Ranks that have the same sums try some each."""
+    found = gathered({f"{damping:g}": error(damping) for damping in ranks.deal(DAMPING)}, ranks)
+    return min(((damping, found[f"{damping:g}"]) for damping in DAMPING), key=lambda one: one[1])
+
+
+def refit(
+    start: Repair,
+    fit: CrossMoments,
+    held: CrossMoments,
+    weight: Tensor,
+    ranks: Ranks = Ranks(),  # noqa: B008
+) -> Repair | None:
     """The repair nearer to the targets, or None where none is better on held-out rows.
 
     weight: the kept columns (D, k) of the dense consumer, in place where the repair has none. The repair's bias here is
-    the whole bias that the consumer gets on top of the dense one.
+    the whole bias that the consumer gets on top of the dense one. ranks: that all have these sums, and get one answer.
     """
     old = weight if start.weight is None else start.weight
 
@@ -83,18 +96,22 @@ def refit(start: Repair, fit: CrossMoments, held: CrossMoments, weight: Tensor) 
         new = old + solve_damped(inner, cross - old @ inner, damping)
         return Repair(t - new @ h, new, f"sequential {damping:g}")
 
-    if not held.count:
-        return solved(fit, DAMPING[-1])
-    errors = {}
-    for damping in DAMPING:
+    def error(damping: float) -> float:
         tried = solved(fit, damping)
         assert tried.weight is not None
-        errors[damping] = held.error(tried.weight, tried.bias)
-    best = min(errors, key=lambda damping: errors[damping])
-    return solved(fit + held, best) if errors[best] < held.error(old, start.bias) else None
+        return held.error(tried.weight, tried.bias)
+
+    if not held.count:
+        return agreed(lambda: solved(fit, DAMPING[-1]), ranks)
+    best, least = best_damping(error, ranks)
+    return agreed(lambda: solved(fit + held, best) if least < held.error(old, start.bias) else None, ranks)
 
 
-def corrected_inputs(fit: CrossMoments, held: CrossMoments) -> Tensor | None:
+def corrected_inputs(
+    fit: CrossMoments,
+    held: CrossMoments,
+    ranks: Ranks = Ranks(),  # noqa: B008
+) -> Tensor | None:
     """M (D, D) so that M h is near t, h being what linears read in the pruned model and t in the dense one.
 
     M = I + (E[t hᵀ] − E[h hᵀ])(E[h hᵀ] + λI)⁻¹, without means, since most such linears have no bias to carry them. None
@@ -102,10 +119,9 @@ def corrected_inputs(fit: CrossMoments, held: CrossMoments) -> Tensor | None:
     """
     if not held.count:
         return None
-    errors = {damping: held.raw_error(_mapped(fit, damping)) for damping in DAMPING}
-    best = min(errors, key=lambda damping: errors[damping])
+    best, least = best_damping(lambda damping: held.raw_error(_mapped(fit, damping)), ranks)
     eye = torch.eye(fit.sums[2].shape[0], dtype=torch.float64)
-    return _mapped(fit + held, best) if errors[best] < held.raw_error(eye) else None
+    return agreed(lambda: _mapped(fit + held, best) if least < held.raw_error(eye) else None, ranks)
 
 
 def _mapped(moments: CrossMoments, damping: float) -> Tensor:

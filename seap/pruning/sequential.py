@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from seap.activations.layerwise import Walk, evaluation, input_of, taken
-from seap.activations.ranks import Ranks, agreed
+from seap.activations.ranks import Ranks
 from seap.activations.stats import Rows
 from seap.compensation.compensate import Repair, Repairs, kept_inputs, weight_of
 from seap.compensation.cross import CrossMoments, corrected_inputs, over, refit
@@ -155,7 +155,7 @@ class Streams:
                 into = sums[self.walk.held[index]]
                 into.update_(self.walk.real(index, inputs), self.walk.real(index, expected[index]))
         fit, held = (over(one, self.ranks) for one in sums)
-        found = agreed(lambda: corrected_inputs(fit, held), self.ranks)
+        found = corrected_inputs(fit, held, self.ranks)
         if found is not None:
             self.repairs[axis.key] = replace(self._start(axis), inputs=found)
 
@@ -175,7 +175,7 @@ class Streams:
                 sums[self.walk.held[index]].update_(h, self.walk.real(index, target))
         start = self._start(axis)
         fit, held = (over(one, self.ranks) for one in sums)
-        better = agreed(lambda: refit(start, fit, held, weight_of(self.arch, axis)[:, keep]), self.ranks)
+        better = refit(start, fit, held, weight_of(self.arch, axis)[:, keep], self.ranks)
         if better is not None:
             self.repairs[axis.key] = replace(better, inputs=start.inputs)
 
