@@ -114,8 +114,6 @@ class _Stages:
     def refit(self) -> Kept:
         """Both models' states around a layer, what its last consumer reads, and the sums of a fit."""
         kept = self.kept()
-        if self.options.resolved().compensate == "none":
-            return kept
         kept.memory += self.solving()
         if self.options.resolved().sequential:
             kept.add_(COPIES * self.states(self.tokens))
@@ -125,6 +123,8 @@ class _Stages:
 
     def solving(self) -> float:
         """Bytes of one axis's system and its right side, in float64, once more while it is solved."""
+        if self.options.resolved().compensate in ("none", "bias"):
+            return 0.0
         k = (1 - self.options.sparsity) * self.widest
         return 2 * 8 * (k**2 + 2 * self.shape.hidden * k)
 
