@@ -9,7 +9,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,14 @@ from seap.models.shelf import Shelf
 from seap.text.corpus import Batch, batches
 
 Stub = Callable[..., Any]
+Changed = Callable[[int], contextlib.AbstractContextManager[None]]  # a layer as something else for a while
+LOGIT_BYTES = 1 << 28  # of logits in float32 that are computed at a time where a gradient is taken of them
 HELD_PERIOD = 5  # one row in so many is held out
+
+
+def unchanged(layer: int) -> contextlib.AbstractContextManager[None]:
+    """A layer as it is."""
+    return contextlib.nullcontext()
 
 
 @dataclass(frozen=True)
@@ -71,14 +78,14 @@ class Walk:
         given = self.hidden[index] if hidden is None else hidden
         return first(module(placed(given, module), *call.args, **call.kwargs))
 
-    def states(self, shelf: Shelf) -> list[list[Tensor]]:
+    def states(self, shelf: Shelf, changed: Changed = unchanged) -> list[list[Tensor]]:
         """Run all layers: the hidden states before each of them and after the last, per batch, as the shelf has them.
 
-        It holds those of batch i before layer n as `i.n`.
+        It holds those of batch i before layer n as `i.n`. changed: what a layer is meanwhile.
         """
         found = [self.kept(shelf, 0)]
         for layer in range(len(self.arch.layers)):
-            with resident(self.arch, layer):
+            with resident(self.arch, layer), changed(layer):
                 self.hidden = [self.run(layer, index) for index in range(len(self.batches))]
             found.append(self.kept(shelf, layer + 1))
             shelf.rest()
@@ -198,6 +205,15 @@ def finished(arch: Arch, batch: Batch, hidden: Tensor) -> Tensor:
     with stubbed(arch.layers, stubs):
         logits: Tensor = arch.model(inputs_embeds=last, **given).logits
     return logits
+
+
+def in_pieces(arch: Arch, batch: Batch, hidden: Tensor) -> Iterator[tuple[Batch, Tensor]]:
+    """Some rows of a batch and of its states at a time, so that their logits take LOGIT_BYTES or are of one row."""
+    vocabulary = arch.model.get_input_embeddings().weight.shape[0]
+    step = max(LOGIT_BYTES // (4 * vocabulary * batch.ids.shape[1]), 1)
+    for i in range(0, len(batch.ids), step):
+        rows = slice(i, i + step)
+        yield replace(batch, ids=batch.ids[rows], mask=batch.mask[rows], counted=batch.counted[rows]), hidden[rows]
 
 
 @contextlib.contextmanager

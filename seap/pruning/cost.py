@@ -20,6 +20,7 @@ from seap.selection.budgets import is_protected, least_kept
 from seap.selection.curves import closed_widths
 from seap.selection.damage import probe_widths
 from seap.selection.options import Pruning
+from seap.selection.slopes import DESCENT, NEAR, can_descend
 
 HALF_OF_A_MATRIX = 0.53  # of second moments that is computed, in tiles from the diagonal on
 
@@ -222,8 +223,33 @@ def choosing(shape: Shape, method: Method, options: Pruning, text: Text, moments
         tokens = trials * part.tokens
         forward = tokens * (1 - options.sparsity * _channels(shape))  # channels that go are not run
         forward += part.tokens * options.closed_curves  # the dense model, once; measured curves have run it
+        if options.spent.descents and can_descend(shape.axes):
+            stages.append(_descents(shape, options, text, moments))
         stages.append(Stage(name="search", forward=forward, positions=tokens, passes=passes, solves=solves))
     return stages
+
+
+def _descents(shape: Shape, options: Pruning, text: Text, moments: str) -> Stage:
+    """Slopes of all axes, some times: forward and back with all channels, and each axis's errors at some widths."""
+    steps = options.spent.descents
+    part = text.of(min(DESCENT * options.spent.probe_tokens, text.tokens * (1 - 1 / HELD_PERIOD)))
+    products = solves = 0.0
+    for axis in shape.axes:
+        products += 2.0 * part.tokens * shape.hidden * axis.num_inputs
+        blocks = num_blocks(axis, moments)
+        size = axis.num_inputs / blocks
+        k = min((1 - options.sparsity) * size, size)
+        solves += blocks * (size**3 / 3 + len(NEAR) * shape.hidden * (k**2 + 2 * k * (size - k) + 2 * size))
+    return Stage(
+        name="slopes",
+        forward=(1 + 2 * steps) * part.tokens,  # the dense model once
+        backward=steps * part.tokens,
+        positions=(1 + steps) * part.tokens,
+        backward_positions=steps * part.tokens,
+        passes=(1 + 4 * steps) * part.batches * shape.num_layers,
+        moments=steps * products,
+        solves=steps * solves,
+    )
 
 
 def _channels(shape: Shape) -> float:

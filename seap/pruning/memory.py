@@ -8,16 +8,17 @@ from pathlib import Path
 import torch
 
 from seap.activations.calibration import num_blocks
+from seap.activations.layerwise import LOGIT_BYTES
 from seap.activations.stats import IN_MEMORY_BYTES
 from seap.grants import granted_memory
 from seap.methods import CLOSED_FORMS, FIRST_ORDER, MEASURED
 from seap.models.loader import free_memory
 from seap.pruning.cost import Shape
 from seap.pruning.work import Text
-from seap.scoring.first_order import LOGIT_BYTES
 from seap.selection.budgets import least_kept
 from seap.selection.damage import CACHED_BYTES, probe_widths
 from seap.selection.options import Pruning
+from seap.selection.slopes import DESCENT
 from seap.text.options import Calibration
 
 LOGITS = 5  # copies of a batch's logits at a time, where there is a gradient; 4 without
@@ -42,12 +43,13 @@ def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Ca
     stages = [hidden + 6.0 * FLOAT * batch * shape.hidden]
     if options.needs_sensitivity:
         states = FLOAT * min(spent.fisher_tokens, tokens) * shape.hidden * (shape.num_layers + 1)
-        logits = LOGITS * FLOAT * min(batch, spent.fisher_tokens) * shape.vocabulary
-        stages.append(states + logits + 2.0 * FLOAT * len(shape.arch.axes) * shape.hidden**2)
+        stages.append(states + _logits(shape, text, calibration) + 2.0 * FLOAT * len(shape.arch.axes) * shape.hidden**2)
     if method.score in FIRST_ORDER:
         stages.append(_gradients(shape, text, calibration))
     if method.allocate == "search" or (method.allocate in MEASURED and not options.closed_curves):
         stages.append(_probing(shape, options, min(spent.probe_tokens, batch)))
+    if method.allocate == "search" and spent.descents:
+        stages.append(stages.pop() + _descending(shape, min(DESCENT * spent.probe_tokens, tokens)))
     if method.sequential:
         stages.append(4 * hidden + sum(8.0 * shape.hidden * a.num_inputs * (1 - options.sparsity) for a in shape.axes))
     disk = (("second moments", on_disk, Path(tempfile.gettempdir())),) if on_disk else ()
@@ -56,10 +58,16 @@ def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Ca
 
 def _gradients(shape: Shape, text: Mapping[str, Text], calibration: Calibration) -> float:
     """States before every layer, one layer's weights and gradients, and the logits of some rows."""
+    tokens = sum(part.tokens for part in text.values())
+    states = FLOAT * tokens * shape.hidden * (shape.num_layers + 2)
+    return states + _logits(shape, text, calibration) + 4 * FLOAT * shape.layer_params
+
+
+def _logits(shape: Shape, text: Mapping[str, Text], calibration: Calibration) -> float:
+    """Logits of as many rows as are looked at together where a gradient is taken of them."""
     tokens, rows = (sum(getattr(part, name) for part in text.values()) for name in ("tokens", "rows"))
     longest = min(2 * tokens / max(rows, 1), calibration.seq_len)
-    logits = LOGITS * max(LOGIT_BYTES, FLOAT * shape.vocabulary * longest)
-    return FLOAT * tokens * shape.hidden * (shape.num_layers + 2) + logits + 4 * FLOAT * shape.layer_params
+    return LOGITS * max(min(LOGIT_BYTES, FLOAT * shape.vocabulary * tokens), FLOAT * shape.vocabulary * longest)
 
 
 def matrices_of(shape: Shape, options: Pruning, calibration: Calibration, tasks: int) -> tuple[float, float]:
@@ -82,6 +90,14 @@ def _probing(shape: Shape, options: Pruning, tokens: int) -> float:
             repairs += sum(8.0 * shape.hidden * axis.num_inputs * width / axis.units for width in widths)
     states = FLOAT * tokens * shape.hidden * (shape.num_layers + 1)
     return states + (LOGITS - 1) * logits + min(logits, CACHED_BYTES) + repairs
+
+
+def _descending(shape: Shape, tokens: int) -> float:
+    """States of the dense and of the cut model, logits of a batch, what the dense model says, a layer's gradients."""
+    states = 2.0 * FLOAT * tokens * shape.hidden * (shape.num_layers + 1)
+    said = min(float(FLOAT * tokens * shape.vocabulary), CACHED_BYTES)
+    gradients = max((8.0 * shape.hidden * axis.num_inputs for axis in shape.axes), default=0.0)
+    return states + LOGITS * LOGIT_BYTES + said + 4 * gradients
 
 
 def free(device: str) -> float:

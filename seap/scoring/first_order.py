@@ -20,21 +20,20 @@ V vocabulary, D hidden size, U units.
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from seap.activations.layerwise import Walk, evaluation, resume
+from seap.activations.layerwise import Walk, evaluation, in_pieces, resume
 from seap.activations.stats import Rows
 from seap.errors import UserError
 from seap.models.arch import Arch
 from seap.models.axes import CHANNELS, Axis, Slice
 from seap.text.corpus import Batch
 
-LOGIT_BYTES = 1 << 28  # of the logits that are computed at a time, in whole rows
 HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -145,20 +144,16 @@ def _at_the_end(walk: Walk, hidden: Sequence[Tensor]) -> list[Tensor]:
     count = sum(int(_labels(batch)[1].sum()) for batch in walk.batches)
     if not count:
         raise UserError("no token of the text has a next one that counts, so there is no gradient; give longer texts")
-    vocabulary = walk.arch.model.config.vocab_size
-    grads = []
-    for batch, states in zip(walk.batches, hidden, strict=True):
-        step = max(LOGIT_BYTES // (4 * vocabulary * batch.ids.shape[1]), 1)
-        pieces = range(0, len(batch.ids), step)
-        grads.append(torch.cat([_of_rows(walk.arch, batch, states, slice(i, i + step), count) for i in pieces]))
-    return grads
+    return [
+        torch.cat([_of_rows(walk.arch, *piece, count) for piece in in_pieces(walk.arch, batch, states)])
+        for batch, states in zip(walk.batches, hidden, strict=True)
+    ]
 
 
-def _of_rows(arch: Arch, batch: Batch, states: Tensor, rows: slice, count: int) -> Tensor:
-    part = replace(batch, ids=batch.ids[rows], mask=batch.mask[rows], counted=batch.counted[rows])
+def _of_rows(arch: Arch, part: Batch, states: Tensor, count: int) -> Tensor:
     targets, wanted = (values.to(states.device) for values in _labels(part))
     with torch.enable_grad():
-        leaf = states[rows].detach().requires_grad_()
+        leaf = states.detach().requires_grad_()
         logits = resume(arch, part, len(arch.layers), leaf)[:, :-1].float()
         loss = cross_entropy(logits[wanted], targets[wanted], reduction="sum") / count
         [grad] = torch.autograd.grad(loss, [leaf])

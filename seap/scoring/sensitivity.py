@@ -20,7 +20,17 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from seap.activations.layerwise import Walk, evaluation, finished, placed, split_rows, taken
+from seap.activations.layerwise import (
+    Changed,
+    Walk,
+    evaluation,
+    finished,
+    in_pieces,
+    placed,
+    split_rows,
+    taken,
+    unchanged,
+)
 from seap.activations.ranks import Ranks, summed
 from seap.activations.stats import Rows
 from seap.models.arch import Arch
@@ -124,6 +134,7 @@ class Backward:
     states: list[Sequence[Tensor]]  # per layer, per batch: the hidden states before it
     grads: list[Tensor]
     shelf: Shelf = field(default_factory=Shelf)  # where the states are
+    changed: Changed = unchanged  # what a layer is meanwhile
 
     @classmethod
     def start(cls, walk: Walk, ending: Ending) -> "Backward":
@@ -150,7 +161,7 @@ class Backward:
     def through(self, layer: int, modules: Sequence[str]) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Past a layer, batch after batch: a linear in it, what it reads (N, C), and g at its output (N, O)."""
         walk, before = self.walk, self.states.pop()
-        with resident(walk.arch, layer):
+        with resident(walk.arch, layer), self.changed(layer):
             for index, hidden in enumerate(before):
                 self.grads[index], found = _through(walk, layer, index, hidden, self.grads[index], modules)
                 self.shelf.pop(f"{index}.{layer}", None)
@@ -160,14 +171,15 @@ class Backward:
 
 def _sampled(walk: Walk, seed: int, index: int, hidden: Tensor) -> Tensor:
     """d(−Σ log p(y)) / d(hidden states after the last layer) of one batch, y sampled."""
-    batch = walk.batches[index]
-    with torch.enable_grad():
-        leaf = hidden.detach().requires_grad_()
-        logits = finished(walk.arch, batch, leaf).float()
-        real = logits[batch.counted.to(logits.device)]
-        sampled = drawn_words(real.detach().softmax(-1).cpu(), batch, seed)
-        [grad] = torch.autograd.grad(cross_entropy(real, sampled.to(real.device), reduction="sum"), [leaf])
-    return grad
+    grads: list[Tensor] = []
+    for batch, states in in_pieces(walk.arch, walk.batches[index], hidden):
+        with torch.enable_grad():
+            leaf = states.detach().requires_grad_()
+            logits = finished(walk.arch, batch, leaf).float()
+            real = logits[batch.counted.to(logits.device)]
+            sampled = drawn_words(real.detach().softmax(-1).cpu(), batch, seed)
+            grads += torch.autograd.grad(cross_entropy(real, sampled.to(real.device), reduction="sum"), [leaf])
+    return torch.cat(grads)
 
 
 def drawn_words(chances: Tensor, batch: Batch, seed: int) -> Tensor:

@@ -15,7 +15,7 @@ from seap.models.arch import Arch, choose_axes
 from seap.models.axes import KV_GROUPS, Axis
 from seap.scoring.score import Scores, unit_scores
 from seap.selection.budgets import Budgets, check_met, check_reachable, is_protected, least_kept, spread
-from seap.selection.damage import Curves
+from seap.selection.damage import Costs
 from seap.selection.options import Pruning
 from seap.selection.timing import Times
 from seap.selection.whole_layers import layer_budgets
@@ -128,14 +128,14 @@ def allocate(
     arch: Arch,
     options: Pruning,
     scores: Scores,
-    curves: Curves | None = None,
+    curves: Costs | None = None,
     times: Times | None = None,
     *,
     axes: Sequence[Axis] | None = None,
 ) -> Budgets:
     """Units that each axis keeps, for the options' sparsity of all prunable parameters (or of measured time).
 
-    curves: measured damage of every axis that may be cut, for `damage` (and `search`, which starts from there). times:
+    curves: what widths of every axis that may be cut cost, for `damage` (and `search`, which starts from there). times:
     of every such axis, for the cost in milliseconds. axes: all of the model's, with the experts that stay.
 
     Raises UserError, naming what stands in the way, when the target can't be met within one unit.

@@ -9,6 +9,7 @@ import contextlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -51,23 +52,30 @@ class Curve:
         return Curve(self.widths, tuple(factor * value for value in self.damage))
 
 
+class Cost(Protocol):
+    """What an axis costs at widths, in nats per token: a curve, or a slope where all axes are cut."""
+
+    def at(self, widths: Sequence[int]) -> list[float]: ...
+
+
 Curves = dict[str, Curve]  # axis key → curve
+Costs = Mapping[str, Cost]
 Cut = tuple[Tensor, Repair | None]  # kept inputs (C,), repair
 RepairTo = Callable[[Axis, int], Cut]  # axis, width → what it becomes
 
 
 @contextlib.contextmanager
-def simulated(arch: Arch, axis: Axis, keep: Tensor, repair: Repair | None) -> Iterator[None]:
+def simulated(arch: Arch, axis: Axis, keep: Tensor, repair: Repair | None, *, whole: bool = False) -> Iterator[None]:
     """An axis cut without surgery: channels are left out, and the consumer of heads reads 0 from those that go.
 
-    keep: bool (C,).
+    keep: bool (C,). whole: channels that go are computed all the same, so that one sees what they would say.
     """
     if axis.usage_key:
         experts = arch.experts_of(axis)
         with experts.replaced(experts.cut(keep, None if repair is None else repair.weight)):
             yield
         return
-    narrow = axis.name == CHANNELS and not arch.family.transposed  # whose linears know their size
+    narrow = axis.name == CHANNELS and not arch.family.transposed and not whole  # transposed ones know their size
     old = arch.weight(axis.layer, axis.consumer)
     keep = keep.to(old.device)
     kept = old[:, keep] if repair is None or repair.weight is None else repair.weight.to(old)
@@ -184,6 +192,15 @@ class Judge:
         with at_the_end(self.arch):
             return self._per_token(finished(self.arch, walk.batches[i], states) for i, states in enumerate(hidden))
 
+    def gradient(self, index: int, hidden: Tensor) -> Tensor:
+        """Of KL, summed over a batch's tokens, at hidden states (B, T, D) after the last layer."""
+        with torch.enable_grad():
+            leaf = hidden.detach().requires_grad_()
+            [grad] = torch.autograd.grad(
+                self._summed(index, finished(self.arch, self.walk.batches[index], leaf)), [leaf]
+            )
+        return grad
+
     def _per_token(self, logits: Iterable[Tensor]) -> float:
         """The mean KL of what is found for each batch, over the ranks."""
         found = sum(float(self._summed(index, own)) for index, own in enumerate(logits))
@@ -204,10 +221,13 @@ class Judge:
 
 def probe_rows(rows: Sequence[Sequence[int]], num_tokens: int, seed: int) -> list[Sequence[int]]:
     """Held-out rows, drawn by seed and cut to so many tokens; where none is held out, from all rows."""
-    held = split_rows(rows)[1] or list(rows)
-    drawn = random.Random(seed).sample(held, len(held))
+    return drawn_rows(split_rows(rows)[1] or list(rows), num_tokens, seed)
+
+
+def drawn_rows(rows: Sequence[Sequence[int]], num_tokens: int, seed: int) -> list[Sequence[int]]:
+    """Rows drawn by seed and cut to so many tokens."""
     taken: list[Sequence[int]] = []
-    for row in drawn:
+    for row in random.Random(seed).sample(rows, len(rows)):
         left = num_tokens - sum(map(num_counted, taken))
         if left < 2:
             break

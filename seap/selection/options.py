@@ -104,6 +104,9 @@ class Pruning:
     """Held-out calibration tokens that damage is measured on (--allocate damage or search)."""
     search_evaluations: int | None = None
     """Trials of --allocate search, each a forward pass over the probe tokens."""
+    descents: int | None = None
+    """Steps of --allocate search down the slopes that widths have where all axes are cut, each a pass forward and back.
+    """
     steps: int | None = None
     """Steps of --allocate iterative (GISP), each forward and back over the whole text; the paper's has 112 for 7 B."""
     round_to: Annotated[int, Parameter(converter=_rounding)] = 1
@@ -168,7 +171,7 @@ class Pruning:
     @property
     def spent(self) -> Effort:
         """The effort with this run's own choices in place of the dial's."""
-        names = ("curves", "search_evaluations", "probe_tokens", "fisher_tokens", "steps")
+        names = ("curves", "search_evaluations", "probe_tokens", "fisher_tokens", "steps", "descents")
         own = {name: getattr(self, name) for name in names}
         return replace(EFFORTS[self.effort], **{name: value for name, value in own.items() if value is not None})
 
@@ -231,8 +234,8 @@ class Pruning:
             notes.append("--effort")
         if method.allocate != "iterative" and "steps" in changed:
             notes.append("--steps")
-        if method.allocate != "search" and "search_evaluations" in changed:
-            notes.append("--search-evaluations")
+        if method.allocate != "search":
+            notes += [f"--{name.replace('_', '-')}" for name in ("search_evaluations", "descents") if name in changed]
         if self.sequential and method.compensate == "none":
             notes.append("--sequential without compensation")
         return notes
@@ -246,6 +249,7 @@ LEAST = {
     "fisher_tokens": 2,
     "probe_tokens": 2,
     "search_evaluations": 1,
+    "descents": 0,
     "steps": 1,
 }
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from seap.activations import calibration as calibrating
+from seap.activations.layerwise import split_rows
 from seap.activations.ranks import Ranks, agreed, gathered
 from seap.activations.stats import Statistics
 from seap.errors import UserError
@@ -23,12 +24,13 @@ from seap.selection.allocate import allocate
 from seap.selection.behind import masks_behind
 from seap.selection.budgets import Budgets, is_protected, least_kept
 from seap.selection.curves import closed_curves
-from seap.selection.damage import Curves, Judge, RepairTo, measure_curves, probe_rows
+from seap.selection.damage import Costs, Curves, Judge, RepairTo, drawn_rows, measure_curves, probe_rows
 from seap.selection.mask import choose_units
 from seap.selection.mixture import QuickNetworks, add_general, check_mixture, choose_share, choose_weights, pool
 from seap.selection.options import Pruning
 from seap.selection.repairing import repairing
 from seap.selection.search import search
+from seap.selection.slopes import DESCENT, Slopes, can_descend, descended
 from seap.selection.steps import removal_order
 from seap.selection.timing import Times, axis_times
 from seap.selection.usage import keep_experts
@@ -76,6 +78,7 @@ class Ranking:
     judge: Judge | None = None
     curves: Curves | None = None
     repair_to: RepairTo | None = None
+    slopes: Slopes | None = None
     times: Times | None = None
     notes: tuple[str, ...] = ()  # what was chosen on held-out text
     known: dict[float, Masks] = field(default_factory=dict)
@@ -117,7 +120,7 @@ class Ranking:
             rows = pool(self.statistics, options).rows
             return masks_behind(self.arch, rows, method.score, axes, budgets, progress=progress)
         if self.judge is not None and self.repair_to is not None and method.allocate == "search":
-            start = {axis.key: budgets[axis.key] for axis in self.free}
+            start = _of(self.free, budgets)
             budgets |= search(
                 self.judge,
                 [axis for axis in axes if axis.key in start],
@@ -128,7 +131,10 @@ class Ranking:
                 evaluations=options.spent.search_evaluations if options.sparsity else 0,
                 seed=self.seed,
                 progress=progress,
-                allocated=lambda factors: self._tilted(options, axes, factors),
+                curves=self.curves,
+                allocated=lambda costs: _of(self.free, self._allocated(options, axes, costs, scores)),
+                slopes=self.slopes,
+                descents=options.spent.descents,
             )
         return choose_units(axes, scores, budgets)
 
@@ -144,16 +150,13 @@ class Ranking:
 
         return removal_order(self.arch, self.free, options, rescore, progress=progress)
 
-    def _tilted(self, options: Pruning, axes: Sequence[Axis], factors: Mapping[str, float]) -> Budgets:
-        """Budgets of the free axes with their curves times these factors."""
-        assert self.curves is not None
-        curves = {key: curve.times(factors[key]) for key, curve in self.curves.items()}
-        found = self._allocated(options, axes, curves, self.scores)
-        return {axis.key: found[axis.key] for axis in self.free}
-
-    def _allocated(self, options: Pruning, axes: Sequence[Axis], curves: Curves | None, scores: Scores) -> Budgets:
+    def _allocated(self, options: Pruning, axes: Sequence[Axis], costs: Costs | None, scores: Scores) -> Budgets:
         """The same on all ranks, whatever a solver's luck on each."""
-        return agreed(lambda: allocate(self.arch, options, scores, curves, self.times, axes=axes), self.ranks)
+        return agreed(lambda: allocate(self.arch, options, scores, costs, self.times, axes=axes), self.ranks)
+
+
+def _of(axes: Sequence[Axis], budgets: Budgets) -> Budgets:
+    return {axis.key: budgets[axis.key] for axis in axes}
 
 
 def rank(
@@ -191,7 +194,19 @@ def rank(
             rows = probe_rows(pooled.rows, options.spent.probe_tokens, seed)
             made.judge = Judge.on(arch, rows, batch_tokens=Calibration.batch_tokens, ranks=ranks)
         made.curves = _curves(made, pooled, sensitivity, progress)
+        made.slopes = _slopes(made, pooled)
     return made
+
+
+def _slopes(made: Ranking, pooled: Statistics) -> Slopes | None:
+    """What the search descends, where it does."""
+    options, method = made.options, made.options.resolved()
+    if method.allocate != "search" or not options.spent.descents or not can_descend(made.free):
+        return None
+    assert made.curves is not None
+    rows = drawn_rows(split_rows(pooled.rows)[0], DESCENT * options.spent.probe_tokens, made.seed)
+    judge = descended(made.arch, rows, batch_tokens=Calibration.batch_tokens, ranks=made.ranks)
+    return Slopes(judge, made.free, made.curves, made.scores, pooled, method.compensate)
 
 
 def _of_loss(method: Method, statistics: Mapping[str, Statistics]) -> list[str]:

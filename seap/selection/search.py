@@ -1,17 +1,18 @@
-"""Local search over widths: move parameters from one axis to another as long as held-out KL falls.
+"""Search over widths: move parameters from one axis to another as long as held-out KL falls.
 
-Damage known axis by axis takes no account of how cuts work together; here every trial cuts all axes at once. First all
-curves are tilted together (heads against channels, early layers against late ones) and what they then give is tried,
-since a few trials can't go through thousands of pairs of axes. Then single moves: units go from one axis and as many
-parameters to another; moves are drawn by seed, those that helped before more often, and become smaller when few help
-(random local search; Týr-the-Pruner, arXiv 2503.09657, likewise searches on KL).
+Damage known axis by axis takes no account of how cuts work together; here every trial cuts all axes at once. First the
+slopes where the widths stand (`slopes.py`) are descended, as sequential quadratic programming would: all widths are
+chosen anew by what each change is worth there, with more caution where KL didn't fall. Then all curves are tilted
+together (heads against channels, early layers against late ones). Then single moves: units go from one axis and as
+many parameters to another; moves are drawn by seed, those that helped before more often, and become smaller when few
+help (random local search; Týr-the-Pruner, arXiv 2503.09657, likewise searches on KL).
 """
 
 import itertools
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tqdm import tqdm
@@ -19,7 +20,11 @@ from tqdm import tqdm
 from seap.activations.layerwise import evaluation
 from seap.models.axes import KV_GROUPS, Axis
 from seap.selection.budgets import Budgets
-from seap.selection.damage import Judge, RepairTo
+from seap.selection.damage import Costs, Curve, Judge, RepairTo
+from seap.selection.slopes import Slopes
+
+CAUTIONS = (1.0, 2.0, 4.0)  # times the second order of a slope
+Allocated = Callable[[Costs], Budgets]  # what widths cost → the cheapest budgets
 
 
 def divergence_of(judge: Judge, axes: Sequence[Axis], budgets: Mapping[str, int], repair_to: RepairTo) -> float:
@@ -90,7 +95,24 @@ class Search:
         return self.offer(budgets)
 
 
-def tilt_(state: Search, allocated: Callable[[Mapping[str, float]], Budgets], trials: int) -> None:
+def descend_(state: Search, slopes: Slopes, allocated: Allocated, least: Mapping[str, int], steps: int) -> None:
+    """So many times: the slopes where the widths stand, and the cheapest widths by them; until KL doesn't fall.
+
+    Slopes come from other rows than those that decide whether KL has fallen, so that they fit no noise of these.
+    """
+    for _ in range(steps):
+        found = slopes.at(state.best, least, state.repair_to)
+        for caution in CAUTIONS:
+            budgets = allocated({key: replace(slope, caution=caution) for key, slope in found.items()})
+            if not state.left:
+                return
+            if tuple(budgets.values()) not in state.tried and state.attempt(budgets):
+                break
+        else:
+            return
+
+
+def tilt_(state: Search, curves: Mapping[str, Curve], allocated: Allocated, trials: int) -> None:
     """Trials of what the curves' allocation becomes with all curves tilted together, one direction after the other."""
     factors, size = dict.fromkeys((axis.key for axis in state.axes), 0.0), math.log(2)
     until = state.left - trials
@@ -98,7 +120,7 @@ def tilt_(state: Search, allocated: Callable[[Mapping[str, float]], Budgets], tr
         gained = False
         for direction, sign in itertools.product(directions(state.axes), (1, -1)):
             new = {key: value + sign * size * direction[key] for key, value in factors.items()}
-            budgets = allocated({key: math.exp(value) for key, value in new.items()})
+            budgets = allocated({key: curves[key].times(math.exp(value)) for key, value in new.items()})
             if state.left <= until:
                 return
             if tuple(budgets.values()) in state.tried:
@@ -142,12 +164,15 @@ def search(
     evaluations: int,
     seed: int,
     progress: bool,
-    allocated: Callable[[Mapping[str, float]], Budgets] | None = None,
+    curves: Mapping[str, Curve] | None = None,
+    allocated: Allocated | None = None,
+    slopes: Slopes | None = None,
+    descents: int = 0,
 ) -> Budgets:
     """Better budgets than `start` after so many evaluations; `start` if none is better.
 
-    They keep as many parameters, to half of the smallest unit. allocated: budgets from a factor for the curve of each
-    axis; with it half of the trials tilt the curves.
+    They keep as many parameters, to half of the smallest unit. allocated: budgets from what widths cost, with which the
+    slopes are descended and half of the trials that are left then tilt the curves.
     """
     with (
         evaluation(judge.arch.model),
@@ -155,7 +180,9 @@ def search(
     ):
         state = Search(judge, axes, repair_to, start, evaluations, bar)
         state.offer(start)
-        if allocated is not None:
-            tilt_(state, allocated, evaluations // 2)
+        if allocated is not None and slopes is not None:
+            descend_(state, slopes, allocated, least, descents)
+        if allocated is not None and curves is not None:
+            tilt_(state, curves, allocated, state.left // 2)
         move_(state, least, step, random.Random(seed))
     return state.best

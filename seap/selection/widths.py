@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from seap.errors import UserError
 from seap.models.arch import Arch
 from seap.models.axes import KV_GROUPS, Axis
-from seap.selection.damage import Curves
+from seap.selection.damage import Costs
 from seap.selection.knapsack import choose_options
 from seap.selection.timing import Times
 
 
-def least_damage(axes: Sequence[Axis], widths: Sequence[Sequence[int]], curves: Curves, target: float) -> list[int]:
+def least_damage(axes: Sequence[Axis], widths: Sequence[Sequence[int]], curves: Costs, target: float) -> list[int]:
     """A width for each axis, so that at least `target` parameters go (or as many as can), at the least damage."""
     removed = [
         [(axis.units - width) * axis.unit_params for width in kept] for axis, kept in zip(axes, widths, strict=True)
@@ -23,7 +23,7 @@ def least_damage(axes: Sequence[Axis], widths: Sequence[Sequence[int]], curves: 
 
 
 def within_time(
-    axes: Sequence[Axis], widths: Sequence[Sequence[int]], curves: Curves, times: Times, share: float
+    axes: Sequence[Axis], widths: Sequence[Sequence[int]], curves: Costs, times: Times, share: float
 ) -> dict[str, int]:
     """Axis key → width, so that at least this share of the axes' measured time goes, at the least damage.
 
@@ -46,7 +46,7 @@ def within_time(
 def _chosen(
     axes: Sequence[Axis],
     widths: Sequence[Sequence[int]],
-    curves: Curves,
+    curves: Costs,
     removed: Sequence[Sequence[float]],
     target: float,
 ) -> list[int]:

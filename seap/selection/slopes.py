@@ -1,0 +1,150 @@
+"""What each axis's width is worth where all axes are cut together: one pass forward and back through the cut model.
+
+Curves say what cutting an axis alone costs. Cut together, errors meet: some add up, some cancel. At widths c, with g
+the gradient of KL(dense ‖ cut) at a consumer's output and h what that consumer reads, width o in place of c changes KL
+to second order by about
+
+    −⟨E[g hᵀ] − E[g] mᵀ, D_o − D_c⟩ + |damage(o) − damage(c)|
+
+D = W − W' being what is missing of the consumer's weight at a width, and m the mean input, for which the bias makes up
+(0 where there is none). The first term is exact to first order and holds what all other axes do; the second is the
+axis's own curve: its units are nested and reconstruction is a projection, so that the error of the wider one and what
+the narrower one adds to it are uncorrelated.
+
+Shapes: C inputs of the consumer, O outputs, N tokens.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seap.activations.layerwise import LOGIT_BYTES
+from seap.activations.ranks import Ranks, summed
+from seap.activations.stats import Statistics
+from seap.compensation.compensate import weight_of
+from seap.models.arch import Arch
+from seap.models.axes import Axis
+from seap.models.shelf import shelf_for
+from seap.scoring.score import Scores
+from seap.scoring.sensitivity import Backward
+from seap.selection.curves import blocks_of
+from seap.selection.damage import Curve, Judge, RepairTo, simulated
+from seap.selection.mask import unit_places
+
+DESCENT = 2  # times the probe tokens: tokens that slopes are measured on
+NEAR = (0.5, 0.65, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)  # widths, over the one at hand, at which a slope is worked out
+
+
+@dataclass(frozen=True)
+class Slope:
+    """KL at other widths of an axis than the one at hand, in nats per token: first order, and its curve as second."""
+
+    widths: tuple[int, ...]  # ascending
+    change: tuple[float, ...]  # first order, at these widths
+    curve: Curve
+    here: int
+    caution: float = 1.0  # times the second order
+
+    def at(self, widths: Sequence[int]) -> list[float]:
+        """Changes of KL, moved so that the least is 0."""
+        own = np.array(self.curve.at([*widths, self.here]))
+        total = np.interp(widths, self.widths, self.change) + self.caution * np.abs(own[:-1] - own[-1])
+        return [float(value) for value in total - total.min()]
+
+
+def descended(arch: Arch, rows: Sequence[Sequence[int]], *, batch_tokens: int, ranks: Ranks) -> Judge:
+    """What gradients are taken of, in batches whose logits are small beside a model of that vocabulary."""
+    fitting = LOGIT_BYTES // (4 * arch.model.get_input_embeddings().weight.shape[0])
+    return Judge.on(arch, rows, batch_tokens=min(batch_tokens, max(fitting, 256)), ranks=ranks)
+
+
+def can_descend(axes: Sequence[Axis]) -> bool:
+    """Experts' consumers are many small linears, whose gradients aren't taken."""
+    return not any(axis.usage_key for axis in axes)
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Of KL per token at an axis's consumer: E[g hᵀ] (O, C) and E[g] (O,), float64."""
+
+    product: Tensor
+    mean: Tensor
+
+
+def gradients_at(
+    judge: Judge, axes: Sequence[Axis], budgets: Mapping[str, int], repair_to: RepairTo
+) -> Iterator[tuple[Axis, Gradient]]:
+    """Of the model with all axes cut to these widths, last layer first.
+
+    What goes is computed too, since its gradient is wanted. Layer by layer both ways, so that a streamed model can be
+    descended as well; of several ranks all find the same.
+    """
+    arch, walk, num_layers = judge.arch, judge.walk, len(judge.arch.layers)
+    shelf = shelf_for(arch.model, walk.state_bytes * (num_layers + 1), "hidden states")
+
+    @contextlib.contextmanager
+    def cut(layer: int) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for axis in axes:
+                if axis.layer == layer and budgets[axis.key] < axis.units:
+                    stack.enter_context(simulated(arch, axis, *repair_to(axis, budgets[axis.key]), whole=True))
+            yield
+
+    walk.hidden = list(judge.states[0])
+    back = Backward.of(walk, walk.states(shelf, cut), judge.gradient)
+    back.shelf, back.changed = shelf, cut
+    count = summed(torch.tensor([float(judge.num_tokens)]), judge.ranks)
+    for layer in back.layers(progress=False):
+        found = {axis.consumer: axis for axis in axes if axis.layer == layer}
+        sums: dict[str, tuple[Tensor, Tensor]] = {}
+        for module, inputs, grads in back.through(layer, [*found]):
+            product, mean = (grads.t() @ inputs).cpu().double(), grads.sum(0).cpu().double()
+            before = sums.get(module)
+            sums[module] = (product, mean) if before is None else (before[0] + product, before[1] + mean)
+        for module, axis in found.items():
+            product, mean = sums.pop(module) if module in sums else _nothing(arch, axis)
+            yield axis, Gradient(summed(product, judge.ranks) / count, summed(mean, judge.ranks) / count)
+
+
+def _nothing(arch: Arch, axis: Axis) -> tuple[Tensor, Tensor]:
+    """What a rank without rows adds."""
+    outputs = arch.weight(axis.layer, axis.consumer).shape[0]
+    return torch.zeros(outputs, axis.num_inputs, dtype=torch.float64), torch.zeros(outputs, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """What slopes are made with: rows that repairs are fitted on, and the statistics and scores behind the curves."""
+
+    judge: Judge
+    axes: Sequence[Axis]
+    curves: Mapping[str, Curve]
+    scores: Scores
+    statistics: Statistics
+    compensate: str
+
+    def at(self, budgets: Mapping[str, int], least: Mapping[str, int], repair_to: RepairTo) -> dict[str, Slope]:
+        """Axis key → slope at these widths."""
+        found = {}
+        for axis, gradient in gradients_at(self.judge, self.axes, budgets, repair_to):
+            found[axis.key] = self.slope(axis, gradient, budgets[axis.key], least[axis.key])
+        return found
+
+    def slope(self, axis: Axis, found: Gradient, here: int, least: int) -> Slope:
+        """Of one axis that stands at a width."""
+        widths = sorted({min(max(round(here * share), least), axis.units) for share in NEAR} | {here})
+        weight, places = weight_of(self.judge.arch, axis), unit_places(axis, self.scores)
+        blocks = list(blocks_of(axis, weight, self.statistics, places, self.compensate))
+        change = [0.0] * len(widths)
+        for block, product in zip(blocks, found.product.split(len(blocks[0].order), 1), strict=True):
+            gradient = product[:, block.order]
+            if self.compensate != "none":
+                gradient = gradient - torch.outer(found.mean, block.fit.mean[block.order])
+            for place, missing in enumerate(block.errors(widths)):
+                change[place] -= float((gradient * missing).sum())
+        at_hand = change[widths.index(here)]
+        return Slope(tuple(widths), tuple(value - at_hand for value in change), self.curves[axis.key], here)
