@@ -28,6 +28,8 @@ from seap.evaluation.options import Evaluation
 from seap.files import digest, write_json
 from seap.models import loader
 from seap.pruning.prune import prune
+from seap.selection.options import Pruning
+from seap.selection.ranking import Ranking, rank
 from seap.text.corpus import Corpus, build_corpus, longest_sequence
 from seap.text.items import Item, to_items
 from seap.text.options import Calibration
@@ -94,9 +96,11 @@ def prepared(name: str, folder: str, spec: str, a: argparse.Namespace) -> Case:
     return Case(name, task, model, tokenizer, gold, own, rows, Reference(model))
 
 
-def measured(case: Case, key: tuple[str, str, str], corpus: Corpus, sparsity: float, statistics: Any) -> dict[str, Any]:
+def measured(
+    case: Case, key: tuple[str, str, str], corpus: Corpus, sparsity: float, ranking: Ranking
+) -> dict[str, Any]:
     pruned = deepcopy(case.model)
-    report = prune(pruned, statistics={case.task: statistics}, sparsity=sparsity, progress=False, **METHOD)
+    report = prune(pruned, ranking=ranking, sparsity=sparsity, progress=False, **METHOD)
     gold = loss(pruned, case.tests["gold"])
     own, kl, same = loss_and_likeness(pruned, case.reference, case.tests["own"])
     return {
@@ -128,9 +132,10 @@ def run(case: Case, a: argparse.Namespace, done: dict[str, Any]) -> None:
         if all(found in done["rows"] for found in wanted.values()):
             continue
         statistics = calibrate(case.model, corpus, Calibration(second_moments=True), progress=False)
+        ranking = rank(case.model, {case.task: statistics}, Pruning(**METHOD), seed=a.seed)
         for sparsity, name in wanted.items():
             if name not in done["rows"]:
-                done["rows"][name] = measured(case, key, corpus, sparsity, statistics)
+                done["rows"][name] = measured(case, key, corpus, sparsity, ranking)
                 saved(a, done)
 
 
