@@ -295,4 +295,4 @@ def about_statistics(model: Any, corpus: Corpus, options: Calibration) -> dict[s
         "versions": versions(),
     }
     deciding = [about[name] for name in ("fingerprint", "dtype", "task", "data_hash", "second_moments", "moments")]
-    return about | {"key": digest([*deciding, *([asdict(corpus.contrast)] if corpus.contrast else [])])}
+    return about | {"key": digest([*deciding, *([corpus.contrast.as_lists()] if corpus.contrast else [])])}

@@ -11,7 +11,7 @@ from typing import Any
 
 from seap.text.encode import encode, in_template
 from seap.text.options import Calibration
-from seap.text.rows import num_counted
+from seap.text.rows import counted_of, num_counted
 from seap.text.shapes import Item
 
 Rows = tuple[tuple[int, ...], ...]
@@ -26,6 +26,10 @@ class Contrast:
 
     def __bool__(self) -> bool:
         return bool(self.right and self.wrong)
+
+    def as_lists(self) -> list[Any]:
+        """What it is, for a digest: ids and which of them count, row by row."""
+        return [[[*row], counted_of(row)] for rows in (self.right, self.wrong) for row in rows] + [len(self.right)]
 
     @classmethod
     def joined(cls, parts: Sequence["Contrast"]) -> "Contrast":
