@@ -31,6 +31,11 @@ class Contrast:
         """What it is, for a digest: ids and which of them count, row by row."""
         return [[[*row], counted_of(row)] for rows in (self.right, self.wrong) for row in rows] + [len(self.right)]
 
+    @property
+    def rows(self) -> Rows:
+        """Of both."""
+        return (*self.right, *self.wrong)
+
     @classmethod
     def joined(cls, parts: Sequence["Contrast"]) -> "Contrast":
         """That of several texts together, each row once; none where one of them has none."""
