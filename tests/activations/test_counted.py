@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny import model
 from torch.nn.functional import cross_entropy, log_softmax
 
-from seap.activations.calibration import calibrate
+from seap.activations.calibration import about_statistics, calibrate
 from seap.activations.distributed import share
 from seap.activations.layerwise import Walk, evaluation, split_rows
 from seap.activations.moments import Moments
@@ -24,6 +24,7 @@ from seap.pruning.prune import make_masks, make_repairs
 from seap.scoring.sensitivity import drawn_words, fisher
 from seap.selection.damage import Judge, probe_rows
 from seap.selection.options import Pruning
+from seap.text.contrast import Contrast
 from seap.text.corpus import Corpus, batches
 from seap.text.options import Calibration
 from seap.text.rows import CountedRow, cut_to, num_counted, row_of
@@ -195,3 +196,12 @@ def test_what_doesnt_count_has_no_say() -> None:
     assert kept[0][2] == 30 * 12 and kept[1][2] == 30 * 6
     assert any((kept[0][0][key] != kept[1][0][key]).any() for key in kept[0][0])
     assert kept[1][1].keys() and all(torch.isfinite(repair.bias).all() for repair in kept[1][1].values())
+
+
+def test_statistics_of_choices_are_known_by_their_rows_and_by_what_counts_in_them() -> None:
+    def key(*counted: bool) -> str:
+        choices = Contrast((CountedRow((3, 4, 5), counted),), ((6, 7),))
+        corpus = Corpus("choices", ((3, 4, 5),), "here", contrast=choices)
+        return str(about_statistics(MODEL, corpus, Calibration())["key"])
+
+    assert key(False, True, False) == key(False, True, False) != key(True, True, False)
