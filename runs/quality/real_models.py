@@ -15,9 +15,11 @@ end; the loss added on the other tasks.
 
 import argparse
 import json
+import random
 import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from real_table import write_table
 
 from seap.environment import provenance
 from seap.errors import UserError
+from seap.evaluation import harness, harness_data
 from seap.evaluation.evaluate import Exam, Test, load_test, prepare
 from seap.evaluation.options import Evaluation
 from seap.evidence.plan import Comparison, Network
@@ -33,6 +36,7 @@ from seap.evidence.workbench import Bench
 from seap.files import write_json
 from seap.models import loader
 from seap.selection.options import Pruning
+from seap.text.items import Item
 from seap.text.options import Calibration
 from seap.text.tasks import load_items, parse_spec
 
@@ -51,6 +55,7 @@ class Settings:
     off_windows: int  # of every other task
     dtype: str
     run_code: bool  # said anew for every run
+    prompts: str  # of multiple choice
 
     def of(self, metric: str) -> Evaluation:
         found = replace(self.evaluation, run_generated_code=self.run_code)
@@ -89,7 +94,9 @@ class Case:
 
 
 def written(path: Path, row: dict[str, Any], case: Case) -> None:
+    exam = case.bench.tests[row["task"]]
     about = {"kind": "real row", "model": case.name, "options": asdict(case.settings)}
+    about |= {"prompts": f"lm-eval {version('lm-eval')}" if exam.questions else "own"}
     write_json(path, about | row | provenance())
     print(f"{time.strftime('%H:%M:%S')} {path.relative_to(case.out)}: {told(row)}", flush=True)
 
@@ -116,11 +123,28 @@ def also_of(a: argparse.Namespace) -> dict[str, tuple[str, str]]:
     return {parse_spec(spec).name: (spec, task) for spec, _, task in parts}
 
 
+def harness_questions(test: Test, plan: Comparison, settings: Settings) -> list[Item]:
+    """A test's items in lm-evaluation-harness's own words, where it knows the task; none where it doesn't."""
+    spec = next((parse_spec(spec) for spec in plan.tasks if parse_spec(spec).name == test.name), None)
+    known = harness_data.LOCAL.get(test.name)
+    if spec is None or spec.path is None or test.metric != "multiple-choice" or known is None:
+        return []
+    if spec.path.name not in known.folders:
+        return []
+    rows = harness.local_rows(test.name, spec.path.parent)
+    drawn = random.Random(settings.evaluation.test_seed).sample(rows, len(rows))[: len(test.items)]
+    found = harness.as_items(test.name, drawn)
+    if [item.label for item in found] != [item.label for item in test.items]:
+        raise UserError(f"{test.name}: lm-eval's items aren't those of {spec.path}; use --prompts own")
+    return found
+
+
 def loaded(name: str, folder: str, plan: Comparison, settings: Settings, tests: dict[str, Test], a: Any) -> Case:
     model, tokenizer = loader.load_for_work(folder, dtype=settings.dtype)
-    exams: dict[str, Exam] = {
-        task: prepare(test, model, tokenizer, settings.of(test.metric)) for task, test in tests.items()
-    }
+    exams: dict[str, Exam] = {}
+    for task, test in tests.items():
+        asked = harness_questions(test, plan, settings) if settings.prompts == "lm-eval" else []
+        exams[task] = prepare(test, model, tokenizer, settings.of(test.metric), questions=asked)
     specs = [*plan.tasks, *([plan.general] if plan.general else [])]
     items = {spec: load_items(spec, "train") for spec in specs}
     bench = Bench(plan, model, tokenizer, a.out / "made" / name, exams, items, progress=False)
@@ -214,6 +238,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--controls", action="store_true", help="of the first method; needs --general")
     parser.add_argument("--general", metavar="NAME=PATH", help="general text")
     parser.add_argument("--items", type=int, default=200, help="of multiple choice")
+    parser.add_argument("--prompts", choices=("lm-eval", "own"), default="lm-eval", help="of multiple choice")
     parser.add_argument("--windows", type=int, default=100, help="that the loss is measured on")
     parser.add_argument("--say-items", type=int, default=32, help="of these in free form")
     parser.add_argument("--say-tokens", type=int, default=64)
@@ -241,7 +266,7 @@ def main() -> None:
         Calibration(num_texts=a.num_texts, seq_len=a.seq_len, max_tokens=a.tokens),
         Evaluation(num_items=a.items, num_windows=a.windows, say_items=a.say_items, max_new_tokens=a.say_tokens),
         Pruning(effort=a.effort),
-        *(a.answer_items, a.answer_tokens, a.off_windows, a.dtype, a.run_generated_code),
+        *(a.answer_items, a.answer_tokens, a.off_windows, a.dtype, a.run_generated_code, a.prompts),
     )
     plan = Comparison(
         tasks=tuple(a.tasks),

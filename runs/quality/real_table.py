@@ -46,6 +46,7 @@ def cell(row: Row) -> Row:
         "n",
         "acc_metric",
         "also_of",
+        "prompts",
         "chance",
         "recall_n",
         "said_n",

@@ -134,6 +134,7 @@ class Exam:
     windows: tuple[Row, ...]  # that the loss is measured on
     asked: tuple[Row, ...]  # the choices of every item; none where answers are generated or only the loss counts
     owners: tuple[int, ...]  # the place of each window's text
+    questions: tuple[Item, ...] = ()  # the test's items as they are asked by choice, where that isn't their own wording
 
     @cached_property
     def scored(self) -> tuple[int, int]:
@@ -146,22 +147,31 @@ class Exam:
         return tokens, max(size, 1)
 
 
-def prepare(test: Test, model: Any, tokenizer: Any, options: Evaluation, *, every_window: bool = False) -> Exam:
+def prepare(
+    test: Test,
+    model: Any,
+    tokenizer: Any,
+    options: Evaluation,
+    *,
+    every_window: bool = False,
+    questions: Sequence[Item] = (),
+) -> Exam:
     """Tokenise a test for a model (which isn't run). Raises UserError for texts that are too short.
 
-    every_window: measure the loss on all windows of the texts, as many as they are.
+    every_window: measure the loss on all windows of the texts, as many as they are. questions: the same items of
+    multiple choice in another wording, such as `harness.as_items` gives.
     """
     longest = getattr(model.config, "max_position_embeddings", None)
     asked: list[Row] = []
     if test.metric == "multiple-choice":
-        asked = choices.choice_rows(tokenizer, test.items, options, longest=longest)
+        asked = choices.choice_rows(tokenizer, questions or test.items, options, longest=longest)
     elif test.metric == "continuation":
         texts = [encode(tokenizer, item, options).ids for item in test.items]
         asked = choices.continuation_rows(texts, options)
     drawing = replace(options, num_windows=sys.maxsize) if every_window else options
     owners, windows = zip(*loss_rows(tokenizer, test, drawing, longest=longest), strict=True)
     check_ids([row.ids for row in (*windows, *asked)], model, tokenizer, f"the test of task {test.name}")
-    return Exam(test, options, tokenizer, windows, tuple(asked), owners)
+    return Exam(test, options, tokenizer, windows, tuple(asked), owners, tuple(questions))
 
 
 def loss_rows(tokenizer: Any, test: Test, options: Evaluation, *, longest: int | None = None) -> list[tuple[int, Row]]:
@@ -248,7 +258,8 @@ def _right(model: Any, exam: Exam) -> dict[str, Figure | None]:
     """acc and acc_norm, and loops and endless where answers are generated."""
     test, limit = exam.test, exam.options.test_batch_tokens
     if test.metric == "multiple-choice":
-        plain, normalised = choices.multiple_choice(model, exam.asked, test.items, batch_tokens=limit)
+        items = exam.questions or test.items
+        plain, normalised = choices.multiple_choice(model, exam.asked, items, batch_tokens=limit)
         return {"acc": plain, "acc_norm": normalised}
     if test.metric == "exact-match":
         written = answers.written_answers(model, exam.tokenizer, test.items, exam.options)

@@ -1,6 +1,7 @@
 """What is written after prompts: where it ends, what a loop is, which choice is said, and the figures of it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from tiny import model
 from toy import TEXTS, WORDS, tokenizer
 
 from seap.evaluation.answers import extract_answer, in_free_form, recalled, said
+from seap.evaluation.choices import choice_rows, multiple_choice
 from seap.evaluation.evaluate import evaluate, load_test, prepare
 from seap.evaluation.generations import Written, conduct, loops, written_after
 from seap.evaluation.options import Evaluation
@@ -119,6 +121,20 @@ def test_items_of_multiple_choice_are_asked_in_free_form_too(tmp_path: Path) -> 
     fewer = Evaluation(num_items=6, num_windows=3, window=10)
     found = evaluate(dense, prepare(load_test(f"toy={tmp_path / 'a.jsonl'}", fewer), dense, tokenizer(), fewer))
     assert found["loss_n"] == 3 and found["n"] == 6 and "said" not in found and "details" not in found
+
+
+def test_questions_in_other_words_are_chosen_by_their_own(tmp_path: Path) -> None:
+    """The loss is of the test's text, the choice of the questions that are given."""
+    rows = [{"question": t, "choices": [w, "w90"], "answer": i % 2} for i, (t, w) in enumerate(zip(TEXTS, WORDS))]  # noqa: B905
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options, dense, words = Evaluation(num_items=8, window=10), model("llama"), tokenizer()
+    test = load_test(f"toy={tmp_path / 'a.jsonl'}", options)
+    other = [replace(item, question=f"w50 w51 {item.question} w52") for item in test.items]
+    found = evaluate(dense, prepare(test, dense, words, options, questions=other))
+    plain, normalised = multiple_choice(dense, choice_rows(words, other), other)
+    assert (found["acc"], found["acc_norm"]) == (plain.value, normalised.value)
+    own = evaluate(dense, prepare(test, dense, words, options))
+    assert found["loss"] == own["loss"] and choice_rows(words, other) != choice_rows(words, test.items)
 
 
 def test_generated_answers_say_whether_they_end(tmp_path: Path) -> None:
