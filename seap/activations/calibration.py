@@ -271,7 +271,7 @@ def check_measured(paths: Sequence[Path], parts: Sequence[Statistics], model: An
     vocabulary = model.get_input_embeddings().num_embeddings
     for path, part in zip(paths, parts, strict=True):
         check_axes(path, part, {} if part.on_disk else {key: part[key].mean.numel() for key in part}, arch)
-        if max((max(row, default=0) for row in part.rows), default=0) >= vocabulary:
+        if max((max(row, default=0) for row in (*part.rows, *part.contrast.rows)), default=0) >= vocabulary:
             raise UserError(f"{path}: its token rows have ids beyond the model's {vocabulary}; make it again")
 
 
@@ -295,4 +295,4 @@ def about_statistics(model: Any, corpus: Corpus, options: Calibration) -> dict[s
         "versions": versions(),
     }
     deciding = [about[name] for name in ("fingerprint", "dtype", "task", "data_hash", "second_moments", "moments")]
-    return about | {"key": digest([*deciding, *([corpus.contrast.told] if corpus.contrast else [])])}
+    return about | {"key": digest([*deciding, *([corpus.contrast.as_lists()] if corpus.contrast else [])])}

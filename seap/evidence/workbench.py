@@ -106,7 +106,7 @@ class Bench:
             source=spec_source(parsed),
             seq_len=longest_sequence(self.model, options),
         )
-        check_ids(corpus.rows, self.model, self.tokenizer, f"task {corpus.name}")
+        check_ids((*corpus.rows, *corpus.contrast.rows), self.model, self.tokenizer, f"task {corpus.name}")
         return corpus
 
     def _statistics(self, corpus: Corpus, options: Calibration, noted: list[str]) -> Statistics:

@@ -12,7 +12,7 @@ from seap.activations.ranks import Ranks, agreed
 from seap.activations.stats import Statistics
 from seap.compensation.compensate import Repairs, repair_axes
 from seap.errors import UserError
-from seap.methods import FIRST_ORDER
+from seap.methods import FIRST_ORDER, METHODS
 from seap.models import left_out
 from seap.models.arch import describe
 from seap.models.axes import Masks
@@ -20,7 +20,7 @@ from seap.models.families import refuse_experts
 from seap.models.residency import streamed
 from seap.pruning import probe
 from seap.pruning.notes import notes_on, notes_on_experts
-from seap.pruning.ready import check_in_memory, check_sizes
+from seap.pruning.ready import check_in_memory, check_sizes, check_together
 from seap.pruning.report import Before, Report, Run, build_report
 from seap.pruning.sequential import refit_layers
 from seap.pruning.streaming import check_streamable, cut_streamed_
@@ -245,15 +245,6 @@ def measure_(
     run.notes += [f"--{name.replace('_', '-')} has no effect: nothing here is measured anew" for name in changed]
 
 
-def check_together(options: Pruning, ranks: Ranks) -> None:
-    """Raise UserError for choices that several processes might make differently."""
-    method = options.resolved()
-    wanted = {"--mix auto": options.mix == "auto", "--worst-task": options.worst_task}
-    wanted |= {"--allocate iterative": method.allocate == "iterative", f"--method {options.method}": method.behind}
-    for name in [name for name, is_wanted in wanted.items() if is_wanted and ranks.size > 1]:
-        raise UserError(f"{name} is chosen by one process; run it without torchrun or --ray, or leave it out")
-
-
 def split_options(options: Mapping[str, Any]) -> tuple[Pruning, Calibration]:
     """Keyword arguments → the two dataclasses that own them."""
     ours, theirs = ({f.name for f in fields(kind)} for kind in (Pruning, Calibration))
@@ -281,6 +272,8 @@ def check(model: Any, options: Pruning, masks: Masks | None = None) -> list[str]
     whole = method.allocate == "whole-layers"
     if method.score in FIRST_ORDER:
         refuse_experts(model.config, f"--score {method.score}", "its units are rows of plain linears; use --score obs")
+    if METHODS[options.method].axes and options.axes is None:
+        refuse_experts(model.config, f"--method {options.method}", "use --method obs")
     if whole:
         refuse_experts(model.config, "--allocate whole-layers", "use --allocate uniform")
         check_dense(model)

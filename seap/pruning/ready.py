@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from seap.activations.ranks import Ranks
 from seap.activations.stats import Statistics
 from seap.errors import UserError
 from seap.models.arch import Arch, describe
 from seap.models.loader import check_not_quantized
+from seap.selection.options import Pruning
 
 # whose modules, found inside a model, hold its weights in a way of their own → what to do
 FOREIGN = {
@@ -57,3 +59,12 @@ def check_sizes(arch: Arch, statistics: Statistics) -> None:
         key = sorted(dict(expected.items() ^ found.items()))[0]
         got, own = found.get(key, "no"), expected.get(key, "no")
         raise UserError(f"the statistics aren't this model's: {key} has {got} inputs in them, {own} in the model")
+
+
+def check_together(options: Pruning, ranks: Ranks) -> None:
+    """Raise UserError for choices that several processes might make differently."""
+    method = options.resolved()
+    wanted = {"--mix auto": options.mix == "auto", "--worst-task": options.worst_task}
+    wanted |= {"--allocate iterative": method.allocate == "iterative", f"--method {options.method}": method.behind}
+    for name in [name for name, is_wanted in wanted.items() if is_wanted and ranks.size > 1]:
+        raise UserError(f"{name} is chosen by one process; run it without torchrun or --ray, or leave it out")

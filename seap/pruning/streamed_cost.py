@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from seap.activations.layerwise import LOGIT_BYTES
 from seap.methods import MEASURED, RECONSTRUCTING
 from seap.models.options import Streaming
 from seap.models.shelf import LARGE
@@ -19,6 +20,7 @@ from seap.pruning.work import Done, Stage, Text
 from seap.selection.damage import CACHED_BYTES
 from seap.selection.options import Pruning
 from seap.selection.repairing import REMEMBERED
+from seap.selection.slopes import DESCENT, can_descend
 from seap.text.options import Calibration
 
 
@@ -93,14 +95,15 @@ class _Stages:
         kept.add_(self.states(tokens) * (shape.num_layers + 1))
         kept.add_(FLOAT * len(shape.arch.axes) * float(shape.hidden) ** 2)
         batch = min(self.batch, tokens)
-        logits = float(LOGITS * FLOAT * batch * shape.vocabulary)
+        logits = self.logits(batch)
         backward = shape.itemsize * batch * (6.0 * shape.hidden + 6.0 * self.widest)
         root = 3 * 8.0 * shape.hidden**2
         kept.memory += self.states(tokens) + max(logits, backward, root)
         return kept
 
     def search(self) -> Kept:
-        """States before every layer, repairs at the latest widths, the dense model's logits and a batch's own."""
+        """States before every layer, repairs at the latest widths, the dense model's logits and a batch's own; of the
+        steps down slopes, the dense and the cut model's states, and a layer's gradients."""
         kept, shape, spent = self.kept(), self.shape, self.options.spent
         if self.options.resolved().allocate != "search":
             return kept
@@ -109,6 +112,11 @@ class _Stages:
         kept.add_(REMEMBERED * shape.itemsize * sum(float(shape.hidden) * axis.num_inputs for axis in shape.axes))
         logits = float(FLOAT * tokens * shape.vocabulary)
         kept.memory += (LOGITS - 1) * logits + min(logits, CACHED_BYTES) + self.solving()
+        if spent.descents and can_descend(shape.axes):
+            tokens = min(DESCENT * spent.probe_tokens, self.tokens)
+            kept.add_(2 * self.states(tokens) * (shape.num_layers + 1))
+            said = min(float(FLOAT * tokens * shape.vocabulary), CACHED_BYTES)
+            kept.memory += said + max(self.logits(tokens), 4 * 8.0 * shape.hidden * self.widest)
         return kept
 
     def refit(self) -> Kept:
@@ -120,6 +128,10 @@ class _Stages:
             read = (1 - self.options.sparsity) * self.shape.itemsize * self.tokens * self.widest
             kept.memory += min(read, READ_BYTES) + self.solving()
         return kept
+
+    def logits(self, tokens: float) -> float:
+        """Of as many rows as are looked at together where a gradient is taken."""
+        return LOGITS * min(LOGIT_BYTES, float(FLOAT * tokens * self.shape.vocabulary))
 
     def solving(self) -> float:
         """Bytes of one axis's system and its right side, in float64, once more while it is solved."""
@@ -145,6 +157,9 @@ def reading(
     for sparsity in sparsities:
         if method.allocate == "search" and not done.chosen:
             stages.append(Stage(name="search", read=(options.spent.search_evaluations + 2) * model))
+        if method.allocate == "search" and not done.chosen and options.spent.descents and can_descend(shape.axes):
+            steps = options.spent.descents  # forward and back, after the dense model once
+            stages.append(Stage(name="slopes", read=(1 + 2 * steps) * model + 2 * steps * consumers))
         removed = sparsity * shape.arch.prunable_params * itemsize
         stages.append(Stage(name="cut", read=model, written=model - removed))
     return stages

@@ -40,5 +40,5 @@ def build_corpora(model: Any, tokenizer: Any, tasks: Tasks, options: Calibration
         for name, found in items.items()
     }
     for name, corpus in corpora.items():
-        check_ids(corpus.rows, model, tokenizer, f"task {name}")
+        check_ids((*corpus.rows, *corpus.contrast.rows), model, tokenizer, f"task {name}")
     return corpora

@@ -223,10 +223,13 @@ class Pruning:
         notes = []
         if method.allocate != "logistic":
             notes += [f"--{name.replace('_', '-')}" for name in ("logistic_k", "logistic_x0") if name in changed]
-        if method.mask not in ("general", "general-raw"):
+        if method.mask not in ("general", "general-raw") or method.score in RUNNING:  # of all rows, each once
             notes += [f"--{name.replace('_', '-')}" for name in ("weights", "worst_task") if name in changed]
         if not self.needs_sensitivity and "fisher_tokens" in changed:
             notes.append("--fisher-tokens")
+        if method.allocate == "whole-layers":
+            limits = ("min_kv_groups", "min_channels", "round_to", "experts")
+            notes += [f"--{name.replace('_', '-')}" for name in limits if name in changed]
         if method.allocate not in MEASURED:
             notes += [f"--{name.replace('_', '-')}" for name in ("probe_tokens", "curves") if name in changed]
         dialled = self.needs_sensitivity or METHODS[self.method].sequential or method.allocate == "iterative"

@@ -15,7 +15,7 @@ from seap.activations.layerwise import split_rows
 from seap.activations.ranks import Ranks, agreed, gathered
 from seap.activations.stats import Statistics
 from seap.errors import UserError
-from seap.methods import MEASURED, RECONSTRUCTING, Method
+from seap.methods import MEASURED, RECONSTRUCTING, RUNNING, Method
 from seap.models.arch import Arch, choose_axes, describe
 from seap.models.axes import Axis, Masks
 from seap.scoring.score import Scores, mix, score_inputs
@@ -54,11 +54,12 @@ def combine_scores(
 ) -> Scores:
     """One score per input: of the one task, mixed over several, or of all text pooled. The rest: see `score_inputs`.
 
-    Scores of reconstruction are of mixed moments, the others are mixed themselves (SEAP-gen).
+    Scores of reconstruction are of mixed moments, those for which the model runs of all texts' rows together; the
+    others are mixed themselves (SEAP-gen).
     """
     given: dict[str, Any] = {"seed": seed, "sensitivity": sensitivity, "axes": axes, "masks": masks}
     given["progress"] = progress
-    one_by_one = method.mask in ("general", "general-raw") and method.score not in RECONSTRUCTING
+    one_by_one = method.mask in ("general", "general-raw") and method.score not in (*RECONSTRUCTING, *RUNNING)
     if one_by_one and statistics:
         each = {task: score_inputs(arch, part, method.score, **given) for task, part in statistics.items()}
         return mix(each, options.weights, normalise=method.mask == "general")

@@ -27,13 +27,14 @@ class Contrast:
     def __bool__(self) -> bool:
         return bool(self.right and self.wrong)
 
+    def as_lists(self) -> list[Any]:
+        """What it is, for a digest: ids and which of them count, row by row."""
+        return [[[*row], counted_of(row)] for rows in (self.right, self.wrong) for row in rows] + [len(self.right)]
+
     @property
-    def told(self) -> list[list[tuple[list[int], list[bool] | None]]]:
-        """As JSON: every row's tokens, and which of them count."""
-        return [
-            [(list(row), None if (marks := counted_of(row)) is None else list(marks)) for row in rows]
-            for rows in (self.right, self.wrong)
-        ]
+    def rows(self) -> Rows:
+        """Of both."""
+        return (*self.right, *self.wrong)
 
     @classmethod
     def joined(cls, parts: Sequence["Contrast"]) -> "Contrast":

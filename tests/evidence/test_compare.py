@@ -12,6 +12,7 @@ from seap.errors import UserError
 from seap.evaluation.options import Evaluation
 from seap.evidence import compare as comparing
 from seap.evidence.compare import compare
+from seap.evidence.cost import plan_compare
 from seap.evidence.plan import Comparison, numbers
 from seap.selection.options import Pruning
 from seap.text.options import Calibration
@@ -90,6 +91,17 @@ def test_todays_rivals_on_equal_terms(specs: tuple[str, str], tmp_path: Path) ->
         assert ("steps" in row) == (row["method"] == "gisp")
         assert row["loss"] > 0 and row["kl"] > 0
     assert all(row["steps"] == 2 for row in rows if row["method"] == "gisp")
+
+
+def test_the_plan_knows_what_the_rivals_run(specs: tuple[str, str], tmp_path: Path) -> None:
+    dense = str(folder(tmp_path / "dense", num_hidden_layers=5))
+    asked = {"methods": RIVALS, "sparsities": (0.2, 0.3), "pruning": Pruning(min_channels=4, steps=2)}
+    found = plan_compare(dense, plan(specs[:1], tmp_path, **asked), tmp_path / "out", loading=LOADING)
+    stages = {stage.name: stage for stage, _ in found.stages}
+    assert {"calibrate", "gradients", "steps", "influence", "layers", "scores", "repair", "test"} <= stages.keys()
+    # llm-pruner and gisp on the dense model; gisp's second step for each of two sparsities
+    assert stages["gradients"].backward == stages["steps"].backward > 0
+    assert not (tmp_path / "out").exists()
 
 
 def test_methods_that_the_model_does_not_allow_are_refused_before_any_text(

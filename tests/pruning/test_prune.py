@@ -1,12 +1,14 @@
 """The whole way in memory: presets, seeds, compensation, notes, and what is refused before anything changes."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tiny import ids, model
 from toy import TEXTS, tokenizer
+from transformers import AutoModelForCausalLM
 
 import seap
 from seap.activations.calibration import calibrate
@@ -56,6 +58,20 @@ def test_every_method_removes_what_was_asked(method: str, sparsity: float) -> No
         for layer in dense.model.layers
     ]
     assert torch.isfinite(dense(ids()).logits).all()
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gemma2", "phi3", "gpt2", "gpt_neox", "opt"])
+@pytest.mark.parametrize("method", ["llm-pruner", "obs", "modegpt-mlp"])
+def test_rivals_on_families_that_differ(name: str, method: str, tmp_path: Path) -> None:
+    dense, report = pruned(name, method=method, sparsity=0.1)
+    unit = max(axis.unit_params for axis in describe(dense).axes if axis.name == "channels")
+    assert abs(report.realised_sparsity - 0.1) * describe(model(name)).prunable_params <= unit
+    if method == "modegpt-mlp":
+        assert all(layer.get("kv_groups", 4) == 4 for layer in report.layers)
+    dense.save_pretrained(tmp_path / "small")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "small").eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(ids()).logits, dense(ids()).logits)
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))

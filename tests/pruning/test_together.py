@@ -18,7 +18,7 @@ from seap.cli.main import main
 from seap.compensation.cross import CrossMoments, over
 from seap.models.arch import describe
 from seap.pruning import checkpoint
-from seap.pruning.prune import check_together
+from seap.pruning.ready import check_together
 from seap.selection.options import Pruning
 
 NEAR = {"rtol": 1e-3, "atol": 1e-4}  # float32 rounding of batches of another shape, through the solves of the refit

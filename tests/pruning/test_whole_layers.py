@@ -16,6 +16,7 @@ from seap.cli.main import main
 from seap.errors import UserError
 from seap.models.arch import describe
 from seap.pruning.surgery import cut_
+from seap.scoring.influence import block_influence
 from seap.selection.allocate import allocate
 from seap.selection.mask import choose_units, load_masks, realised_sparsity
 from seap.selection.options import Pruning
@@ -78,6 +79,20 @@ def test_shortgpt_takes_out_the_layers_of_least_influence() -> None:
     assert report.target_sparsity == 0.15 and any("whole layers went: 0.2000" in note for note in report.notes)
 
 
+def test_of_several_tasks_it_is_the_influence_on_all_their_text() -> None:
+    tasks = {"first": TEXTS[:20], "second": TEXTS[20:]}
+    dense = model("llama", num_hidden_layers=5)
+    statistics = seap.calibrate(dense, tokenizer(), tasks, progress=False)
+    rows = tuple(row for part in statistics.values() for row in part.rows)
+    found = block_influence(describe(dense), rows, batch_tokens=4096)
+    given: dict[str, Any] = {"method": "shortgpt", "mask": "general", "weights": {"first": 9.0}, "min_channels": 4}
+    report = seap.prune(dense, tokenizer(), statistics=statistics, sparsity=0.4, progress=False, **given)
+    expected = sorted(range(5), key=lambda layer: found[layer])[:2]
+    assert dropped_layers(report.masks) == set(expected)
+    for name in ("--weights", "--min-channels"):
+        assert f"{name} has no effect with these choices" in report.notes
+
+
 def test_the_folder_is_stock_and_says_what_went(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dense, task = folder(tmp_path / "dense", num_hidden_layers=4), texts_file(tmp_path / "t.txt")
     small = tmp_path / "small"
@@ -115,6 +130,8 @@ def test_what_whole_layers_do_not_go_with() -> None:
         seap.prune(model("llama"), tokenizer(), task={"toy": TEXTS}, sparsity=0.9, **SHORT)
     with pytest.raises(UserError, match="doesn't know mixtures of experts"):
         seap.prune(model("mixtral"), tokenizer(), task={"toy": TEXTS}, **SHORT)
+    with pytest.raises(UserError, match="--method modegpt-mlp doesn't know mixtures of experts such as qwen2_moe"):
+        seap.prune(model("qwen2_moe"), tokenizer(), task={"toy": TEXTS}, method="modegpt-mlp", progress=False)
     pruned = model("llama")
     seap.prune(pruned, tokenizer(), task={"toy": TEXTS}, method="flap", min_channels=4, progress=False)
     with pytest.raises(UserError, match="takes layers out of dense models, and this one is pruned already"):

@@ -1,18 +1,23 @@
 """Right and wrong choices beside the calibration text: which tokens count, how many rows, and where there are none."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import model
 from toy import WORDS, tokenizer
 
-from seap.activations.calibration import calibrate
+from seap.activations.calibration import about_statistics, calibrate, check_measured
 from seap.activations.stats import Statistics, load_statistics, merge, save_statistics
+from seap.errors import UserError
+from seap.files import digest
 from seap.models.arch import describe
 from seap.text.contrast import Contrast
 from seap.text.corpus import Corpus, build_corpus
 from seap.text.options import Calibration
+from seap.text.rows import CountedRow
 from seap.text.shapes import Item
 from seap.text.tasks import load_items, parse_spec
 
@@ -46,6 +51,14 @@ def test_the_choices_tokens_alone_count_and_the_right_ones_are_the_calibration_t
     assert tokens[0] + tokens[1] >= tokens[2] > tokens[0] + tokens[1] - len(right[-1]) - len(wrong[-1]) - len(wrong[-2])
 
 
+def test_tokens_that_the_model_has_not_are_refused_where_they_are_choices_too(tmp_path: Path) -> None:
+    dense = model("llama")
+    made = calibrate(dense, corpus(tmp_path / "a.jsonl"), Calibration(), progress=False)
+    made.contrast = Contrast(made.contrast.right, ((5, 97),))
+    with pytest.raises(UserError, match="beyond the model's 97"):
+        check_measured([tmp_path / "s.safetensors"], [made], dense)
+
+
 def test_texts_without_choices_have_none(tmp_path: Path) -> None:
     texts = ["w3 w4 w5", *items(tmp_path / "a.jsonl")]
     assert not build_corpus("mixed", texts, tokenizer(), Calibration(), source="test", seq_len=64).contrast
@@ -61,8 +74,6 @@ def test_winogrande_has_a_context_for_each_choice() -> None:
 
 
 def test_statistics_carry_them_through_files_and_sums(tmp_path: Path) -> None:
-    from tiny import model
-
     dense = model("llama")
     made = calibrate(dense, corpus(tmp_path / "a.jsonl"), Calibration(), progress=False)
     assert made.contrast
@@ -78,3 +89,19 @@ def test_statistics_carry_them_through_files_and_sums(tmp_path: Path) -> None:
 @pytest.mark.parametrize("parts", [[], [Contrast()]])
 def test_nothing_joined_is_nothing(parts: list[Contrast]) -> None:
     assert not Contrast.joined(parts)
+
+
+def test_a_digest_tells_contrasts_apart_and_takes_rows_of_which_some_count() -> None:
+    row, part = (5, 6, 7), CountedRow((5, 6, 7), (True, False, False))
+    made = [Contrast((row,), (row,)), Contrast((part,), (row,)), Contrast((row,), (part,)), Contrast((row, row), ())]
+    assert len({digest(one.as_lists()) for one in made}) == len(made)
+
+
+def test_statistics_of_choices_in_a_template_are_described() -> None:
+    corpus = Corpus("a", (CountedRow((5, 6, 7), (True, False, False)),), "hash")
+    rows = (CountedRow((5, 6), (True, False)),)
+    keys = [
+        about_statistics(model("llama"), one, Calibration())["key"]
+        for one in (corpus, replace(corpus, contrast=Contrast(rows, rows)))
+    ]
+    assert keys[0] != keys[1]
