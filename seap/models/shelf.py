@@ -5,6 +5,7 @@ where there is little, a shelf is a plain dict.
 """
 
 import contextlib
+import os
 import shutil
 import tempfile
 import weakref
@@ -45,6 +46,7 @@ class Shelf(MutableMapping[str, Tensor]):
         if known is None or known.shape != value.shape or known.dtype != value.dtype:
             path = self._folder / name
             path.unlink(missing_ok=True)
+            _make_room(path, value.nbytes)
             known = torch.from_file(str(path), shared=True, size=value.numel(), dtype=value.dtype).view(value.shape)
             self._kept[name] = known
         known.copy_(value)
@@ -78,6 +80,20 @@ class Shelf(MutableMapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._kept)
+
+
+def _make_room(path: Path, num_bytes: int) -> None:
+    """Take the disk's blocks for a file before it is mapped: a write to a map whose disk is full ends the process."""
+    if not hasattr(os, "posix_fallocate"):  # not on macOS and Windows
+        return
+    with path.open("wb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+        except OSError as error:
+            raise UserError(
+                f"no room for {num_bytes / 1e9:.3f} GB in {path.parent.parent} ({error.strerror}); name a larger disk "
+                "with --offload-dir"
+            ) from error
 
 
 def _remove(folder: Path, handle: int | None) -> None:

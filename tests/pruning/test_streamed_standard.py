@@ -1,5 +1,6 @@
 """The default method layer by layer from the files: the same network as in memory, one layer of it there at a time."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,19 @@ def test_too_small_a_disk_is_said_before_anything_is_run(tmp_path: Path) -> None
     with pytest.raises(loader.UserError, match=r"hidden states need .* GB of disk in .*states.*--offload-dir"):
         shelf_for(dense, 1e18, "hidden states")
     assert not shelf_for(model("llama"), 1e18, "hidden states").on_disk  # a model in memory has its own in memory
+
+
+def test_a_disk_that_fills_up_ends_the_run_with_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not with a signal at the next write to the map."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shelf.os, "posix_fallocate", full, raising=False)
+    dense = folder(tmp_path / "dense")
+    with pytest.raises(loader.UserError, match=r"No space left on device.*--offload-dir"):
+        pruned(dense, tmp_path / "out", Streaming(stream=True, offload_dir=tmp_path / "states"))
+    assert not (tmp_path / "out").exists() and list((tmp_path / "states").iterdir()) == []
 
 
 def test_the_refit_is_streamed_with_the_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
