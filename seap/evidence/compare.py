@@ -145,7 +145,7 @@ def pruned_network(bench: Bench, network: Network) -> tuple[Any, Result]:
     }
     if wanted.resolved().allocate == "iterative":
         about["steps"] = wanted.spent.steps
-        about["loss_of"] = "choices" if any(part.contrast for part in ranking.statistics.values()) else "text"
+        about["loss_of"] = "choices" if all(part.contrast for part in ranking.statistics.values()) else "text"
     save_masks(_mask_file(bench, network), report.masks, about | {"fingerprint": bench.fingerprint})
     return pruned, about
 

@@ -5,7 +5,8 @@ Per input i of the linear W (O, C) that reads an axis, with h its input over the
 - `wifv`      Var(h_i) · ‖W[:,i]‖₂²       FLAP (An et al., 2024), eq. 5; SEAP's s_F (arXiv 2503.07605, eq. 12)
 - `wifv-flap` the same, squared for attention before heads are summed: what FLAP's published code does
 - `wanda`     ‖h_i‖₂² · ‖W[:,i]‖₁         SEAP's s_W (eq. 13)
-- `wanda-sp`  ‖h_i‖₂ · ‖W[:,i]‖₁          the Wanda-sp baseline of FLAP's code (up to a constant, 1/O)
+- `wanda-sp`  ‖h_i‖₂ · ‖W[:,i]‖₁          the Wanda-sp baseline of FLAP's code (up to a constant, 1/O), on the dense
+  model's activations; the code's own are behind the pruned layers (`selection/behind.py`)
 - `obs`       the output error that is left after reconstruction when the unit goes, in order of removal (`obs.py`)
 - `obs-fisher` the same, the error weighed by how much the loss moves with it (`sensitivity.py`)
 - `leverage`  [C (C + λI)⁻¹]_ii            ridge leverage of h's second moments C about zero: MoDeGPT (Lin et al., 2024,

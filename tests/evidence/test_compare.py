@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from toy import TEXTS, WORDS, folder, texts_file
 
+from seap.activations.stats import load_statistics
 from seap.cli.main import main
 from seap.errors import UserError
 from seap.evaluation.options import Evaluation
@@ -91,6 +92,27 @@ def test_todays_rivals_on_equal_terms(specs: tuple[str, str], tmp_path: Path) ->
         assert ("steps" in row) == (row["method"] == "gisp")
         assert row["loss"] > 0 and row["kl"] > 0
     assert all(row["steps"] == 2 for row in rows if row["method"] == "gisp")
+
+
+def test_on_choices_gisp_goes_by_the_margin(dense: str, tmp_path: Path) -> None:
+    """Statistics with rows of choices go through files, other methods beside it see the text alone."""
+    rows = [
+        {"question": text, "choices": [WORDS[i], WORDS[i + 20], WORDS[i + 40]], "answer": i % 3}
+        for i, text in enumerate(TEXTS)
+    ]
+    (tmp_path / "asked.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    specs = (f"asked={tmp_path / 'asked.jsonl'}",)
+    small = Pruning(min_channels=4, steps=2)
+    asked = {"methods": ("gisp", "llm-pruner", "flap"), "sparsities": (0.3,), "pruning": small, "seeds": 2}
+    result = compare(dense, plan(specs, tmp_path, **asked), tmp_path / "out", loading=LOADING, progress=False)
+    found = {(row["method"], row.get("loss_of")) for row in result["rows"]}
+    assert found == {("dense", None), ("gisp", "choices"), ("llm-pruner", None), ("flap", None)}
+    [first, *_] = (tmp_path / "out" / "stats").iterdir()
+    assert load_statistics(first)[0].contrast
+    words = ["prune", dense, "--stats", str(first), "--method", "gisp", "--steps", "2", "--sparsity", "0.3"]
+    assert main([*words, "--min-channels", "4", "--out", str(tmp_path / "small"), "--device", "cpu"]) == 0
+    notes = json.loads((tmp_path / "small" / "seap.json").read_text())["notes"]
+    assert any("right choices less that on" in note for note in notes)
 
 
 def test_the_plan_knows_what_the_rivals_run(specs: tuple[str, str], tmp_path: Path) -> None:
