@@ -9,6 +9,7 @@ from seap.disk.digests import damaged
 from seap.errors import UserError
 from seap.export.options import Deployment
 from seap.models import loader, modeling_seap
+from seap.models.axes import ATTENTION, MLP
 from seap.models.families import find_family, refuse_experts
 from seap.models.soundness import digests_of
 
@@ -43,7 +44,7 @@ def check(name: str, deployment: Deployment, *, trust_remote_code: bool = False)
 
 
 def widths(config: Any) -> list[dict[str, int]]:
-    """KV groups and channels of each layer, by config: `[{"kv_groups": 4, "channels": 352}, …]`."""
+    """KV groups and channels of each layer, by config: `[{"kv_groups": 4, "channels": 352}, …]`; 0 of what is gone."""
     family = find_family(config)
     found = []
     for layer in range(config.num_hidden_layers):
@@ -51,7 +52,9 @@ def widths(config: Any) -> list[dict[str, int]]:
         own = modeling_seap.layer_widths(config, layer) if pruned else {}
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         channels = own.get(family.channels_key) or getattr(config, family.channels_key) or 4 * config.hidden_size
-        found.append({"kv_groups": own.get("num_key_value_heads", heads), "channels": channels})
+        gone = modeling_seap.skipped(config, layer)
+        groups = 0 if ATTENTION in gone else own.get("num_key_value_heads", heads)
+        found.append({"kv_groups": groups, "channels": 0 if MLP in gone else channels})
     return found
 
 
@@ -78,13 +81,20 @@ def _mend(problems: Sequence[Mapping[str, Any]], tp: int, layers: Sequence[Mappi
 
 
 def _advice(layers: Sequence[Mapping[str, int]], tp: int) -> list[str]:
-    ragged = [layer for layer, found in enumerate(layers) if found["channels"] % (TILE * tp)]
-    if not ragged:
-        return []
-    return [
-        f"{len(ragged)} of {len(layers)} layers have channels that are no multiple of {TILE * tp}, which costs "
-        f"speed on GPUs: --round-to {TILE * tp}"
-    ]
+    lacking = sum(0 in found.values() for found in layers)
+    ragged = sum(found["channels"] % (TILE * tp) > 0 for found in layers)
+    advice = []
+    if lacking:
+        advice.append(
+            f"{lacking} of {len(layers)} layers have lost their attention or MLP, which was tried with transformers "
+            "alone: compare the engine's answers with its"
+        )
+    if ragged:
+        advice.append(
+            f"{ragged} of {len(layers)} layers have channels that are no multiple of {TILE * tp}, which costs speed on "
+            f"GPUs: --round-to {TILE * tp}"
+        )
+    return advice
 
 
 def refuse(found: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from seap.export.engines import widths
 from seap.export.options import Export
 from seap.export.stock import slides
 from seap.models.arch import Arch, describe
+from seap.models.blocks import refuse_gone
 from seap.models.families import refuse_experts
 
 ARCHITECTURES = {"llama": "deci", "mistral": "deci", "qwen2": "deci", "qwen3": "openelm"}
@@ -54,6 +55,7 @@ def gguf_package() -> Any:
 def check_config(config: Any) -> str:
     """The GGUF architecture of a model, from its config. Raises UserError, with the reason, where there is none."""
     refuse_experts(config, "--to gguf", "load it with transformers, which needs import seap")
+    refuse_gone(config, "--to gguf", "llama.cpp runs such a layer in its own way: prune without --drop")
     family = config.model_type
     rope = getattr(config, "rope_parameters", None) or {}
     reasons = {

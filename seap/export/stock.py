@@ -15,6 +15,7 @@ from torch import Tensor
 from seap.errors import UserError
 from seap.models.arch import Arch, describe, layer_width_values
 from seap.models.axes import KV_GROUPS, Axis, Slice, units_of
+from seap.models.blocks import refuse_gone
 from seap.models.families import refuse_experts
 
 OWN = ("seap", "per_layer_config", "auto_map", "allow_global_per_layer_attribute_access", "architectures")
@@ -59,6 +60,7 @@ def stock_model(model: Any, *, pad: bool, dense: Mapping[str, int] | None = None
     is there to be saved. Raises UserError where no stock class holds it, saying why.
     """
     arch = describe(model)
+    refuse_gone(model.config, "a stock class", "load it with transformers and seap, or prune without --drop")
     if pad:
         refuse_experts(model.config, "--to padded", "prune with --allocate one-width and export --to uniform")
     else:

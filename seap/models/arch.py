@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from seap.errors import UserError
-from seap.models.axes import CHANNELS, EXPERT_CHANNELS, EXPERTS, KV_GROUPS, Axis, Slice, Values
+from seap.models import modeling_seap
+from seap.models.axes import ATTENTION, CHANNELS, EXPERT_CHANNELS, EXPERTS, KV_GROUPS, MLP, Axis, Slice, Values
 from seap.models.experts import Experts
 from seap.models.families import Family, find_family
 
@@ -34,7 +35,8 @@ class Arch:
     @property
     def head_size(self) -> int:
         owner, _, attribute = self.family.head_size.rpartition(".")
-        return int(getattr(self.layers[0].get_submodule(owner), attribute))
+        first = next(layer for index, layer in enumerate(self.layers) if self.has(index, ATTENTION))
+        return int(getattr(first.get_submodule(owner), attribute))
 
     @property
     def queries_per_group(self) -> int:
@@ -51,6 +53,15 @@ class Arch:
     @property
     def can_cut_heads(self) -> bool:
         return not self.heads_refused
+
+    def has(self, layer: int, block: str) -> bool:
+        """Whether a layer has its attention, or its MLP: pruning may have taken it away."""
+        return block not in modeling_seap.skipped(self.model.config, layer)
+
+    def norm_at(self, layer: int, path: str) -> Any:
+        """A norm of a layer; None where there is none, or nothing in its place."""
+        found = getattr(self.layers[layer], path, None) if path else None
+        return None if isinstance(found, nn.Identity) else found
 
     def weight(self, layer: int, module: str) -> Tensor:
         """The weight of a linear as (O, C), a view that can be assigned to; of all experts' last ones, a copy."""
@@ -106,9 +117,10 @@ class Arch:
         """Every prunable axis, layer by layer, with the sizes that the modules have now."""
         found = []
         for layer in range(len(self.layers)):
-            if self.can_cut_heads:
+            if self.can_cut_heads and self.has(layer, ATTENTION):
                 found.append(self._kv_groups(layer))
-            found += self._mlp(layer)
+            if self.has(layer, MLP):
+                found += self._mlp(layer)
         return tuple(found)
 
     def layer_axes(self, layer: int) -> list[Axis]:
@@ -148,13 +160,15 @@ class Arch:
         rows = {"q": queries * size, "k": size, "v": size}
         axis = self._axis(layer, KV_GROUPS, self.family.heads, self.family.heads_consumer, rows, queries * size)
         beside = (Slice(module=path, dim=0, sections=(queries,), values=True) for path in self.family.head_values)
-        return replace(axis, slices=(*axis.slices, *beside))
+        behind = self.norm_at(layer, self.family.heads_behind) is not None
+        return replace(axis, slices=(*axis.slices, *beside), is_normed=behind)
 
     def _mlp(self, layer: int) -> list[Axis]:
         """The channels of a layer's MLP, or of its experts and the one that all tokens go through."""
         rows, experts = dict.fromkeys("guc", 1), self.experts(layer)
         if experts is None:
-            return [self._axis(layer, CHANNELS, self.family.mlp, self.family.mlp_consumer, rows, 1)]
+            axis = self._axis(layer, CHANNELS, self.family.mlp, self.family.mlp_consumer, rows, 1)
+            return [replace(axis, is_normed=self.norm_at(layer, self.family.mlp_behind) is not None)]
         layout, found = experts.layout, []
         if layout.shared:
             found.append(self._axis(layer, CHANNELS, dict(layout.shared), layout.shared_consumer, rows, 1))
@@ -240,12 +254,17 @@ def choose_axes(arch: Arch, names: Iterable[str] | None = None) -> tuple[Axis, .
     return tuple(axis for axis in arch.axes if axis.name in wanted)
 
 
-def layer_width_values(arch: Arch, budgets: dict[str, int], layer: int) -> dict[str, int]:
-    """The config entries of one layer with so many units (and experts) kept per key."""
+def layer_width_values(arch: Arch, budgets: dict[str, int], layer: int) -> dict[str, Any]:
+    """The config entries of one layer with so many units (and experts) kept per key.
+
+    A sub-block that keeps none is named under `skip`, as transformers says it (pull request 45332).
+    """
     experts, inside = arch.experts(layer), f"layers.{layer}."
-    if experts is None:
+    values: dict[str, Any] = {}
+    skip = [MLP] if experts is None and not budgets.get(inside + CHANNELS) else []
+    if experts is None and not skip:
         values = {arch.family.channels_key: budgets[inside + CHANNELS]}
-    else:
+    elif experts is not None:
         layout = experts.layout
         values = {
             layout.count_keys[0]: budgets[inside + EXPERTS],
@@ -253,10 +272,12 @@ def layer_width_values(arch: Arch, budgets: dict[str, int], layer: int) -> dict[
         }
         if layout.shared:
             values[layout.shared_key] = budgets[inside + CHANNELS]
-    if arch.can_cut_heads:
-        groups = budgets[inside + KV_GROUPS]
+    groups = budgets.get(inside + KV_GROUPS, 0)
+    if arch.can_cut_heads and groups:
         values |= {"num_attention_heads": groups * arch.queries_per_group, "num_key_value_heads": groups}
-    return values
+    elif arch.can_cut_heads:
+        skip.insert(0, ATTENTION)
+    return values | ({"skip": skip} if skip else {})
 
 
 def embedding_params(model: Any) -> int:

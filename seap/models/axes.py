@@ -14,6 +14,7 @@ from seap.models.experts import Cut
 KV_GROUPS, CHANNELS, EXPERT_CHANNELS, EXPERTS = "kv_groups", "channels", "expert_channels", "experts"
 BLOCK = "block"  # a whole layer, in masks alone
 AXIS_NAMES = (KV_GROUPS, CHANNELS, EXPERT_CHANNELS)
+ATTENTION, MLP = "attention", "mlp"  # the sub-blocks of a layer, as transformers' `skip` names them
 WIDTH_NAMES = (KV_GROUPS, CHANNELS, EXPERTS, EXPERT_CHANNELS)  # what is said of a layer
 
 
@@ -60,6 +61,7 @@ class Axis:
     slices: tuple[Slice, ...]
     experts: int = 1  # each with units of its own
     kept: tuple[int, ...] | None = None  # the experts that stay; all with None
+    is_normed: bool = False  # whether a norm stands behind what the consumer writes
 
     @property
     def key(self) -> str:

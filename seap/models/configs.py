@@ -15,7 +15,8 @@ from typing import Any
 from seap.disk.whole import temporary
 from seap.errors import UserError, missing_extra
 from seap.models import headers, kinds
-from seap.models.families import FAMILIES, find_family, width_keys
+from seap.models.axes import ATTENTION, MLP
+from seap.models.families import FAMILIES, Family, find_family, width_keys
 from seap.models.kinds import Folder, cant_load
 
 OURS = frozenset(  # to choose, at any depth of a config
@@ -117,9 +118,28 @@ def check_spec(path: Path, raw: Mapping[str, Any]) -> None:
         and all(isinstance(layers, list) and all(type(i) is int for i in layers) for layers in added.values())
         and isinstance(per_layer, dict | list)
         and all(isinstance(v, dict) for v in (per_layer.values() if isinstance(per_layer, dict) else per_layer))
+        and _sound_blocks(spec, FAMILIES[raw["model_type"]])
     )
     if not sound:
         raise cant_load(path, "the entry `seap` or `per_layer_config` of its config.json is damaged; prune again")
+
+
+def _sound_blocks(spec: Mapping[str, Any], family: Family) -> bool:
+    """Whether what a `seap` entry says of whole sub-blocks names the family's own modules."""
+    if "blocks" not in spec:
+        return True
+    blocks, written = spec["blocks"], spec.get("written")
+    consumers = {ATTENTION: family.heads_consumer, MLP: family.mlp_consumer}
+    passes = {family.heads_norm, family.mlp_norm, family.heads_behind, family.mlp_behind, *family.mlp} - {""}
+    return (
+        isinstance(blocks, dict)
+        and isinstance(written, dict)
+        and blocks.keys() == written.keys() == consumers.keys()
+        and all(isinstance(block, dict) and block.get("consumer") == consumers[kind] for kind, block in blocks.items())
+        and all(isinstance(block.get("passes"), list) for block in blocks.values())
+        and all(isinstance(name, str) and name in passes for block in blocks.values() for name in block["passes"])
+        and all(isinstance(layers, list) and all(type(i) is int for i in layers) for layers in written.values())
+    )
 
 
 def build_config(path: Path, raw: Mapping[str, Any], *, trust_remote_code: bool = False) -> Any:

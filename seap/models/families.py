@@ -28,6 +28,12 @@ class Family:
     channels_key: str = "intermediate_size"
     transposed: bool = False  # weights are (C, O), as in GPT-2's Conv1D
     head_values: tuple[str, ...] = ()  # parameters with one value for each query head
+    heads_norm: str = "input_layernorm"  # what the attention reads through; empty where it reads the stream itself
+    mlp_norm: str = "post_attention_layernorm"  # and the MLP; where a layer has none, both read through one norm
+    heads_behind: str = ""  # the norm behind what the attention writes
+    mlp_behind: str = ""
+    # why a layer's attention or MLP can't go whole, where a config entry has a value
+    blocks_refused_with: Mapping[tuple[str, bool], str] = field(default_factory=dict)
     experts: Layout | None = None  # of the layers that have experts; `mlp` is then that of the others
 
 
@@ -37,16 +43,13 @@ _LIKE_LLAMA = (
     "cohere2",
     "cwm",
     "ernie4_5",
-    "exaone4",
     "gemma",
     "granite",
     "hunyuan_v1_dense",
-    "hyperclovax",
     "ministral",
     "ministral3",
     "olmo",
     "seed_oss",
-    "vaultgemma",
 )
 _MIXTRAL = Layout(
     block="mlp",
@@ -83,6 +86,15 @@ _GPT_OSS = replace(
 )
 _NORM_OVER_HEADS = "its q/k norm spans all heads of a layer, so removing one changes the others"
 _NORM_PER_HEAD = "its q/k norm ({}) has a weight for each head, which isn't cut yet"
+_GEMMA2 = replace(
+    _LLAMA,
+    model_type="gemma2",
+    mlp_norm="pre_feedforward_layernorm",
+    heads_behind="post_attention_layernorm",
+    mlp_behind="post_feedforward_layernorm",
+)
+_EXAONE4 = replace(_GEMMA2, model_type="exaone4", heads_norm="", mlp_norm="")  # its norms stand behind alone
+_NORM_ON_STREAM = "with do_layer_norm_before false its norms are of the stream itself, and stay"
 _DERIVED_HEAD_SIZE = "its attention derives the head size from hidden_size / heads, so fewer heads can't be expressed"
 
 FAMILIES: dict[str, Family] = {
@@ -92,15 +104,32 @@ FAMILIES: dict[str, Family] = {
         replace(_LLAMA, model_type="mistral"),
         replace(_LLAMA, model_type="qwen2"),
         replace(_LLAMA, model_type="qwen3"),
-        replace(_LLAMA, model_type="gemma2"),
-        replace(_LLAMA, model_type="gemma3_text"),
+        _GEMMA2,
+        replace(_GEMMA2, model_type="gemma3_text"),
         replace(_LLAMA, model_type="smollm3"),
         *(replace(_LLAMA, model_type=name) for name in _LIKE_LLAMA),
+        _EXAONE4,
+        replace(_LLAMA, model_type="hyperclovax", heads_behind="post_norm1", mlp_behind="post_norm2"),
+        replace(_LLAMA, model_type="vaultgemma", mlp_norm="pre_feedforward_layernorm"),
         replace(_LLAMA, model_type="cohere", heads_refused_with={"use_qk_norm": _NORM_PER_HEAD.format("use_qk_norm")}),
-        *(replace(_LLAMA, model_type=name, mlp={"mlp.up_proj": "c"}) for name in ("apertus", "arcee", "nemotron")),
-        *(replace(_LLAMA, model_type=name, mlp={"mlp.gate_up_proj": "gu"}) for name in ("glm", "glm4")),
+        *(replace(_LLAMA, model_type=name, mlp={"mlp.up_proj": "c"}) for name in ("arcee", "nemotron")),
+        replace(
+            _LLAMA,
+            model_type="apertus",
+            mlp={"mlp.up_proj": "c"},
+            heads_norm="attention_layernorm",
+            mlp_norm="feedforward_layernorm",
+        ),
+        replace(_LLAMA, model_type="glm", mlp={"mlp.gate_up_proj": "gu"}),
+        replace(
+            _LLAMA,
+            model_type="glm4",
+            mlp={"mlp.gate_up_proj": "gu"},
+            heads_behind="post_self_attn_layernorm",
+            mlp_behind="post_mlp_layernorm",
+        ),
         *(replace(_LLAMA, model_type=name, heads_refused=_DERIVED_HEAD_SIZE) for name in ("helium", "stablelm")),
-        *(replace(_LLAMA, model_type=name, heads_refused=_NORM_OVER_HEADS) for name in ("olmo2", "olmo3")),
+        *(replace(_EXAONE4, model_type=name, heads_refused=_NORM_OVER_HEADS) for name in ("olmo2", "olmo3")),
         replace(_LLAMA, model_type="mixtral", experts=_MIXTRAL),
         replace(_LLAMA, model_type="qwen2_moe", experts=_QWEN2_MOE),
         replace(_LLAMA, model_type="qwen3_moe", experts=replace(_MIXTRAL, channels_key="moe_intermediate_size")),
@@ -139,6 +168,9 @@ FAMILIES: dict[str, Family] = {
             mlp={"fc1": "c"},
             mlp_consumer="fc2",
             channels_key="ffn_dim",
+            heads_norm="self_attn_layer_norm",
+            mlp_norm="final_layer_norm",
+            blocks_refused_with={("do_layer_norm_before", False): _NORM_ON_STREAM},
         ),
         Family(
             model_type="gpt2",
@@ -150,6 +182,8 @@ FAMILIES: dict[str, Family] = {
             mlp_consumer="mlp.c_proj",
             channels_key="n_inner",
             transposed=True,
+            heads_norm="ln_1",
+            mlp_norm="ln_2",
         ),
     )
 }

@@ -1,8 +1,9 @@
 """Builds decoder layers whose widths differ from layer to layer; shipped inside every pruned checkpoint.
 
 This file is complete in itself (it imports nothing of seap), since `save_pretrained` copies it into the checkpoint and
-`trust_remote_code=True` runs it where seap isn't installed. It knows no model family: which class is the decoder layer
-and which linears got a bias is written in the checkpoint's config under `seap`; the widths are in `per_layer_config`.
+`trust_remote_code=True` runs it where seap isn't installed. It knows no model family: which class is the decoder layer,
+which linears got a bias and what belongs to a sub-block is written in the checkpoint's config under `seap`; the widths
+are in `per_layer_config`, and there, under `skip`, the sub-blocks that a layer hasn't got.
 """
 
 import importlib
@@ -11,7 +12,7 @@ import importlib.machinery
 import importlib.util
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +20,7 @@ _HOOKED_MODULE = "transformers.modeling_utils"
 _ADOPTED = "adopted "
 _REMOTE = {"SeapForCausalLM": "AutoModelForCausalLM", "SeapModel": "AutoModel"}
 _WHOLE_ROWS = ("grouped_mm", "deepgemm", "sonicmoe")
+_BLOCKS = ("Gone", "Written")
 _subclasses: dict[type, type] = {}
 
 
@@ -51,6 +53,85 @@ def layer_widths(config: Any, layer: int) -> dict[str, int]:
     if isinstance(layers, dict):  # transformers before 5.15 keeps the JSON object as it is
         return layers.get(str(layer)) or layers.get(layer) or {}
     return {name: getattr(layers[layer], name) for name in config.seap["widths"]}
+
+
+def skipped(config: Any, layer: int) -> tuple[str, ...]:
+    """The sub-blocks that a layer hasn't got, of `attention` and `mlp`."""
+    if not getattr(config, "seap", None):
+        return ()
+    layers: Any = config.per_layer_config
+    if isinstance(layers, dict):
+        return tuple(layer_widths(config, layer).get("skip", ()))  # type: ignore[arg-type]
+    return tuple(getattr(layers[layer], "skip", ()))
+
+
+def cache_place(config: Any, layer: int) -> int:
+    """The layer whose place in a KV cache a layer's attention takes: its own, where no attention before it is gone.
+
+    Of the layers whose places are alike (full, sliding) the first ones are filled, since how many tokens a cache holds
+    is read from those.
+    """
+    types = getattr(config, "layer_types", None) or [""] * config.num_hidden_layers
+    alike = [index for index, kind in enumerate(types) if kind == types[layer]]
+    return alike[[i for i in alike if "attention" not in skipped(config, i)].index(layer)]
+
+
+def drop_(layer: Any, blocks: Mapping[str, Mapping[str, Any]], written: Mapping[str, int]) -> None:
+    """Take sub-blocks out of a decoder layer, with the norms that nothing else reads.
+
+    blocks: by the name of a sub-block, the path of the linear that it writes with (`consumer`), and of the modules that
+    go with it (`passes`). written: the sub-blocks that go, and how long the vector is that stays of each: 0, or the
+    hidden size.
+    """
+    import torch
+
+    for kind, size in written.items():
+        block, _, name = blocks[kind]["consumer"].rpartition(".")
+        left = _block_class("Written")(size)
+        whole = _block_class("Gone")(name, left, kind == "attention") if block else left
+        layer.set_submodule(block or name, whole)
+    needed = {name for kind, block in blocks.items() if kind not in written for name in block["passes"]}
+    for name in {name for kind in written for name in blocks[kind]["passes"]} - needed:
+        layer.set_submodule(name, torch.nn.Identity())
+
+
+def _block_class(name: str) -> Any:
+    """What stands where a sub-block was; made when it is asked for, so that `import seap` stays cheap."""
+    if name in globals():
+        return globals()[name]
+    import torch
+
+    class Written(torch.nn.Module):
+        """Writes one vector whatever it reads. Stored under the name of a linear's weight, whose shape no stock class
+        takes it for."""
+
+        bias = None
+
+        def __init__(self, size: int) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(size))
+
+        def forward(self, hidden: Any) -> Any:
+            if not self.weight.numel():
+                return torch.zeros_like(hidden)
+            return self.weight.to(hidden.dtype).expand_as(hidden)
+
+    class Gone(torch.nn.Module):
+        """In place of an attention, which returns its weights too, or of an MLP."""
+
+        def __init__(self, name: str, written: Any, is_attention: bool) -> None:
+            super().__init__()
+            self.name, self.is_attention = name, is_attention
+            self.add_module(name, written)
+
+        def forward(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+            output = getattr(self, self.name)(hidden_states)
+            return (output, None) if self.is_attention else output
+
+    for made in (Written, Gone):
+        made.__module__, made.__qualname__ = __name__, made.__name__
+        globals()[made.__name__] = made
+    return globals()[name]
 
 
 def add_bias_(linear: Any, size: int) -> None:
@@ -94,6 +175,8 @@ def adopt_(model: Any) -> None:
 
 def __getattr__(name: str) -> Any:
     """Where pickle finds an adopted class again, and transformers the classes that `auto_map` names."""
+    if name in _BLOCKS:
+        return _block_class(name)
     if name in _REMOTE:
         globals()[name] = remote = _remote_class(name)
         return remote
@@ -115,12 +198,25 @@ def _per_layer_init(layer_class: Any) -> Any:
             stock(self, config, *index, *args, **kwargs)
             return
         stock(self, LayerConfig(config, layer_widths(config, layer_idx)), layer_idx, *args, **kwargs)
+        if "blocks" in spec:
+            _without_blocks_(self, config, layer_idx)
         for path, layers in spec["added_bias"].items():
             if layer_idx in layers:
                 add_bias_(self.get_submodule(path), config.hidden_size)
 
     __init__._seap = True  # type: ignore[attr-defined]
     return __init__
+
+
+def _without_blocks_(layer: Any, config: Any, index: int) -> None:
+    """Take out what a layer hasn't got, and give its attention the place in a KV cache that it fills."""
+    spec, gone = config.seap, skipped(config, index)
+    written = {kind: config.hidden_size if index in spec["written"][kind] else 0 for kind in gone}
+    if written:
+        drop_(layer, spec["blocks"], written)
+    if "attention" not in gone:
+        block = layer.get_submodule(spec["blocks"]["attention"]["consumer"].rpartition(".")[0])
+        block.layer_idx = cache_place(config, index)
 
 
 def patch_layer_class(model_class: type, name: str) -> Any:

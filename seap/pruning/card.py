@@ -79,7 +79,7 @@ library_name: transformers
 
 {about["realised_sparsity"]:.1%} of the attention and MLP parameters of `{about["model"]}` were removed
 ({about["params_before"]:,} → {about["params_after"]:,} parameters in all, {about["total_sparsity"]:.1%} fewer), method
-`{about["method"]}`, calibrated on {about["num_tokens"]:,} tokens of: {tasks}.
+`{about["method"]}`, calibrated on {about["num_tokens"]:,} tokens of: {tasks}.{_gone(about["layers"])}
 {_vocabulary(about)}"""
 
 
@@ -92,6 +92,18 @@ def _vocabulary(about: Mapping[str, Any]) -> str:
         f"first ({cut['params_before']:,} → {cut['params_after']:,} parameters of embeddings). The tokenizer of this "
         "folder reads and writes any text, rare words in smaller pieces; the original's doesn't fit this model.\n"
     )
+
+
+def _gone(layers: Sequence[Mapping[str, int]]) -> str:
+    """A sentence on the sub-blocks that went whole."""
+    kinds = {"attention": "kv_groups", "MLP": "channels"}
+    found = {name: [i for i, layer in enumerate(layers) if layer.get(axis) == 0] for name, axis in kinds.items()}
+    told = [f"the {name} of {_these(where)}" for name, where in found.items() if where]
+    return f"\nOf what went, {' and '.join(told)} went whole." if told else ""
+
+
+def _these(layers: Sequence[int]) -> str:
+    return f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
 
 
 def _measured(about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:

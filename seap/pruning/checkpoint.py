@@ -41,7 +41,7 @@ def previous(name: str, model: Any) -> tuple[Masks, dict[str, Any]] | None:
     for axis in describe(model).axes:
         if kept.pop(axis.key, None) != axis.entries:
             raise UserError(f"{path}: the mask doesn't say what {axis.key} of this model keeps; prune again")
-    if kept:
+    if any(kept.values()):  # what is gone whole is no axis of the model
         raise UserError(f"{path}: the mask has {min(kept)}, which the model hasn't; prune again")
     return masks, about
 

@@ -7,7 +7,7 @@ it when the checkpoint is loaded, so the two can't differ.
 
 import contextlib
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from seap.compensation.compensate import Repair, Repairs, map_inputs
 from seap.errors import UserError, first_line
 from seap.models import modeling_seap
 from seap.models.arch import Arch, describe, layer_width_values
-from seap.models.axes import Axis, Masks, Slice
+from seap.models.axes import ATTENTION, MLP, Axis, Masks, Slice
+from seap.models.blocks import BLOCK_OF, behind, blocks_of
 from seap.models.families import width_keys
 from seap.pruning.ready import check_in_memory
 from seap.pruning.whole_layers import drop_layers_
@@ -74,7 +75,7 @@ def check_buildable(arch: Arch, masks: Masks, repairs: Repairs) -> None:
         _write_config_(arch, config, masks, repairs.keys())
         for index in range(len(arch.layers)):
             built = dict(built_layer(arch, config, index).named_parameters())
-            for name, shape in _shapes_after(arch, index, masks).items():
+            for name, shape in _shapes_after(arch, index, masks, repairs.keys()).items():
                 if name not in built or built[name].shape != shape:
                     made = tuple(built[name].shape) if name in built else "none"
                     raise UserError(
@@ -91,7 +92,7 @@ def check_buildable(arch: Arch, masks: Masks, repairs: Repairs) -> None:
         ) from error
 
 
-def _shapes_after(arch: Arch, index: int, masks: Masks) -> dict[str, torch.Size]:
+def _shapes_after(arch: Arch, index: int, masks: Masks, repaired: Collection[str]) -> dict[str, torch.Size]:
     """Parameter name → shape once the layer is cut; without those of experts, which are cut in one go."""
     shapes = {name: parameter.shape for name, parameter in arch.layers[index].named_parameters()}
     for axis in arch.layer_axes(index):
@@ -108,15 +109,62 @@ def _shapes_after(arch: Arch, index: int, masks: Masks) -> dict[str, torch.Size]
             for name, dim in names:
                 if name in shapes:
                     shapes[name] = torch.Size(kept if i == dim else n for i, n in enumerate(shapes[name]))
+    blocks, written = blocks_of(arch, index), _written_after(arch, index, masks, repaired)
+    needed = {name for kind, block in blocks.items() if kind not in written for name in block["passes"]}
+    for kind, size in written.items():
+        consumer = blocks[kind]["consumer"]
+        away = (f"{consumer.rpartition('.')[0] or consumer}.", *(f"{n}." for n in {*blocks[kind]["passes"]} - needed))
+        shapes = {name: shape for name, shape in shapes.items() if not name.startswith(away)}
+        shapes[f"{consumer}.weight"] = torch.Size([size])
     return shapes
+
+
+def _written_after(arch: Arch, layer: int, masks: Masks, repaired: Collection[str]) -> dict[str, int]:
+    """The sub-blocks that a layer hasn't got once it is cut → the length of the vector that stays of each."""
+    now = {BLOCK_OF[axis.name]: axis for axis in arch.layer_axes(layer) if not masks[axis.key].any()}
+    found = {}
+    for kind, block in blocks_of(arch, layer).items():
+        if kind not in now and arch.has(layer, kind):
+            continue
+        consumer = arch.linear(layer, block["consumer"])
+        if consumer.weight.dim() == 1:  # it is gone already
+            found[kind] = consumer.weight.numel()
+        else:
+            writes = consumer.bias is not None or now[kind].key in repaired
+            found[kind] = arch.weight(layer, block["consumer"]).shape[0] if writes else 0
+    return found
 
 
 @torch.no_grad()
 def cut_layer_(arch: Arch, layer: int, masks: Masks, repairs: Repairs) -> None:
     """Cut one layer's weights; the model runs again once all layers are cut and it is finished (`finish_`)."""
     for axis in arch.layer_axes(layer):
-        cut = _cut_experts_ if axis.usage_key else _cut_linears_
-        cut(arch, axis, masks[axis.key], repairs.get(axis.key))
+        if masks[axis.key].any():
+            cut = _cut_experts_ if axis.usage_key else _cut_linears_
+            cut(arch, axis, masks[axis.key], repairs.get(axis.key))
+    if any(not masks[axis.key].any() for axis in arch.layer_axes(layer)):
+        _drop_blocks_(arch, layer, masks, repairs)
+
+
+def _drop_blocks_(arch: Arch, layer: int, masks: Masks, repairs: Repairs) -> None:
+    """Take whole sub-blocks out of a layer; what stays of one is its consumer's bias, with the repair's."""
+    written, blocks = _written_after(arch, layer, masks, repairs.keys()), blocks_of(arch, layer)
+    keys = {BLOCK_OF[axis.name]: axis.key for axis in arch.layer_axes(layer) if axis.name in BLOCK_OF}
+    vectors = {}
+    for kind, size in written.items():
+        consumer = arch.linear(layer, blocks[kind]["consumer"])
+        vector = consumer.weight
+        if vector.dim() > 1:
+            repair = repairs.get(keys[kind])
+            vector = torch.zeros(size, dtype=torch.float64)
+            for part in (consumer.bias, None if repair is None else repair.bias):
+                vector = vector if part is None else vector + part.cpu().double()
+            norm = behind(arch, layer, kind)
+            vector = vector if norm is None or not size else norm(vector.to(consumer.weight))
+        vectors[kind] = _like(consumer.weight, vector.to(consumer.weight))
+    modeling_seap.drop_(arch.layers[layer], blocks, written)
+    for kind, vector in vectors.items():
+        arch.linear(layer, blocks[kind]["consumer"]).weight = vector
 
 
 def _cut_linears_(arch: Arch, axis: Axis, mask: Tensor, repair: Repair | None) -> None:
@@ -176,19 +224,34 @@ def _write_config_(arch: Arch, config: Any, masks: Masks, repaired: Collection[s
         path: list(i) for path, i in (getattr(config, "seap", None) or {}).get("added_bias", {}).items()
     }
     for axis in arch.axes:
-        if axis.key in repaired and not axis.usage_key and axis.layer not in added.setdefault(axis.consumer, []):
+        if not masks[axis.key].any():  # nothing is left that has a bias
+            added[axis.consumer] = [layer for layer in added.get(axis.consumer, []) if layer != axis.layer]
+        elif axis.key in repaired and not axis.usage_key and axis.layer not in added.setdefault(axis.consumer, []):
             added[axis.consumer].append(axis.layer)
-    head_size = arch.head_size if arch.can_cut_heads else None
-    if head_size is not None:
-        config.head_dim = head_size
     config.allow_global_per_layer_attribute_access = True
     config.per_layer_config = {i: layer_width_values(arch, budgets, i) for i in layers}
     config.seap = {"widths": list(width_keys(family)), "layer_class": arch.layer_class, "added_bias": added}
+    if arch.can_cut_heads:
+        config.head_dim = arch.head_size  # of the first layer that has an attention by now
     if family.experts is not None:
         config.seap["expert_width"] = family.experts.channels_key
+    _write_blocks_(arch, config, {i: _written_after(arch, i, masks, repaired) for i in layers})
     auto = {"AutoModelForCausalLM": "SeapForCausalLM", "AutoModel": "SeapModel"}
     config.auto_map = {name: f"modeling_seap.{target}" for name, target in auto.items()}
     config.architectures = ["SeapForCausalLM"]
+
+
+def _write_blocks_(arch: Arch, config: Any, written: Mapping[int, Mapping[str, int]]) -> None:
+    """What `modeling_seap.py` needs to build layers without a sub-block, and the same as `nemotron-nas` says it."""
+    if not any(written.values()):
+        return
+    config.seap["blocks"] = blocks_of(arch, 0)
+    config.seap["written"] = {
+        kind: [layer for layer, sizes in written.items() if sizes.get(kind)] for kind in (ATTENTION, MLP)
+    }
+    config.block_configs = [
+        {"attention": {"no_op": ATTENTION in sizes}, "ffn": {"no_op": MLP in sizes}} for sizes in written.values()
+    ]
 
 
 def _copy_attributes_(arch: Arch) -> None:

@@ -12,6 +12,7 @@ from seap.errors import UserError
 from seap.files import read_tensors, write_tensors
 from seap.models.arch import Arch
 from seap.models.axes import BLOCK, Axis, Masks
+from seap.models.blocks import check_gone
 from seap.scoring.score import Scores, unit_scores
 from seap.selection.whole_layers import dropped_layers
 
@@ -65,9 +66,9 @@ def realised_sparsity(arch: Arch, masks: Masks) -> float:
 
 
 def check_fits(arch: Arch, masks: Masks) -> None:
-    """Raise UserError unless the masks are this model's: the same axes, the same numbers of units, none empty.
+    """Raise UserError unless the masks are this model's: the same axes, the same numbers of units.
 
-    But those of layers that go whole, of which one at least stays.
+    An axis may lose all its units where its whole sub-block can go, or its whole layer goes, of which one at least stays.
     """
     sizes = {axis.key: axis.entries for axis in arch.axes}
     found = {key: mask.numel() for key, mask in masks.items() if not key.endswith(f".{BLOCK}")}
@@ -80,11 +81,7 @@ def check_fits(arch: Arch, masks: Masks) -> None:
     dropped = dropped_layers(masks)
     if dropped and not dropped < set(range(len(arch.layers))):
         raise UserError(f"the mask removes the layers {sorted(dropped)} of {len(arch.layers)}; at least 1 must remain")
-    for key, mask in masks.items():
-        if int(key.split(".")[1]) in dropped:
-            continue
-        if not mask.any():
-            raise UserError(f"{key}: the mask keeps 0 of {mask.numel()} units; at least 1 must remain")
+    check_gone(arch, masks, whole_layers=dropped)
     for axis in [axis for axis in arch.axes if axis.usage_key and axis.layer not in dropped]:
         check_experts(arch, axis, len(kept_experts(axis, masks[axis.key])))
         counts = masks[axis.key].view(axis.experts, axis.units).sum(1)
@@ -109,7 +106,8 @@ def compose(before: Masks, after: Masks) -> Masks:
     composed = {}
     for key, first in before.items():
         composed[key] = first.clone()
-        composed[key][first] = after[key]
+        if first.any():  # what is gone already has no axis any more
+            composed[key][first] = after[key]
     return composed
 
 

@@ -101,6 +101,7 @@ def network_between(dense: Any, pruned: Any, masks: Masks) -> Network:
     arch, cut = describe(dense), describe(pruned)
     check_fits(arch, masks)
     refuse_whole_layers(dropped_layers(masks), "seap pack")
+    refuse_gone(masks)
     embeddings = (m.get_input_embeddings().weight.cpu() for m in (dense, pruned))
     related, weights, biases = torch.equal(*embeddings), {}, {}
     for axis in arch.axes:
@@ -170,11 +171,21 @@ def load_networks(source: Path, model: Any) -> dict[str, Network]:
     return networks
 
 
+def refuse_gone(masks: Masks) -> None:
+    """Raise UserError for masks that take whole sub-blocks away, which one model in memory doesn't switch."""
+    if key := next((key for key, mask in masks.items() if not mask.any()), None):
+        raise UserError(
+            f"{key}: nothing of it is kept, and switching one model between tasks takes no whole sub-block out; serve "
+            "that checkpoint alone, or prune without --drop"
+        )
+
+
 def check_network(path: Path, arch: Arch, network: Network) -> None:
     """Raise UserError unless every tensor of a network file has the shape that its masks give it in this model."""
     try:
         check_fits(arch, network.masks)
         refuse_whole_layers(dropped_layers(network.masks), "a server")
+        refuse_gone(network.masks)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     whole: dict[str, tuple[int, ...]] = {}

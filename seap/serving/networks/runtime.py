@@ -26,7 +26,14 @@ from seap.models.modeling_seap import LayerConfig
 from seap.pruning.ready import check_in_memory
 from seap.pruning.surgery import layer_attributes
 from seap.selection.mask import budgets_of, check_fits
-from seap.serving.networks.network import Network, free_layers, layer_shares, network_of, weights_at_work
+from seap.serving.networks.network import (
+    Network,
+    free_layers,
+    layer_shares,
+    network_of,
+    refuse_gone,
+    weights_at_work,
+)
 from seap.serving.networks.order import unit_order
 from seap.serving.networks.placement import Assignment, Assignments, assignments_of, pieces_of
 from seap.serving.options import Serving
@@ -167,6 +174,7 @@ class TaskRuntime:
             raise UserError(f"no task can be called {DENSE}: that is the whole model; give it another name")
         network = given if isinstance(given, Network) else network_of(self.arch, given, repairs.get(name))
         check_fits(self.arch, network.masks)
+        refuse_gone(network.masks)
         return network
 
     def _order(self, key: str, units: int) -> Tensor:
