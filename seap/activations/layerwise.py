@@ -103,7 +103,7 @@ class Walk:
 
     def real(self, index: int, values: Tensor) -> Tensor:
         """(B, T, C) → (N, C): the rows of the tokens that count."""
-        flat = values.reshape(-1, values.shape[-1])
+        flat = values.flatten(0, -2)
         mask = self.batches[index].counted
         return flat if mask.all() else flat[mask.flatten().to(flat.device)]
 

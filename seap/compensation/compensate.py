@@ -153,15 +153,19 @@ def repair_axes(arch: Arch, masks: Masks, source: Source, name: str, *, layer: i
     repairs: Repairs = {}
     for axis in arch.axes if layer is None else arch.layer_axes(layer):
         keep = kept_inputs(axis, masks[axis.key])
-        if name in COMPENSATIONS and not keep.all() and can_repair(axis, name):
+        if name in COMPENSATIONS and not keep.all() and can_repair(axis, name, keep):
             weight = arch.weight(axis.layer, axis.consumer).detach().cpu()
             repairs[axis.key] = repair_axis(axis, weight, source, keep, COMPENSATIONS[name])
     return repairs
 
 
-def can_repair(axis: Axis, name: str) -> bool:
-    """Experts have no bias to add to, so only their weights can make up for what goes."""
-    return name != "bias" or not axis.usage_key
+def can_repair(axis: Axis, name: str, keep: Tensor) -> bool:
+    """Whether anything can make up for what goes. keep: bool (C,).
+
+    Experts have no bias to add to, so only their weights can. Where nothing stays and a norm stands behind, a bias
+    would be made as large as all that was written.
+    """
+    return (name != "bias" or not axis.usage_key) and (not axis.is_normed or bool(keep.any()))
 
 
 def repair_axis(axis: Axis, weight: Tensor, source: Source, keep: Tensor, repair: Compensation) -> Repair:

@@ -8,11 +8,13 @@ from seap.errors import UserError
 
 def solve_damped(covariance: Tensor, right: Tensor, damping: float) -> Tensor:
     """X (O, k) with X (C + λI) = right (O, k), λ = damping · mean diag C, raised tenfold while C is too singular."""
-    return torch.cholesky_solve(right.t(), factor_damped(covariance, damping)).t()
+    return torch.cholesky_solve(right.t(), factor_damped(covariance, damping)).t() if len(covariance) else right
 
 
 def factor_damped(covariance: Tensor, damping: float) -> Tensor:
     """L (k, k), lower, with LLᵀ = C + λI and the same λ."""
+    if not len(covariance):  # nothing is kept
+        return covariance
     scale = covariance.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
     eye = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
     for power in range(8):

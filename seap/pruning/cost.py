@@ -16,7 +16,7 @@ from seap.methods import CLOSED_FORMS, FIRST_ORDER, MEASURED, RECONSTRUCTING, RU
 from seap.models.arch import Arch, choose_axes, describe, embedding_params
 from seap.models.axes import CHANNELS, Axis
 from seap.pruning.work import NOTHING, Done, Stage, Text, merged
-from seap.selection.budgets import is_protected, least_kept
+from seap.selection.budgets import is_protected, least_kept, may_go
 from seap.selection.curves import closed_widths
 from seap.selection.damage import probe_widths
 from seap.selection.options import Pruning
@@ -149,7 +149,8 @@ def _closed(shape: Shape, axis: Axis, options: Pruning, moments: str) -> float:
     blocks = num_blocks(axis, moments)
     size, outputs = axis.num_inputs / blocks, shape.hidden
     found = 0.0
-    for width in closed_widths(axis, least_kept(axis, options), max(options.round_to, 1)):
+    gone = may_go(shape.arch, axis, options)
+    for width in closed_widths(axis, least_kept(axis, options), max(options.round_to, 1), may_go=gone):
         k = width / axis.units * size
         found += outputs * k**2 + 2 * outputs * k * (size - k) + 2 * outputs * size**2 + 2 * outputs**2 * size
     return blocks * (size**3 / 3 + found)
@@ -172,7 +173,8 @@ def _probes(shape: Shape, method: Method, options: Pruning, text: Text, moments:
     part = probed(options, text)
     forward, probes, solves = float(part.tokens), 0, 0.0
     for axis in shape.axes:
-        widths = probe_widths(axis, least_kept(axis, options), max(options.round_to, 1))
+        gone = may_go(shape.arch, axis, options)
+        widths = probe_widths(axis, least_kept(axis, options), max(options.round_to, 1), may_go=gone)
         probes += len(widths)
         forward += len(widths) * part.tokens * (1 - axis.layer / shape.num_layers)
         solves += sum(_solve(shape, axis, width / axis.units, moments) for width in widths) * _repairs(method)

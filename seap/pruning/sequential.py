@@ -102,9 +102,9 @@ class Streams:
         self.read.clear()
         for place, axis in enumerate(fitted):
             changed = self.is_moved or any(a.key in self.repairs for a in fitted[:place])
-            if changed:
+            if changed and self.masks[axis.key].any():  # what is gone whole reads nothing
                 self._correct_(axis, axes, [run.reads[place] for run in dense])
-            if changed or axis.key in self.repairs:
+            if (changed or axis.key in self.repairs) and (not axis.is_normed or self.masks[axis.key].any()):
                 self._refit_(axis, axes, dense)
         if self.is_moved or any(axis.key in self.repairs for axis in axes):
             self.is_moved = True

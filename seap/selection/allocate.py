@@ -14,7 +14,16 @@ from seap.methods import MEASURED
 from seap.models.arch import Arch, choose_axes
 from seap.models.axes import KV_GROUPS, Axis
 from seap.scoring.score import Scores, unit_scores
-from seap.selection.budgets import Budgets, check_met, check_reachable, is_protected, least_kept, spread
+from seap.selection.budgets import (
+    Budgets,
+    check_drop,
+    check_met,
+    check_reachable,
+    is_protected,
+    least_kept,
+    may_go,
+    spread,
+)
 from seap.selection.damage import Costs
 from seap.selection.options import Pruning
 from seap.selection.timing import Times
@@ -104,15 +113,39 @@ def _curve(axes: Sequence[Axis], weights: Sequence[float], options: Pruning, tar
     return spread(axes, weights, options, target)
 
 
-def grid(axis: Axis, options: Pruning) -> list[int]:
-    """Widths that an axis may be given: every number of KV groups, steps of a 64th of the channels."""
+def grid(axis: Axis, options: Pruning, *, may_go: bool = False) -> list[int]:
+    """Widths that an axis may be given: every number of KV groups, steps of a 64th of the channels, and 0."""
     least = least_kept(axis, options)
     step = 1 if axis.name == KV_GROUPS else max(axis.units // 64 // options.round_to, 1) * options.round_to
     return [
         axis.units,
         *[width for width in range(axis.units // step * step, least, -step) if width < axis.units],
         least,
+        *([0] if may_go else []),
     ]
+
+
+def _by_damage(
+    axes: Sequence[Axis], grids: Sequence[list[int]], curves: Costs, options: Pruning, target: float
+) -> Budgets:
+    """Budgets of least damage, met within one unit.
+
+    Sub-blocks that go whole at that stay gone, unless they alone are more than the target; of the other axes the widths
+    are rounded so that they make up the rest.
+    """
+    choices = [list(widths) for widths in grids]
+    while True:
+        widths = least_damage(axes, choices, curves, target)
+        gone = [i for i, width in enumerate(widths) if width == 0]
+        left = target - sum(axes[i].params for i in gone)
+        if not gone or left >= -min(axis.unit_params for axis in axes) / 2:
+            break
+        largest = max(gone, key=lambda i: axes[i].params)
+        choices[largest].remove(0)
+    rest = [(axis, width) for axis, width in zip(axes, widths, strict=True) if width]
+    shares = [1 - width / axis.units for axis, width in rest]
+    found = {axes[i].key: 0 for i in gone}
+    return found | spread([axis for axis, _ in rest], shares, options, left)
 
 
 ALLOCATIONS: dict[str, Callable[[Sequence[Axis], Sequence[float], Pruning, float, Scores], Budgets]] = {
@@ -152,6 +185,7 @@ def allocate(
     by_layer = layer_weights(len(arch.layers), options, name)
     weights = [by_layer[axis.layer] for axis in axes]
     target = options.sparsity * arch.prunable_params - dropped
+    check_drop(arch, axes, options)
     if options.sparsity == 0:
         return {axis.key: axis.units for axis in arch.axes}
     if options.resolved().convention == "seap-reference":
@@ -165,11 +199,12 @@ def allocate(
         return budgets | one_width(arch, axes, least, options.round_to, target)
     if curves is not None and name in MEASURED:
         free = [axis for axis, weight in zip(axes, weights, strict=True) if weight > 0]
+        grids = [grid(axis, options, may_go=may_go(arch, axis, options)) for axis in free]
         if times is not None:
-            return budgets | within_time(free, [grid(axis, options) for axis in free], curves, times, options.sparsity)
-        widths = least_damage(free, [grid(axis, options) for axis in free], curves, target)
-        shares = [1 - width / axis.units for axis, width in zip(free, widths, strict=True)]
-        budgets |= spread(free, shares, options, target)
+            return budgets | within_time(free, grids, curves, times, options.sparsity)
+        budgets |= _by_damage(free, grids, curves, options, target)
+    elif options.drop != "none":
+        return budgets  # what goes whole isn't known yet, but the target can be met
     else:
         budgets |= ALLOCATIONS[name](axes, weights, options, target, scores)
     check_met(arch, axes, budgets, options, target)

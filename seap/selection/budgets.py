@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from seap.errors import UserError
 from seap.models.arch import Arch
-from seap.models.axes import AXIS_NAMES, KV_GROUPS, Axis
+from seap.models.axes import ATTENTION, AXIS_NAMES, KV_GROUPS, MLP, Axis
+from seap.models.blocks import BLOCK_OF, first_of_kind, why_whole
 from seap.selection.options import Pruning
 
 Budgets = dict[str, int]  # axis key → units kept
@@ -26,6 +27,34 @@ def least_kept(axis: Axis, options: Pruning) -> int:
         return min(options.min_kv_groups, axis.units)
     least = max(options.min_channels, 1)
     return min(math.ceil(least / options.round_to) * options.round_to, axis.units)
+
+
+def may_go(arch: Arch, axis: Axis, options: Pruning) -> bool:
+    """Whether the options let an axis lose all its units, with its whole sub-block.
+
+    The first attention of each kind of KV cache stays: a cache's length is read from it.
+    """
+    kind = BLOCK_OF.get(axis.name)
+    asked = kind is not None and options.drop in (kind, "both")
+    return asked and not why_whole(arch, axis) and not first_of_kind(arch, axis)
+
+
+def check_drop(arch: Arch, axes: Sequence[Axis], options: Pruning) -> None:
+    """Raise UserError where --drop asks for what no layer of this model can lose."""
+    if options.drop == "none" or any(may_go(arch, axis, options) for axis in axes):
+        return
+    kinds = [axis for axis in axes if options.drop in (BLOCK_OF.get(axis.name), "both")]
+    reasons = [why for axis in kinds if (why := why_whole(arch, axis))]
+    if kinds and not reasons:
+        reasons = ["its only attention stays"]
+    elif options.drop == ATTENTION and arch.heads_refused:
+        reasons = [f"its heads can't be cut: {arch.heads_refused}"]
+    elif not kinds:
+        reasons = [why_whole(arch, axis) for axis in arch.axes if axis.usage_key and options.drop == MLP]
+    why = next(iter(reasons), f"only {', '.join(dict.fromkeys(axis.name for axis in axes))} are cut")
+    raise UserError(
+        f"--drop {options.drop}: no sub-block of {arch.family.model_type} can go whole: {why}; leave it out"
+    )
 
 
 def water_fill(weights: Sequence[float], sizes: Sequence[float], caps: Sequence[float], target: float) -> list[float]:
@@ -140,8 +169,10 @@ def check_reachable(
     arch: Arch, axes: Sequence[Axis], weights: Sequence[float], options: Pruning, target: float
 ) -> None:
     """Raise UserError when even the least that every axis must keep is more than the target leaves."""
-    most = sum((a.units - least_kept(a, options)) * a.unit_params for a, w in zip(axes, weights, strict=True) if w > 0)
-    movable = [a for a, w in zip(axes, weights, strict=True) if w > 0 and least_kept(a, options) < a.units]
+    least = [0 if may_go(arch, axis, options) else least_kept(axis, options) for axis in axes]
+    kept = list(zip(axes, weights, least, strict=True))
+    most = sum((a.units - fewest) * a.unit_params for a, w, fewest in kept if w > 0)
+    movable = [a for a, w, fewest in kept if w > 0 and fewest < a.units]
     slack = min((a.unit_params for a in movable), default=0)
     if target <= most + slack / 2:
         return

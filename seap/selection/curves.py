@@ -19,7 +19,7 @@ Shapes: C inputs of the consumer, k of them kept and d removed, O outputs, E exp
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,27 +76,36 @@ def closed_curves(
     statistics: Statistics,
     sensitivity: Mapping[str, Tensor],
     compensate: str,
+    *,
+    may_go: Collection[str] = (),
 ) -> Curves:
     """The damage curve of every axis, each cut alone, in nats per token. step: channels go in multiples of it.
+
+    may_go: keys of the axes that may lose all their units; their curves begin at 0.
 
     sensitivity: axis key → F (O, O) per token. statistics: with second moments.
     """
     curves: Curves = {}
     for axis in axes:
-        widths = closed_widths(axis, least[axis.key], step)
-        blocks = blocks_of(axis, weight_of(arch, axis), statistics, unit_places(axis, scores), compensate)
+        widths = closed_widths(axis, least[axis.key], step, may_go=axis.key in may_go)
+        weight, places = weight_of(arch, axis), unit_places(axis, scores)
+        blocks = blocks_of(axis, weight, statistics, places, compensate)
         damage = damage_at(blocks, sensitivity[axis.key], widths, has_bias=compensate != "none" and not axis.usage_key)
+        if widths[:1] == [0] and axis.is_normed:  # nothing makes up for it
+            blocks = blocks_of(axis, weight, statistics, places, "none")
+            damage = [*damage_at(blocks, sensitivity[axis.key], [0], has_bias=False), *damage[1:]]
         curves[axis.key] = Curve((*widths, axis.units), (*damage, 0.0))
         release(arch.model, [sensitivity[axis.key], *arch.layers[axis.layer].parameters()])
     return curves
 
 
-def closed_widths(axis: Axis, least: int, step: int) -> list[int]:
-    """Widths below the whole to work out: every number of KV groups up to 16, else shares of the units."""
+def closed_widths(axis: Axis, least: int, step: int, *, may_go: bool = False) -> list[int]:
+    """Widths below the whole to work out: every number of KV groups up to 16, else shares of the units; and 0."""
+    none = [0] if may_go else []
     if axis.name == KV_GROUPS and axis.units <= 16:
-        return list(range(least, axis.units))
+        return [*none, *range(least, axis.units)]
     shares = {max(round(axis.units * share / step) * step, least) for share in SHARES}
-    return sorted(width for width in shares | {least} if width < axis.units)
+    return [*none, *sorted(width for width in shares | {least} if width < axis.units)]
 
 
 def blocks_of(axis: Axis, weight: Tensor, statistics: Source, places: Tensor, compensate: str) -> Iterator[Block]:

@@ -7,7 +7,7 @@ error grows with the root of KL. Shapes: B rows, T tokens, V vocabulary, C input
 
 import contextlib
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -235,19 +235,30 @@ def drawn_rows(rows: Sequence[Sequence[int]], num_tokens: int, seed: int) -> lis
     return taken
 
 
-def probe_widths(axis: Axis, least: int, step: int) -> list[int]:
-    """Widths to measure, below the whole: every number of KV groups up to 8, a few shares of the channels."""
+def probe_widths(axis: Axis, least: int, step: int, *, may_go: bool = False) -> list[int]:
+    """Widths to measure, below the whole: every number of KV groups up to 8, a few shares of the channels; and 0."""
+    none = [0] if may_go else []
     if axis.name == KV_GROUPS and axis.units <= 8:
-        return list(range(least, axis.units))
+        return [*none, *range(least, axis.units)]
     shares = {max(round(axis.units * share / step) * step, least) for share in KEPT_SHARES}
-    return sorted(width for width in shares | {least} if width < axis.units)
+    return [*none, *sorted(width for width in shares | {least} if width < axis.units)]
 
 
 def measure_curves(
-    judge: Judge, axes: Sequence[Axis], least: Mapping[str, int], step: int, repair_to: RepairTo, *, progress: bool
+    judge: Judge,
+    axes: Sequence[Axis],
+    least: Mapping[str, int],
+    step: int,
+    repair_to: RepairTo,
+    *,
+    may_go: Collection[str] = (),
+    progress: bool,
 ) -> Curves:
-    """The damage curve of every axis, each cut alone. step: channels are rounded to a multiple of it."""
-    widths = {axis.key: probe_widths(axis, least[axis.key], step) for axis in axes}
+    """The damage curve of every axis, each cut alone. step: channels are rounded to a multiple of it.
+
+    may_go: keys of the axes that may lose all their units; their curves begin at 0.
+    """
+    widths = {axis.key: probe_widths(axis, least[axis.key], step, may_go=axis.key in may_go) for axis in axes}
     bar = tqdm(total=sum(map(len, widths.values())), desc="damage", unit="probe", disable=not progress, leave=False)
     curves: Curves = {}
     with evaluation(judge.arch.model):

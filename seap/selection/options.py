@@ -33,6 +33,7 @@ from seap.methods import (
 )
 
 Cost = Literal["params", "milliseconds"]
+Drop = Literal["none", "attention", "mlp", "both"]
 AxisName = Literal["kv_groups", "channels", "expert_channels"]
 
 
@@ -90,6 +91,9 @@ class Pruning:
     """KV groups that every layer keeps."""
     min_channels: int = 32
     """MLP channels that every layer keeps."""
+    drop: Drop = "none"
+    """What may also go whole where that costs least, with its norm and its KV cache: a layer's attention, its MLP, or
+    both (with --allocate damage or search). The mean of what it wrote stays, unless --compensate none."""
     effort: EffortName = "standard"
     """What is spent on the choice of units and widths: quick (closed forms, no refit), standard, thorough. The options
     below that are left out come from it, and so do the search and the refit of methods that have them."""
@@ -125,6 +129,12 @@ class Pruning:
         if self.curves is not None:
             one_of("curves", self.curves, CurvesFrom)
         one_of("cost", self.cost, Cost)
+        one_of("drop", self.drop, Drop)
+        if self.drop != "none" and self.resolved().allocate not in MEASURED:
+            raise UserError(
+                f"--drop {self.drop} weighs a whole sub-block's damage against that of units, which --allocate "
+                f"{self.resolved().allocate} doesn't measure; choose --allocate damage or search"
+            )
         if self.cost != "params" and self.resolved().allocate != "damage":
             raise UserError(
                 f"--cost {self.cost} is for --allocate damage, not {self.resolved().allocate}; add that option"

@@ -22,7 +22,7 @@ from seap.scoring.score import Scores, mix, score_inputs
 from seap.scoring.sensitivity import measure_sensitivity
 from seap.selection.allocate import allocate
 from seap.selection.behind import masks_behind
-from seap.selection.budgets import Budgets, is_protected, least_kept
+from seap.selection.budgets import Budgets, is_protected, least_kept, may_go
 from seap.selection.curves import closed_curves
 from seap.selection.damage import Costs, Curves, Judge, RepairTo, drawn_rows, measure_curves, probe_rows
 from seap.selection.mask import choose_units
@@ -104,6 +104,11 @@ class Ranking:
     @property
     def least(self) -> dict[str, int]:
         return {axis.key: least_kept(axis, self.options) for axis in self.free}
+
+    @property
+    def may_go(self) -> set[str]:
+        """Keys of the free axes that may lose all their units."""
+        return {axis.key for axis in self.free if may_go(self.arch, axis, self.options)}
 
     def masks(self, sparsity: float, *, progress: bool = False) -> Masks:
         """Budgets and masks for one sparsity."""
@@ -190,7 +195,9 @@ def rank(
     if method.allocate in MEASURED:
         pooled = pool(ready, options)
         made.repair_to = repairing(arch, method, made.scores, pooled)
-        made.times = agreed(lambda: axis_times(arch, made.free), ranks) if options.cost == "milliseconds" else None
+        made.times = None
+        if options.cost == "milliseconds":
+            made.times = agreed(lambda: axis_times(arch, made.free, made.may_go), ranks)
         if not options.closed_curves or method.allocate == "search":
             rows = probe_rows(pooled.rows, options.spent.probe_tokens, seed)
             made.judge = Judge.on(arch, rows, batch_tokens=Calibration.batch_tokens, ranks=ranks)
@@ -226,10 +233,10 @@ def _curves(made: Ranking, pooled: Statistics, sensitivity: Mapping[str, Tensor]
     assert made.repair_to is not None
     if not options.closed_curves:
         assert made.judge is not None
-        return measure_curves(made.judge, made.free, least, step, made.repair_to, progress=progress)
-    compensate = options.resolved().compensate
+        return measure_curves(made.judge, made.free, least, step, made.repair_to, may_go=made.may_go, progress=progress)
+    compensate, gone = options.resolved().compensate, made.may_go
     own = [axis for axis in made.free if made.ranks.owns(axis.layer)]
-    found = closed_curves(arch, own, least, step, made.scores, pooled, sensitivity, compensate)
+    found = closed_curves(arch, own, least, step, made.scores, pooled, sensitivity, compensate, may_go=gone)
     return gathered(found, made.ranks)
 
 

@@ -45,7 +45,7 @@ def repairing(arch: Arch, method: Method, scores: Scores, pooled: Statistics) ->
     def found(axis: Axis, width: int) -> Cut:
         keep = kept_inputs(axis, choose_units([axis], scores, {axis.key: width})[axis.key])
         repair = None
-        if method.compensate in QUICK and can_repair(axis, method.compensate):
+        if method.compensate in QUICK and can_repair(axis, method.compensate, keep):
             repair = repair_axis(axis, weight_of(arch, axis), pooled, keep, QUICK[method.compensate])
             release(arch.model, arch.layers[axis.layer].parameters())
         return keep, repair

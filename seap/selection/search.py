@@ -131,8 +131,11 @@ def tilt_(state: Search, curves: Mapping[str, Curve], allocated: Allocated, tria
 
 
 def move_(state: Search, least: Mapping[str, int], step: int, generator: random.Random) -> None:
-    """Trials of moves from one axis to another, until none are left."""
-    axes, start = state.axes, state.best
+    """Trials of moves from one axis to another, until none are left. What is gone whole stays gone."""
+    start = state.best
+    axes = [axis for axis in state.axes if start[axis.key]]
+    if len(axes) < 2:
+        return
     size = max(axis.params for axis in axes) / 8
     weights = {(giver.key, taker.key): 1.0 for giver in axes for taker in axes if giver.key != taker.key}
     by_key = {axis.key: axis for axis in axes}

@@ -136,7 +136,9 @@ class Slopes:
 
     def slope(self, axis: Axis, found: Gradient, here: int, least: int) -> Slope:
         """Of one axis that stands at a width."""
-        widths = sorted({min(max(round(here * share), least), axis.units) for share in NEAR} | {here})
+        near = {min(max(round(here * share), least), axis.units) for share in NEAR}
+        none = {0} & {*self.curves[axis.key].widths}  # where its whole sub-block may go
+        widths = sorted(near | none | {here})
         weight, places = weight_of(self.judge.arch, axis), unit_places(axis, self.scores)
         blocks = list(blocks_of(axis, weight, self.statistics, places, self.compensate))
         change = [0.0] * len(widths)

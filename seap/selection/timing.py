@@ -4,7 +4,8 @@ Decode at batch 1 reads every weight once, and what a width costs is seldom in p
 gain less. Axes of one shape are measured once.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -12,9 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from seap.activations.layerwise import Walk
 from seap.environment import clock
+from seap.models import modeling_seap
 from seap.models.arch import Arch
 from seap.models.axes import CHANNELS, Axis, Slice
+from seap.models.blocks import BLOCK_OF, blocks_of
 
 REPEATS = 25
 MULTIPLES = (1, 8, 16, 32, 64, 128)  # that widths may be rounded to
@@ -27,30 +31,55 @@ class TimeCurve:
 
     widths: tuple[int, ...]
     milliseconds: tuple[float, ...]
+    beside: float = 0.0  # what the sub-block takes beside its linears at any width but 0, where it may go whole
 
     def at(self, widths: Sequence[int]) -> list[float]:
         """By linear interpolation; below the least measured width, in proportion to it."""
         import numpy as np
 
         points, values = (0, *self.widths), (0.0, *self.milliseconds)
-        return [float(value) for value in np.interp(widths, points, values)]
+        found = np.interp(widths, points, values)
+        return [float(value) + (self.beside if width else 0.0) for width, value in zip(widths, found, strict=True)]
 
 
 Times = dict[str, TimeCurve]  # axis key → curve
 
 
 @torch.inference_mode()
-def axis_times(arch: Arch, axes: Sequence[Axis]) -> Times:
-    """The time curve of every axis."""
-    known: dict[tuple[str, int, int], TimeCurve] = {}
+def axis_times(arch: Arch, axes: Sequence[Axis], may_go: Collection[str] = ()) -> Times:
+    """The time curve of every axis. may_go: keys of those whose whole sub-block, norm and all, is timed too."""
+    known: dict[tuple[str, int, int, bool], TimeCurve] = {}
     for axis in axes:
-        shape = (axis.name, axis.units, axis.unit_params)
+        shape = _shape(axis, may_go)
         if shape not in known:
             widths = sorted({max(round(axis.units * share), 1) for share in MEASURED_SHARES})
             taken = [_milliseconds(arch, axis, width) for width in widths]
             rising = [max(taken[: i + 1]) for i in range(len(taken))]  # a narrower axis is never slower but by noise
-            known[shape] = TimeCurve(tuple(widths), tuple(rising))
-    return {axis.key: known[axis.name, axis.units, axis.unit_params] for axis in axes}
+            beside = max(_block_milliseconds(arch, axis) - rising[-1], 0.0) if axis.key in may_go else 0.0
+            known[shape] = TimeCurve(tuple(widths), tuple(rising), beside)
+    return {axis.key: known[_shape(axis, may_go)] for axis in axes}
+
+
+def _shape(axis: Axis, may_go: Collection[str]) -> tuple[str, int, int, bool]:
+    """What axes have in common that take the same time."""
+    return axis.name, axis.units, axis.unit_params, axis.key in may_go
+
+
+def _block_milliseconds(arch: Arch, axis: Axis) -> float:
+    """What a layer takes longer for one token, without a cache, than the same layer without the axis's sub-block."""
+    walk = Walk.start(arch, [[0]], batch_tokens=1, apart=False)
+    call, layer = walk.calls[0][axis.layer], arch.layers[axis.layer]
+    bare = copy.copy(layer)
+    bare._modules = dict(layer._modules)
+    modeling_seap.drop_(bare, blocks_of(arch, axis.layer), {BLOCK_OF[axis.name]: 0})
+    taken: tuple[list[float], list[float]] = ([], [])
+    for _ in range(REPEATS + 3):
+        for module, into in zip((layer, bare), taken, strict=True):
+            started = clock(walk.hidden[0].device)
+            module(walk.hidden[0], *call.args, **call.kwargs)
+            into.append(clock(walk.hidden[0].device) - started)
+    whole, without = (median(part[3:]) for part in taken)
+    return 1000 * (whole - without)
 
 
 @torch.inference_mode()

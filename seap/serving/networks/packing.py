@@ -98,6 +98,8 @@ def _pack_claimed(
     stored = read_statistics(stats_files)
     pruning, _ = split_options(work.options)
     refuse_whole_layers(pruning.resolved().allocate == "whole-layers", "seap pack")
+    if pruning.drop != "none":
+        raise UserError(f"--drop {pruning.drop}: networks of one model in memory keep all sub-blocks; leave it out")
     config = loader.load_config(name, trust_remote_code=place.get("trust_remote_code", False))
     refuse_experts(config, "seap pack", "prune once per task, with seap prune")
     ready()
