@@ -15,6 +15,7 @@ from seap.errors import UserError
 from seap.export.engines import widths as widths_of
 from seap.models.arch import Arch, describe
 from seap.models.blocks import gone
+from seap.models.options import Streaming
 from seap.pruning.commands import prune_to_folder
 from seap.pruning.stages import calibrate_to_files, mask_to_file
 from seap.scoring.score import score_inputs
@@ -161,6 +162,20 @@ def test_a_checkpoint_says_what_went_and_is_pruned_again(tmp_path: Path) -> None
     )
     again, _ = seap.load(str(tmp_path / "twice"), device="cpu")
     assert set(gone(loaded.config)) == set(gone(again.config)) and twice.params_after < once.params_after
+
+
+def test_layer_by_layer_it_is_the_same(tmp_path: Path) -> None:
+    dense, task = str(folder(tmp_path / "dense", num_hidden_layers=4)), f"toy={texts_file(tmp_path / 'toy.txt')}"
+    found = []
+    for streaming in (Streaming(), Streaming(stream=True)):
+        out = tmp_path / str(streaming.stream)
+        options: dict[str, Any] = {"sparsity": 0.75, "drop": "both", "search_evaluations": 4, "progress": False}
+        report = prune_to_folder(dense, out, tasks=[task], streaming=streaming, **options)
+        loaded, _ = seap.load(str(out), device="cpu")
+        with torch.no_grad():
+            found.append((report.layers, gone(loaded.config), loaded(ids()).logits))
+    assert found[0][:2] == found[1][:2] and found[0][1]
+    assert torch.equal(found[0][2], found[1][2])
 
 
 def test_masks_of_a_file_do_the_same(tmp_path: Path) -> None:
