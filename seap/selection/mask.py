@@ -68,7 +68,7 @@ def realised_sparsity(arch: Arch, masks: Masks) -> float:
 def check_fits(arch: Arch, masks: Masks) -> None:
     """Raise UserError unless the masks are this model's: the same axes, the same numbers of units.
 
-    An axis may lose all its units where its whole sub-block can go, or its whole layer goes, of which one at least stays.
+    An axis may lose all its units where its whole sub-block can go, or its layer, of which one at least stays.
     """
     sizes = {axis.key: axis.entries for axis in arch.axes}
     found = {key: mask.numel() for key, mask in masks.items() if not key.endswith(f".{BLOCK}")}
