@@ -15,6 +15,7 @@ from seap.activations.layerwise import stubbed
 from seap.cli.main import main
 from seap.errors import UserError
 from seap.models.arch import describe
+from seap.models.blocks import gone
 from seap.pruning.surgery import cut_
 from seap.scoring.influence import block_influence
 from seap.selection.allocate import allocate
@@ -155,10 +156,19 @@ def test_masks_that_do_not_fit_are_refused() -> None:
     masks["layers.1.channels"][0] = False
     with pytest.raises(UserError, match="can't also cut others"):
         cut_(dense, masks)
-    masks = without(dense, {0})
+    experts = model("mixtral")
+    masks = without(experts, {0})
     del masks["layers.0.block"]
     with pytest.raises(UserError, match="keeps 0 of"):
-        cut_(dense, masks)
+        cut_(experts, masks)
+
+
+def test_a_mask_that_does_not_name_the_layer_takes_its_two_sub_blocks() -> None:
+    dense = model("llama")
+    masks = without(dense, {0})
+    del masks["layers.0.block"]
+    cut_(dense, masks)
+    assert len(describe(dense).layers) == 3 and gone(dense.config) == ["layer 0 attention", "layer 0 mlp"]
 
 
 def test_a_server_of_many_tasks_has_no_place_for_fewer_layers(tmp_path: Path) -> None:
