@@ -43,7 +43,9 @@ def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Ca
     stages = [hidden + 6.0 * FLOAT * batch * shape.hidden]
     if options.needs_sensitivity:
         states = FLOAT * min(spent.fisher_tokens, tokens) * shape.hidden * (shape.num_layers + 1)
-        stages.append(states + _logits(shape, text, calibration) + 2.0 * FLOAT * len(shape.arch.axes) * shape.hidden**2)
+        stages.append(
+            states + logits_of(shape, text, calibration) + 2.0 * FLOAT * len(shape.arch.axes) * shape.hidden**2
+        )
     if method.score in FIRST_ORDER:
         stages.append(_gradients(shape, text, calibration))
     if method.allocate == "search" or (method.allocate in MEASURED and not options.closed_curves):
@@ -60,10 +62,10 @@ def _gradients(shape: Shape, text: Mapping[str, Text], calibration: Calibration)
     """States before every layer, one layer's weights and gradients, and the logits of some rows."""
     tokens = sum(part.tokens for part in text.values())
     states = FLOAT * tokens * shape.hidden * (shape.num_layers + 2)
-    return states + _logits(shape, text, calibration) + 4 * FLOAT * shape.layer_params
+    return states + logits_of(shape, text, calibration) + 4 * FLOAT * shape.layer_params
 
 
-def _logits(shape: Shape, text: Mapping[str, Text], calibration: Calibration) -> float:
+def logits_of(shape: Shape, text: Mapping[str, Text], calibration: Calibration) -> float:
     """Logits of as many rows as are looked at together where a gradient is taken of them."""
     tokens, rows = (sum(getattr(part, name) for part in text.values()) for name in ("tokens", "rows"))
     longest = min(2 * tokens / max(rows, 1), calibration.seq_len)

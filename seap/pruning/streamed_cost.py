@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from seap.activations.layerwise import LOGIT_BYTES
 from seap.methods import MEASURED, RECONSTRUCTING
 from seap.models.options import Streaming
 from seap.models.shelf import LARGE
 from seap.pruning.cost import Shape
-from seap.pruning.memory import FLOAT, LOGITS, Needs, matrices_of
+from seap.pruning.memory import FLOAT, LOGITS, Needs, logits_of, matrices_of
 from seap.pruning.sequential import COPIES, READ_BYTES
 from seap.pruning.work import Done, Stage, Text
 from seap.selection.damage import CACHED_BYTES
@@ -50,7 +49,8 @@ def needs(
     place = next(parent for parent in (place, *place.parents) if parent.is_dir())
     around = float(shape.itemsize * shape.vocabulary * shape.hidden)
     layer = 2.0 * shape.itemsize * shape.layer_params  # as it is and as it becomes
-    stages = _Stages(shape, options, tokens, min(calibration.batch_tokens, max(tokens, 1)), streaming)
+    logits = logits_of(shape, text, calibration)
+    stages = _Stages(shape, options, tokens, min(calibration.batch_tokens, max(tokens, 1)), logits, streaming)
     found = [stages.calibration(), stages.sensitivity(), stages.search(), stages.refit()]
     disk = [("second moments", on_disk, Path(tempfile.gettempdir()))] if on_disk else []
     if states := max(stage.disk for stage in found):
@@ -66,6 +66,7 @@ class _Stages:
     options: Pruning
     tokens: int
     batch: int
+    logits: float  # bytes of as many as are looked at together where a gradient is taken of them
     streaming: Streaming
 
     @property
@@ -95,10 +96,9 @@ class _Stages:
         kept.add_(self.states(tokens) * (shape.num_layers + 1))
         kept.add_(FLOAT * len(shape.arch.axes) * float(shape.hidden) ** 2)
         batch = min(self.batch, tokens)
-        logits = self.logits(batch)
         backward = shape.itemsize * batch * (6.0 * shape.hidden + 6.0 * self.widest)
         root = 3 * 8.0 * shape.hidden**2
-        kept.memory += self.states(tokens) + max(logits, backward, root)
+        kept.memory += self.states(tokens) + max(self.logits, backward, root)
         return kept
 
     def search(self) -> Kept:
@@ -116,7 +116,7 @@ class _Stages:
             tokens = min(DESCENT * spent.probe_tokens, self.tokens)
             kept.add_(2 * self.states(tokens) * (shape.num_layers + 1))
             said = min(float(FLOAT * tokens * shape.vocabulary), CACHED_BYTES)
-            kept.memory += said + max(self.logits(tokens), 4 * 8.0 * shape.hidden * self.widest)
+            kept.memory += said + max(self.logits, 4 * 8.0 * shape.hidden * self.widest)
         return kept
 
     def refit(self) -> Kept:
@@ -128,10 +128,6 @@ class _Stages:
             read = (1 - self.options.sparsity) * self.shape.itemsize * self.tokens * self.widest
             kept.memory += min(read, READ_BYTES) + self.solving()
         return kept
-
-    def logits(self, tokens: float) -> float:
-        """Of as many rows as are looked at together where a gradient is taken."""
-        return LOGITS * min(LOGIT_BYTES, float(FLOAT * tokens * self.shape.vocabulary))
 
     def solving(self) -> float:
         """Bytes of one axis's system and its right side, in float64, once more while it is solved."""
