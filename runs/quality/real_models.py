@@ -14,7 +14,6 @@ end; the loss added on the other tasks.
 """
 
 import argparse
-import json
 import random
 import sys
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from real_rows import Dense, Last, dense_row, pruned_row, row_file
+from real_settings import Settings, check_settings, settings_there
 from real_table import write_table
 
 from seap.environment import provenance
@@ -41,27 +41,6 @@ from seap.text.options import Calibration
 from seap.text.tasks import load_items, parse_spec
 
 Rounds = list[list[Network]]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What every row of a folder has in common; another folder is for another setting."""
-
-    calibration: Calibration
-    evaluation: Evaluation
-    pruning: Pruning
-    answer_items: int  # of tasks whose answers are generated
-    answer_tokens: int
-    off_windows: int  # of every other task
-    dtype: str
-    run_code: bool  # said anew for every run
-    prompts: str  # of multiple choice
-
-    def of(self, metric: str) -> Evaluation:
-        found = replace(self.evaluation, run_generated_code=self.run_code)
-        if metric not in ("exact-match", "pass@1"):
-            return found
-        return replace(found, num_items=self.answer_items, max_new_tokens=self.answer_tokens)
 
 
 @dataclass
@@ -209,21 +188,6 @@ def run(a: argparse.Namespace, plan: Comparison, settings: Settings) -> int:
     return failed
 
 
-def check_settings(out: Path, settings: Settings, models: dict[str, str]) -> None:
-    """End with what differs where the folder's rows were made with other settings."""
-    path = out / "settings.json"
-    now = json.loads(json.dumps(asdict(settings)))
-    del now["run_code"]
-    there: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"models": {}, "settings": now}
-    before = there["settings"]
-    differing = [f"{group}: {before.get(group)} → {now.get(group)}" for group in now if now[group] != before.get(group)]
-    differing += [f"{n}: {there['models'][n]} → {p}" for n, p in models.items() if there["models"].get(n, p) != p]
-    if differing:
-        raise SystemExit(f"{out} has rows of other settings ({'; '.join(differing)}); name another --out")
-    told = {"kind": "real settings", "settings": now, "models": there["models"] | models}
-    write_json(path, told | provenance())
-
-
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=[], metavar="NAME=FOLDER")
@@ -238,7 +202,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--controls", action="store_true", help="of the first method; needs --general")
     parser.add_argument("--general", metavar="NAME=PATH", help="general text")
     parser.add_argument("--items", type=int, default=200, help="of multiple choice")
-    parser.add_argument("--prompts", choices=("lm-eval", "own"), default="lm-eval", help="of multiple choice")
+    parser.add_argument("--prompts", choices=("lm-eval", "own"), help="of multiple choice; lm-eval, or the folder's")
+    parser.add_argument(
+        "--say", choices=("listed", "open"), help="with the choices or without; listed, or the folder's"
+    )
     parser.add_argument("--windows", type=int, default=100, help="that the loss is measured on")
     parser.add_argument("--say-items", type=int, default=32, help="of these in free form")
     parser.add_argument("--say-tokens", type=int, default=64)
@@ -262,11 +229,15 @@ def main() -> None:
     if a.table:
         write_table(a.out, a.result)
         return
+    before = settings_there(a.out).get("settings", {"prompts": "lm-eval", "evaluation": {"say": "listed"}})
+    say, prompts = a.say or before["evaluation"]["say"], a.prompts or before["prompts"]
     settings = Settings(
         Calibration(num_texts=a.num_texts, seq_len=a.seq_len, max_tokens=a.tokens),
-        Evaluation(num_items=a.items, num_windows=a.windows, say_items=a.say_items, max_new_tokens=a.say_tokens),
+        Evaluation(
+            num_items=a.items, num_windows=a.windows, say_items=a.say_items, say=say, max_new_tokens=a.say_tokens
+        ),
         Pruning(effort=a.effort),
-        *(a.answer_items, a.answer_tokens, a.off_windows, a.dtype, a.run_generated_code, a.prompts),
+        *(a.answer_items, a.answer_tokens, a.off_windows, a.dtype, a.run_generated_code, prompts),
     )
     plan = Comparison(
         tasks=tuple(a.tasks),
