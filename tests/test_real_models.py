@@ -96,8 +96,16 @@ def test_rows_are_made_once_and_in_the_order_of_the_rounds(
 
 def test_other_settings_need_another_folder(script: Any, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     run(script, monkeypatch, *words, "--methods", "random", "--sparsities", "0.2", "--minutes", "0")
-    with pytest.raises(SystemExit, match=r"rows of other settings \(evaluation: .*num_items.* name another --out"):
+    with pytest.raises(SystemExit, match=r"rows of other settings \(evaluation.num_items 8 → 9\); name another --out"):
         run(script, monkeypatch, *words, "--items", "9")
+    file = Path(words[words.index("--out") + 1]) / "settings.json"
+    older = json.loads(file.read_text())
+    del older["settings"]["prompts"], older["settings"]["evaluation"]["say"], older["settings"]["pruning"]["steps"]
+    file.write_text(json.dumps(older))  # of a time when there were no such options
+    run(script, monkeypatch, *words, "--methods", "random", "--sparsities", "0.2", "--minutes", "0")
+    assert json.loads(file.read_text())["settings"]["prompts"] == "own"
+    with pytest.raises(SystemExit, match="prompts own → lm-eval"):
+        run(script, monkeypatch, *words, "--prompts", "lm-eval")
 
 
 def case(method: str, sparsity: float, **figures: float) -> dict[str, Any]:

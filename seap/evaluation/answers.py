@@ -11,6 +11,7 @@ from seap.evaluation.metrics import Figure, mean_of
 from seap.evaluation.options import Evaluation
 from seap.text.encode import prompt_ids
 from seap.text.items import Item
+from seap.text.turns import asked_and_answered
 
 NUMBER = re.compile(r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?(?:[eE][-+]?[0-9]{1,3})?|[-+]?\.[0-9]+")
 ARTICLES = {"a", "an", "the"}
@@ -22,8 +23,9 @@ def generated_answers(model: Any, tokenizer: Any, prompts: Sequence[str | Sequen
 
 
 def written_answers(model: Any, tokenizer: Any, items: Sequence[Item], options: Evaluation) -> list[Written]:
-    """What the model writes to each item's prompt, or its question in free form where it has choices."""
-    prompts = [prompt_ids(tokenizer, in_free_form(item), options) for item in items]
+    """What the model writes to each item's prompt, or its question (by --say) where it has choices."""
+    asked = [in_free_form(item, listed=options.say == "listed") for item in items]
+    prompts = [prompt_ids(tokenizer, item, options) for item in asked]
     return written_after(model, tokenizer, prompts, max_new_tokens=options.max_new_tokens)
 
 
@@ -68,12 +70,20 @@ def matches(written: Sequence[Written], items: Sequence[Item], options: Evaluati
     return mean_of(right)
 
 
-def in_free_form(item: Item) -> Item:
-    """An item of multiple choice as a question without its choices; any other one as it is."""
+def in_free_form(item: Item, *, listed: bool = False) -> Item:
+    """An item of multiple choice as a question to be answered in words; any other one as it is.
+
+    listed: with its choices, one a line; else without them.
+    """
     if not item.choices or item.label is None:
         return item
-    question = item.question or item.contexts[item.label]
-    return replace(item, prompt=f"Question: {question}\nAnswer:", answer=f" {item.choices[item.label]}", choices=())
+    question, gold = item.question or item.contexts[item.label], item.choices[item.label]
+    if listed:
+        choices = "\n".join(f"- {choice}" for choice in item.choices)
+        question = f"{question}\nChoices:\n{choices}\nAnswer with one of the choices."
+    turns = asked_and_answered(question, gold) if item.turns else ()
+    prompt = f"Question: {question}\nAnswer:"
+    return replace(item, prompt=prompt, answer=f" {gold}", choices=(), question=None, contexts=(), turns=turns)
 
 
 def said(text: str, choices: Sequence[str]) -> int | None:

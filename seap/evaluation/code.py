@@ -52,7 +52,7 @@ def _indented(text: str) -> str:
 
 def names_asked(item: Item) -> tuple[str, ...]:
     """What the gold program defines, which an answer is asked to define too."""
-    gold = item.head + (item.answer or "") if item.head else item.answer or ""
+    gold = item.head + (item.answer or "") if item.head else (item.answer or "").strip()
     try:
         tree: Any = ast.parse(gold)
     except (SyntaxError, ValueError, RecursionError):

@@ -11,6 +11,7 @@ from seap.errors import UserError, at_least, one_of
 from seap.text.options import Reading
 
 Metric = Literal["auto", "multiple-choice", "exact-match", "pass@1", "continuation", "loss"]
+Say = Literal["open", "listed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,9 @@ class Evaluation(Reading):
     num_windows: int | None = None
     """Most windows that the loss is measured on; by default as many as --num-items."""
     say_items: int = 0
-    """So many items of multiple choice are also asked in free form: what is said, whether it ends, whether it loops."""
+    """So many items of multiple choice are also answered in words: what is said, whether it ends, whether it loops."""
+    say: Say = "open"
+    """How these are asked: open, without their choices (recall); listed, with them."""
     window: int = 512
     """Length in tokens of the windows that loss and perplexity are measured on. Clipped to what the model can read."""
     stride: int | None = None
@@ -52,6 +55,7 @@ class Evaluation(Reading):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("metric", self.metric, Metric)
+        one_of("say", self.say, Say)
         least = {"num_items": 2, "window": 2, "context": 1, "continuation": 1, "max_new_tokens": 1}
         least |= {"program_seconds": 1}
         for name, value in least.items():

@@ -15,6 +15,9 @@ from seap.evaluation.evaluate import evaluate, load_test, prepare
 from seap.evaluation.generations import Written, conduct, loops, written_after
 from seap.evaluation.options import Evaluation
 from seap.text.items import Item
+from seap.text.turns import asked_and_answered
+
+TURNS = asked_and_answered("Which?", "fire")
 
 
 @pytest.mark.parametrize(
@@ -87,6 +90,9 @@ def test_recall_is_of_the_items_that_were_recognised() -> None:
 def test_a_question_in_free_form_has_its_gold_answer_and_no_choices() -> None:
     item = in_free_form(Item(text="", question="Which is hot?", choices=("ice", "fire"), label=1))
     assert (item.prompt, item.answer, item.choices) == ("Question: Which is hot?\nAnswer:", " fire", ())
+    listed = in_free_form(Item(text="", question="Which?", choices=("ice", "fire"), label=1, turns=TURNS), listed=True)
+    asked = "Which?\nChoices:\n- ice\n- fire\nAnswer with one of the choices."
+    assert listed.prompt == f"Question: {asked}\nAnswer:" and listed.turns[0].content == asked
     plain = Item(text="a b", prompt="a", answer=" b")
     assert in_free_form(plain) is plain
 
