@@ -256,6 +256,15 @@ def test_networks_of_other_depths_are_no_comparison(tmp_path: Path) -> None:
         sources.check(page_example.write(tmp_path, a=example | {"rows": rows}))
 
 
+@pytest.mark.parametrize("damaged", [{"channels": 8}, {"kv_groups": 0, "channels": 8}], ids=["no axis", "no units"])
+def test_widths_of_a_dense_model_that_lacks_units_are_told_in_units(tmp_path: Path, damaged: dict[str, int]) -> None:
+    example = page_example.minimal()
+    whole = [{"kv_groups": 2, "channels": 8}] * 2
+    rows = [row | {"layers": [damaged] * 2 if row["method"] == "dense" else whole} for row in example["rows"]]
+    page = document.build(page_example.write(tmp_path, a=example | {"rows": rows}), tmp_path / "page.html").read_text()
+    assert "units kept" in page
+
+
 def test_missing_files_other_models_and_repeats(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no such file: .*gone\.json; accepted"):
         sources.check([tmp_path / "gone.json"])

@@ -153,7 +153,8 @@ def _curve(data: Comparison, key: str, title: str, label: str, scale: float) -> 
 
 def width_section(data: Comparison) -> Section:
     dense = next((r["layers"] for r in data.select("dense") if r.get("layers")), None)
-    found = [_widths(data, sparsity, axis, dense) for sparsity in data.sparsities for axis in AXES]
+    wholes = {axis: dense if dense and all(layer.get(axis, 0) > 0 for layer in dense) else None for axis in AXES}
+    found = [_widths(data, sparsity, axis, wholes[axis]) for sparsity in data.sparsities for axis in AXES]
     text = f"What each layer keeps, first layer left; mean over the tasks' masks, seed {data.seeds[0]}."
     return Section(id="widths", title="Layer widths", texts=[text], plots=[p for p in found if p])
 
