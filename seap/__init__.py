@@ -3,7 +3,8 @@
     import seap
     model, tokenizer = seap.load("meta-llama/Llama-3.2-1B")
     report = seap.prune(model, tokenizer, task="gsm8k", sparsity=0.5)
-    model.save_pretrained("llama-gsm8k")
+    model.save_pretrained("llama-gsm8k")  # with seap.json, the masks and a card beside the weights
+    seap.evaluate(model, tokenizer, task="gsm8k", dense="meta-llama/Llama-3.2-1B")
 
 Importing seap lets transformers load pruned checkpoints; everything heavier is imported when it is first used.
 """
@@ -15,10 +16,14 @@ from seap.models import modeling_seap
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from seap.evaluation.figures import evaluate as evaluate
     from seap.evidence.promised import prune_to_promise as prune_to_promise
-    from seap.export.quantization import quantize_ as quantize_
+    from seap.exports.export import export as export
+    from seap.exports.quantization import quantize_ as quantize_
     from seap.models.loader import load as load
     from seap.models.prepack import prepack_ as prepack_
+    from seap.page.compared import analyze as analyze
+    from seap.page.compared import compare as compare
     from seap.pruning.prune import calibrate as calibrate
     from seap.pruning.prune import prune as prune
     from seap.serving.networks.network import load_networks as load_networks
@@ -26,10 +31,14 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "prune": "seap.pruning.prune",
+    "evaluate": "seap.evaluation.figures",
+    "compare": "seap.page.compared",
+    "analyze": "seap.page.compared",
+    "export": "seap.exports.export",
     "prune_to_promise": "seap.evidence.promised",
     "calibrate": "seap.pruning.prune",
     "prepack_": "seap.models.prepack",
-    "quantize_": "seap.export.quantization",
+    "quantize_": "seap.exports.quantization",
     "load": "seap.models.loader",
     "load_networks": "seap.serving.networks.network",
     "TaskRuntime": "seap.serving.networks.runtime",
@@ -37,7 +46,11 @@ _EXPORTS = {
 __all__ = [
     "TaskRuntime",
     "__version__",
+    "analyze",
     "calibrate",
+    "compare",
+    "evaluate",
+    "export",
     "load",
     "load_networks",
     "prepack_",

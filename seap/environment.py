@@ -1,10 +1,12 @@
 """Where a number comes from: versions, machine, commit, command."""
 
+import contextlib
 import os
 import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,12 +44,34 @@ def commit() -> str | None:
 
 
 def command_line() -> str:
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    if _recipe:
+        return _recipe[-1][0]
+    program = Path(sys.argv[0])
+    name = "seap" if program.parts[-2:] == ("seap", "__main__.py") else program.name
+    return " ".join([name, *sys.argv[1:]])
+
+
+_recipe: list[tuple[str, dict[str, Any]]] = []  # the step that runs now, if one does
+
+
+@contextlib.contextmanager
+def in_recipe(command: str, recipe: dict[str, Any]) -> Iterator[None]:
+    """What is made in the block was made by this command, the step of a recipe, whose content is told with it."""
+    _recipe.append((command, recipe))
+    try:
+        yield
+    finally:
+        _recipe.pop()
+
+
+def made_by() -> dict[str, Any]:
+    """The command that makes a result and, in a recipe, which step of what."""
+    return {"command": command_line()} | ({"recipe": _recipe[-1][1]} if _recipe else {})
 
 
 def provenance() -> dict[str, Any]:
     """What every result file says of its making: versions, machine, commit and command."""
-    return {"versions": versions(), "machine": machine(), "commit": commit(), "command": command_line()}
+    return {"versions": versions(), "machine": machine(), "commit": commit(), **made_by()}
 
 
 def clock(device: torch.device) -> float:

@@ -6,11 +6,12 @@ and `about`.
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -91,10 +92,21 @@ def write_lines(path: Path, kind: str, rows: Sequence[Mapping[str, Any]], about:
 
 def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write one of our safetensors files; the same content gives the same bytes (so one metadata entry, sorted)."""
-    metadata = {"seap": to_json({"kind": kind, "format": FORMAT, "about": dict(about)}, sort_keys=True)}
+    metadata = _metadata(kind, about)
     check_space(path, sum(value.nbytes for value in tensors.values()))
     with written_whole(path, kind) as draft:
         write_safetensors(draft, tensors, metadata)
+
+
+def tensors_as_bytes(kind: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
+    """What `write_tensors` writes."""
+    file = io.BytesIO()
+    _write_into(file, tensors, _metadata(kind, about), dtype=None, written=lambda pieces: None)
+    return file.getvalue()
+
+
+def _metadata(kind: str, about: Mapping[str, Any]) -> dict[str, str]:
+    return {"seap": to_json({"kind": kind, "format": FORMAT, "about": dict(about)}, sort_keys=True)}
 
 
 def write_safetensors(
@@ -110,6 +122,18 @@ def write_safetensors(
     dtype: what floating ones become, in pieces. written: called with each piece when it is in the file.
     https://github.com/huggingface/safetensors#format
     """
+    with path.open("wb") as file:
+        _write_into(file, tensors, metadata, dtype=dtype, written=written)
+
+
+def _write_into(
+    file: IO[bytes],
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    *,
+    dtype: torch.dtype | None,
+    written: Callable[[Sequence[Tensor]], None],
+) -> None:
     stored = {
         name: dtype or value.dtype if value.is_floating_point() else value.dtype for name, value in tensors.items()
     }
@@ -122,12 +146,11 @@ def write_safetensors(
         header[name] = {"dtype": ON_DISK[stored[name]], "shape": shape, "data_offsets": [start, end]}
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for name in names:
-            for piece in tensors[name].detach().reshape(-1).split(PIECE):
-                file.write(piece.to("cpu", stored[name]).contiguous().view(torch.uint8).numpy().data)
-                written([piece])
+    file.write(len(encoded).to_bytes(8, "little") + encoded)
+    for name in names:
+        for piece in tensors[name].detach().reshape(-1).split(PIECE):
+            file.write(piece.to("cpu", stored[name]).contiguous().view(torch.uint8).numpy().data)
+            written([piece])
 
 
 def read_about(path: Path, kind: str | None = None) -> tuple[str, dict[str, Any]]:

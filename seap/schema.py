@@ -119,6 +119,27 @@ class Chosen(Struct):
     compensate: str
 
 
+class Damage(Struct):
+    """What the cut did to the loss of a little text."""
+
+    loss_before: Number
+    loss_after: Number
+    kl: Number
+    tokens: Count
+    text: str
+
+
+class Earlier(Struct, kw_only=True):
+    """Of a model that had been pruned already."""
+
+    model: MaybeText = None
+    tasks: list[str] | None = None
+    method: MaybeText = None
+    base: MaybeText = None
+    base_params: Count | None = None
+    removed_of_base: MaybeNumber = None
+
+
 class Provenance(Struct, kw_only=True):
     """seap.json of a pruned checkpoint."""
 
@@ -139,6 +160,9 @@ class Provenance(Struct, kw_only=True):
     corpora: dict[str, Corpus] = {}
     promise: Promise | None = None
     vocabulary: Cut | None = None
+    damage: Damage | None = None
+    pruned_before: Earlier | None = None
+    command: str = ""
     exported: str | None = None
     notes: list[str] = []
 
@@ -185,6 +209,8 @@ class EvaluatedRow(Struct, kw_only=True):
     acc_stderr: MaybeNumber = None
     agreement: MaybeNumber = None
     n: MaybeNumber = None
+    added_loss: MaybeNumber = None
+    dense: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.loss is not None and (self.loss_stderr is None or self.ppl is None or not self.task):

@@ -13,6 +13,7 @@ import pytest
 from paths import ROOT
 from toy import TEXTS, WORDS, folder
 
+from seap.cli.globals import Globals
 from seap.cli.main import app, main
 from seap.methods import METHODS
 
@@ -87,7 +88,8 @@ DEPLOY = [
 
 @pytest.mark.parametrize("command", [*commands(README), *COMMANDS, *DEPLOY])
 def test_every_command_parses(command: str) -> None:
-    chosen, _, _ = app.parse_args(shlex.split(command)[1:], exit_on_error=False, print_error=False)
+    words = Globals.of(shlex.split(command)[1:]).words
+    chosen, _, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     assert chosen.__name__.removesuffix("uate") in command.split()[1:3]
 
 

@@ -22,8 +22,8 @@ import torch
 from seap.environment import provenance
 from seap.evaluation.commands import evaluate_tasks
 from seap.evaluation.options import Evaluation
-from seap.export.export import export
-from seap.export.options import Export
+from seap.exports.export import export
+from seap.exports.options import Export
 from seap.files import write_json
 from seap.models import loader
 from seap.models.arch import describe

@@ -19,8 +19,8 @@ import openvino
 
 import seap
 from seap.environment import provenance
-from seap.export.export import export
-from seap.export.options import Export
+from seap.exports.export import export
+from seap.exports.options import Export
 from seap.files import write_json
 from seap.models import loader
 from seap.models.shapes import random_model

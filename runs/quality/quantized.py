@@ -33,10 +33,10 @@ from seap.environment import provenance
 from seap.evaluation import metrics
 from seap.evaluation.evaluate import Exam, accuracy, load_test, prepare
 from seap.evaluation.options import Evaluation
-from seap.export.gguf_file import write_gguf
-from seap.export.gguf_vocabulary import Vocabulary
-from seap.export.options import Export
-from seap.export.quantization import quantize_, stored_bytes
+from seap.exports.gguf_file import write_gguf
+from seap.exports.gguf_vocabulary import Vocabulary
+from seap.exports.options import Export
+from seap.exports.quantization import quantize_, stored_bytes
 from seap.files import digest, write_json
 from seap.models import loader
 from seap.models.arch import describe

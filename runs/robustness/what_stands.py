@@ -8,8 +8,8 @@ from typing import Any
 from seap.disk.digests import damaged, digest_of
 from seap.disk.kinds import kind_of
 from seap.disk.manifest import MANIFEST, read_manifest
-from seap.export.engines import check
-from seap.export.options import Deployment
+from seap.exports.engines import check
+from seap.exports.options import Deployment
 from seap.files import read_about, read_tensors
 
 MINE = "mine.txt"

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from seap.errors import UserError, at_least
+from seap.shares import Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,7 +13,7 @@ class Bench:
 
     random_weights: str | None = None
     """A public shape (llama-2-7b, llama-3.2-1b) or FAMILY:SIZE (llama:0.5b), with random weights, not models."""
-    sparsity: float = 0.5
+    sparsity: Share = 0.5
     """Of the random model's pruned copy."""
     round_to: int = 1
     """Its MLP widths are multiples of so many channels."""

@@ -3,15 +3,19 @@
 Results go to standard output, everything else to standard error; `--json` prints one JSON object and nothing else.
 """
 
+import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 from rich.console import Console
 from rich.markup import escape
 
 import seap
+from seap.errors import UserError
 from seap.evaluation.options import Evaluation
 from seap.text.options import Calibration
 
@@ -30,9 +34,15 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 
-given: set[str] = set()  # options that stand on the command line, as --out; set by `cli.main`
+given: set[str] = set()  # options that stand on the command line, as --out; set by `call`
 
 Flat = Parameter(name="*")
+FlatText = Parameter(name="*", group=Group("Calibration text", sort_key=3))
+FlatTests = Parameter(name="*", group=Group("Tests", sort_key=4))
+FlatPromise = Parameter(name="*", group=Group("A promise in place of a sparsity", sort_key=2))
+FlatMachine = Parameter(name="*", group=Group("Model and machine", sort_key=5))
+FlatVocabulary = Parameter(name="*", group=Group("Vocabulary", sort_key=6))
+FlatDetails = Parameter(name="*", group=Group("In detail: how units and widths are chosen", sort_key=9))
 Model = Annotated[
     str,
     Parameter(help="Model folder, GGUF file or Hub id (safetensors); `builtin` is the one that comes with seap."),
@@ -54,6 +64,36 @@ Overwrite = Annotated[
 Json = Annotated[bool, Parameter(name="--json", help="Print one JSON object and nothing else.")]
 
 Plan = Annotated[bool, Parameter(name="--plan", help="Print what would run and what it would cost; start nothing.")]
+
+
+def call(words: Sequence[str]) -> None:
+    """Run one command. Raises CycloptsError or UserError for what is refused."""
+    words = [expanded(word) for word in words]
+    given.clear()
+    given.update(word.partition("=")[0] for word in words if word.startswith("--"))
+    if words and not words[0].startswith("-") and "--help" not in words:
+        check_alone(words[0])
+    app(words, exit_on_error=False, print_error=False)
+
+
+def expanded(argument: str) -> str:
+    """`~/x` and `--out=~/x` with the home folder in place, which not every shell puts there."""
+    option, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
+    return option + equals + (str(Path(value).expanduser()) if value.startswith("~") else value)
+
+
+def check_alone(command: str) -> None:
+    """Raise UserError for a command that several processes would do several times over."""
+    together = ("calibrate", "prune")
+    if command not in together and "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"torchrun is for seap calibrate and seap prune; run seap {command} once, by itself, on what they wrote"
+        )
+
+
+def bars(*, json: bool) -> bool:
+    """Whether progress is shown."""
+    return not json and not errors.quiet
 
 
 def note(text: str) -> None:

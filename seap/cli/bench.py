@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from rich.markup import escape
 
 from seap.bench.options import Bench
-from seap.cli.app import Flat, Json, Overwrite, app, print_json, results
+from seap.cli.app import Flat, FlatMachine, Json, Overwrite, app, print_json, results
 from seap.errors import UserError
 from seap.models.options import Loading
 
@@ -23,7 +23,7 @@ def bench(
     ] = None,
     tokens: Annotated[int, Parameter(help="Tokens that calibration is measured on.")] = 8192,
     out: Annotated[Path | None, Parameter(help="Also write the result file, which `seap report` reads.")] = None,
-    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    loading: Annotated[Loading, FlatMachine] = Loading(),  # noqa: B008
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:

@@ -2,12 +2,12 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 from rich.markup import escape
 
-from seap.cli.app import Flat, Json, Model, Overwrite, app, note, print_json, results
+from seap.cli.app import Flat, FlatMachine, Json, Model, Overwrite, app, bars, note, print_json, results
 from seap.models.options import Loading
 from seap.writing.options import Answering, Writing
 
@@ -31,7 +31,7 @@ def write(
         Path, Parameter(help="The JSONL file, which --task NAME=FILE reads; OUT.meta.json tells its origin.")
     ],
     writing: Annotated[Writing, Flat] = Writing(),  # noqa: B008
-    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    loading: Annotated[Loading, FlatMachine] = Loading(),  # noqa: B008
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -49,21 +49,10 @@ def write(
         about=about,
         overwrite=overwrite,
         loading=asdict(loading),
-        progress=not json,
+        progress=bars(json=json),
     )
-    if told["pruned"]:
-        note("the model is already pruned; the dense one knows more of what the text should be like")
-    if json:
-        print_json(told | {"out": str(out)})
-        return
-    dropped = ", ".join(f"{count} {reason}" for reason, count in told["rejected"].items() if count) or "none"
-    results.print(
-        f"{escape(str(out))}: {told['num_texts']} texts, {told['num_tokens']:,} tokens; "
-        f"{told['tried']} written, dropped: {dropped}"
-    )
-    results.print(
-        f"look at some before you rely on them; then: seap prune {escape(model)} --task NAME={escape(str(out))}"
-    )
+    advice = f"seap prune {model} --task NAME={out}"
+    show_written(told, out, f"{told['num_texts']} texts", advice, "what the text should be like", json=json)
 
 
 @corpus.command
@@ -78,8 +67,8 @@ def answer(
         Path, Parameter(help="The JSONL file, which --task NAME=FILE reads; OUT.meta.json tells its origin.")
     ],
     answering: Annotated[Answering, Flat] = Answering(),  # noqa: B008
-    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
-    overwrite: Annotated[bool, Parameter(help="Replace what --out holds.")] = False,
+    loading: Annotated[Loading, FlatMachine] = Loading(),  # noqa: B008
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Have the dense model answer a task's prompts, to calibrate on what it writes; loops and torsos are dropped.
@@ -89,19 +78,21 @@ def answer(
     from seap.writing.answering import answer_to_file
 
     told = answer_to_file(
-        model, prompts, out, answering, overwrite=overwrite, loading=asdict(loading), progress=not json
+        model, prompts, out, answering, overwrite=overwrite, loading=asdict(loading), progress=bars(json=json)
     )
+    what = f"{told['num_answers']} answers to {told['prompts']['num']} prompts"
+    advice = f"seap prune {model} --task NAME={out} --weigh generated"
+    show_written(told, out, what, advice, "what an answer should be like", json=json)
+
+
+def show_written(told: dict[str, Any], out: Path, what: str, advice: str, known: str, *, json: bool) -> None:
+    """What was written and what was dropped, and what to do with it; `known`: what the dense model knows better."""
     if told["pruned"]:
-        note("the model is already pruned; what counts is how the dense one answers")
+        note(f"the model is already pruned; the dense one knows more of {known}")
     if json:
         print_json(told | {"out": str(out)})
         return
     dropped = ", ".join(f"{count} {reason}" for reason, count in told["rejected"].items() if count) or "none"
-    results.print(
-        f"{escape(str(out))}: {told['num_answers']} answers to {told['prompts']['num']} prompts, "
-        f"{told['num_tokens']:,} tokens; {told['tried']} written, dropped: {dropped}"
-    )
-    results.print(
-        f"look at some before you rely on them; then: seap prune {escape(model)} --task NAME={escape(str(out))} "
-        "--weigh generated"
-    )
+    tokens = f"{told['num_tokens']:,} tokens; {told['tried']} written, dropped: {dropped}"
+    results.print(escape(f"{out}: {what}, {tokens}"))
+    results.print(escape(f"look at some before you rely on them; then: {advice}"))

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from seap.cli.app import Flat, Json, Model, Overwrite, app, note, print_json, results
-from seap.export.options import Deployment, Export, Target
+from seap.exports.options import Deployment, Export, Target
 
 
 @app.command
@@ -34,7 +34,7 @@ def export(
 
     Example: `seap export small --to gguf --out small.gguf`
     """
-    from seap.export.export import export as run
+    from seap.exports.export import export as run
 
     told = run(model, out, to, export, overwrite=overwrite, trust_remote_code=trust_remote_code)
     if json:
@@ -58,8 +58,8 @@ def check(
 
     Example: `seap check small --engine vllm --tp 2`
     """
-    from seap.export.engines import check as run
-    from seap.export.engines import refuse
+    from seap.exports.engines import check as run
+    from seap.exports.engines import refuse
 
     found = run(model, deployment, trust_remote_code=trust_remote_code)
     if json:
@@ -101,7 +101,7 @@ def push(
 
     Example: `seap push small me/small --dry-run`
     """
-    from seap.export.push import push as run
+    from seap.exports.push import push as run
 
     told = run(folder, repo, results=eval_results, also=also, private=private, dry_run=dry_run)
     if json:

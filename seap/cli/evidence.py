@@ -9,26 +9,27 @@ from rich.markup import escape
 
 from seap.cli.app import (
     ColumnsOption,
-    Flat,
+    FlatDetails,
+    FlatMachine,
+    FlatTests,
+    FlatText,
     Json,
     Model,
     Overwrite,
     Plan,
     TaskOption,
     app,
-    note,
+    bars,
     print_json,
     read_alike,
     results,
 )
-from seap.cli.plan import print_plan
+from seap.cli.plan import planned
 from seap.evaluation.options import Evaluation
-from seap.methods import CurvesFrom, EffortName
 from seap.models.options import Loading
-from seap.selection.options import Pruning
+from seap.selection.options import Choices, Pruning
+from seap.shares import shares
 from seap.text.options import Calibration
-
-AsInPrune = Annotated[int | None, Parameter(help="As in `seap prune`, for methods of that kind.")]
 
 
 @app.command(name="eval")
@@ -45,8 +46,8 @@ def evaluate(
     harness_data: Annotated[Path | None, Parameter(help="Folder of local Parquet copies of those tasks.")] = None,
     harness_limit: Annotated[int | None, Parameter(help="Items per harness task; all by default.")] = None,
     num_fewshot: Annotated[int | None, Parameter(help="Examples in prompts; by default its own number.")] = None,
-    evaluation: Annotated[Evaluation, Flat] = Evaluation(),  # noqa: B008
-    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    evaluation: Annotated[Evaluation, FlatTests] = Evaluation(),  # noqa: B008
+    loading: Annotated[Loading, FlatMachine] = Loading(),  # noqa: B008
     json: Json = False,
 ) -> None:
     """Measure a model, pruned or dense: loss and accuracy on your tasks, or standard tasks by lm-evaluation-harness.
@@ -80,7 +81,7 @@ def compare(
     methods: Annotated[str, Parameter(help="Of `seap prune --method`; the first is the one to be judged.")] = (
         "seap,seap-paper,seap-gen,flap,wanda-sp,random"
     ),
-    sparsity: Annotated[str, Parameter(help="One or more, as 0.2,0.5.")] = "0.2,0.5",
+    sparsity: Annotated[str, Parameter(help="One or more, as 0.2,0.5 or 20%,50%.")] = "0.2,0.5",
     seeds: Annotated[int, Parameter(help="Repeat with so many draws of the calibration text.")] = 1,
     controls: Annotated[
         bool, Parameter(help="Also general text, all tasks pooled, other tasks' masks, no answers.")
@@ -89,59 +90,40 @@ def compare(
     out: Annotated[Path, Parameter(help="Folder for statistics, masks, rows and compare.json; rerun to go on.")] = (
         Path("comparison")
     ),
-    min_channels: Annotated[int, Parameter(help="MLP channels that every layer keeps.")] = Pruning.min_channels,
-    effort: Annotated[EffortName, Parameter(help="As in `seap prune`.")] = Pruning.effort,
-    curves: Annotated[CurvesFrom | None, Parameter(help="As in `seap prune`.")] = Pruning.curves,
-    fisher_tokens: AsInPrune = Pruning.fisher_tokens,
-    probe_tokens: AsInPrune = Pruning.probe_tokens,
-    search_evaluations: AsInPrune = Pruning.search_evaluations,
-    steps: AsInPrune = Pruning.steps,
-    calibration: Annotated[Calibration, Flat] = Calibration(),  # noqa: B008
-    evaluation: Annotated[Evaluation, Flat] = Evaluation(),  # noqa: B008
-    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    choices: Annotated[Choices, FlatDetails] = Choices(),  # noqa: B008
+    calibration: Annotated[Calibration, FlatText] = Calibration(),  # noqa: B008
+    evaluation: Annotated[Evaluation, FlatTests] = Evaluation(),  # noqa: B008
+    loading: Annotated[Loading, FlatMachine] = Loading(),  # noqa: B008
     plan: Plan = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Compare methods at equal realised sparsity and equal calibration text; interrupted, it goes on where it stopped.
 
+    The options in detail are of every method, in place of its own choice: --score obs ranks by it under all of them.
+
     Example: `seap compare builtin --tasks arithmetic,calendar --methods seap,flap --sparsity 0.5`
     """
     from seap.evidence.compare import compare as run
     from seap.evidence.cost import plan_compare
-    from seap.evidence.plan import Comparison, numbers
+    from seap.evidence.plan import Comparison
     from seap.page.terminal import show_comparison
-    from seap.pruning.estimate import begin
 
-    pruning = Pruning(
-        min_channels=min_channels,
-        effort=effort,
-        curves=curves,
-        fisher_tokens=fisher_tokens,
-        probe_tokens=probe_tokens,
-        search_evaluations=search_evaluations,
-        steps=steps,
-    )
     wanted = Comparison(
         tasks=tuple(tasks.split(",")),
         methods=tuple(methods.split(",")),
-        sparsities=numbers("--sparsity", sparsity),
+        sparsities=shares("--sparsity", sparsity),
         seeds=seeds,
         controls=controls,
         general=general,
         calibration=calibration,
         evaluation=read_alike(evaluation, calibration),
-        pruning=pruning,
+        pruning=Pruning(**vars(choices)),
     )
     place = asdict(loading)
-    if plan:
-        print_plan(plan_compare(model, wanted, out, loading=place), json=json)
+    if (ready := planned(plan_compare, model, wanted, out, loading=place, plan=plan, json=json)) is None:
         return
-
-    def ready() -> None:
-        begin(plan_compare(model, wanted, out, loading=place), None if json else note)
-
-    result = run(model, wanted, out, overwrite=overwrite, loading=place, progress=not json, ready=ready)
+    result = run(model, wanted, out, overwrite=overwrite, loading=place, progress=bars(json=json), ready=ready)
     if json:
         print_json(result)
         return
@@ -157,13 +139,13 @@ def analyze(
     /,
     *,
     tasks: Annotated[str, Parameter(help="A[=PATH],B[=PATH]…; two or more.")],
-    sparsity: Annotated[str, Parameter(help="One or more, as 0.2,0.5.")] = "0.2,0.5",
+    sparsity: Annotated[str, Parameter(help="One or more, as 0.2,0.5 or 20%,50%.")] = "0.2,0.5",
     method: Annotated[str, Parameter(help="Whose masks; seap takes its time for each of the many.")] = "seap-paper",
     embedding: Annotated[Literal["t-SNE", "PCA"], Parameter(help="How hidden states are drawn.")] = "t-SNE",
     num_states: Annotated[int, Parameter(help="Texts per task whose hidden states are taken.")] = 64,
     out: Annotated[Path, Parameter(help="The result file.")] = Path("analyze.json"),
-    calibration: Annotated[Calibration, Flat] = Calibration(),  # noqa: B008
-    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    calibration: Annotated[Calibration, FlatText] = Calibration(),  # noqa: B008
+    loading: Annotated[Loading, FlatMachine] = Loading(),  # noqa: B008
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -172,7 +154,6 @@ def analyze(
     Example: `seap analyze builtin --tasks arithmetic,calendar,facts --out analyze.json`
     """
     from seap.evidence.commands import analyze_tasks
-    from seap.evidence.plan import numbers
     from seap.page.terminal import show_analysis
 
     result = analyze_tasks(
@@ -180,13 +161,13 @@ def analyze(
         tasks.split(","),
         out,
         calibration,
-        sparsities=numbers("--sparsity", sparsity),
+        sparsities=shares("--sparsity", sparsity),
         method=method,
         embedding=embedding,
         num_states=num_states,
         overwrite=overwrite,
         loading=asdict(loading),
-        progress=not json,
+        progress=bars(json=json),
     )
     if json:
         print_json(result)

@@ -1,33 +1,39 @@
 """The command line: options and defaults are those of each room; what is slow to import is imported when used."""
 
-import os
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import CycloptsError, Parameter
 from rich.markup import escape
 
 from seap import threads
-from seap.cli import bench as bench  # the commands of these seven join the application
+from seap.cli import bench as bench  # the commands of these eight join the application
 from seap.cli import corpus as corpus
 from seap.cli import deploy as deploy
 from seap.cli import evidence as evidence
 from seap.cli import frontier as frontier
+from seap.cli import run as run_recipes  # noqa: F401
 from seap.cli import serving as serving
 from seap.cli import stages as stages
 from seap.cli.app import (
     ColumnsOption,
-    Flat,
+    FlatDetails,
+    FlatMachine,
+    FlatPromise,
+    FlatTests,
+    FlatText,
+    FlatVocabulary,
     Json,
     Model,
     Overwrite,
     Plan,
     TaskOption,
     app,
+    bars,
+    call,
     errors,
     given,
     merged_options,
@@ -36,7 +42,8 @@ from seap.cli.app import (
     read_alike,
     results,
 )
-from seap.cli.plan import print_plan
+from seap.cli.globals import Globals, save_recipe, stop_cleanly
+from seap.cli.plan import planned
 from seap.errors import UserError
 from seap.evaluation.options import Evaluation
 from seap.evidence.options import Promise
@@ -54,23 +61,25 @@ def prune(
     out: Annotated[Path, Parameter(help="Folder of the pruned checkpoint; must not exist or be empty.")],
     task: TaskOption = (),
     columns: ColumnsOption = (),
-    pruning: Annotated[Pruning, Flat] = Pruning(),  # noqa: B008
-    promise: Annotated[Promise, Flat] = Promise(),  # noqa: B008
-    calibration: Annotated[Calibration, Flat] = Calibration(),  # noqa: B008
-    vocabulary: Annotated[Vocabulary, Flat] = Vocabulary(),  # noqa: B008
-    evaluation: Annotated[Evaluation, Flat] = Evaluation(),  # noqa: B008
+    pruning: Annotated[Pruning, FlatDetails] = Pruning(),  # noqa: B008
+    promise: Annotated[Promise, FlatPromise] = Promise(),  # noqa: B008
+    calibration: Annotated[Calibration, FlatText] = Calibration(),  # noqa: B008
+    vocabulary: Annotated[Vocabulary, FlatVocabulary] = Vocabulary(),  # noqa: B008
+    evaluation: Annotated[Evaluation, FlatTests] = Evaluation(),  # noqa: B008
     stats: Annotated[tuple[Path, ...], Parameter(help="Statistics of `seap calibrate`, in place of --task.")] = (),
     mask_file: Annotated[Path | None, Parameter(help="A mask of `seap mask`, in place of choosing one.")] = None,
     general: Annotated[str | None, Parameter(help="Text for --mix and --vocabulary, NAME or NAME=PATH.")] = None,
-    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
-    streaming: Annotated[Streaming, Flat] = Streaming(),  # noqa: B008
+    loading: Annotated[Loading, FlatMachine] = Loading(),  # noqa: B008
+    streaming: Annotated[Streaming, FlatMachine] = Streaming(),  # noqa: B008
     save_dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
         Parameter(help="Of the weights on disk; by default --dtype, and with auto the checkpoint's own."),
     ] = None,
     overwrite: Overwrite = False,
     ray: Annotated[int | None, Parameter(help="Deal the text out to so many processes of Ray's (seap[ray]).")] = None,
-    verify: Annotated[bool, Parameter(help="Load and run what was written before it takes its name.")] = True,
+    verify: Annotated[
+        bool, Parameter(negative="--no-verify", help="Load and run what was written before it takes its name.")
+    ] = True,
     plan: Plan = False,
     json: Json = False,
 ) -> None:
@@ -84,11 +93,33 @@ def prune(
     from seap.activations.ranks import Ranks
     from seap.evidence.commands import promise_to_folder
     from seap.pruning.commands import prune_to_folder
-    from seap.pruning.estimate import Estimate, begin, plan_prune
+    from seap.pruning.estimate import plan_prune
     from seap.text.tasks import with_columns
 
     check_promise(promise, evaluation)
-    task = with_columns(task, columns)
+    task, place = with_columns(task, columns), asdict(loading)
+    is_first = Ranks.here().is_first
+    if plan and not is_first:
+        return
+    ready = planned(
+        plan_prune,
+        model,
+        out,
+        pruning=pruning,
+        calibration=calibration,
+        vocabulary=vocabulary,
+        tasks=task,
+        stats_files=stats,
+        is_masked=mask_file is not None,
+        num_sparsities=len(promise.sparsities) if promise.kind else 1,
+        loading=place,
+        save_dtype=save_dtype,
+        streaming=streaming,
+        plan=plan,
+        json=json,
+    )
+    if ready is None:
+        return
     settings: dict[str, Any] = dict(
         tasks=task,
         stats_files=stats,
@@ -96,35 +127,13 @@ def prune(
         general=general,
         overwrite=overwrite,
         verify=verify,
-        progress=not json,
-        loading=asdict(loading),
+        progress=bars(json=json),
+        loading=place,
         save_dtype=save_dtype,
         streaming=streaming,
+        ready=ready,
         **merged_options(pruning, calibration, vocabulary),
     )
-
-    def estimate() -> Estimate:
-        return plan_prune(
-            model,
-            out,
-            pruning=pruning,
-            calibration=calibration,
-            vocabulary=vocabulary,
-            tasks=task,
-            stats_files=stats,
-            is_masked=mask_file is not None,
-            num_sparsities=len(promise.sparsities) if promise.kind else 1,
-            loading=asdict(loading),
-            save_dtype=save_dtype,
-            streaming=streaming,
-        )
-
-    is_first = Ranks.here().is_first
-    if plan:
-        if is_first:
-            print_plan(estimate(), json=json)
-        return
-    settings["ready"] = lambda: begin(estimate(), None if json else note)
     if ray is not None:
         from seap.pruning.together import prune_on_ray
 
@@ -141,14 +150,18 @@ def prune(
         note(text)
     if json:
         print_json(report.to_dict() | {"out": str(out)})
-        return
+    else:
+        show_pruned(report.to_dict(), out)
+
+
+def show_pruned(told: dict[str, Any], out: Path) -> None:
+    """What was done, and what was promised."""
     from seap.page.describe import show_report
+    from seap.page.terminal import show_promise
 
-    show_report(report.to_dict(), results)
-    if promise.kind:
-        from seap.page.terminal import show_promise
-
-        show_promise(report.to_dict()["promise"], results)
+    show_report(told, results)
+    if "promise" in told:
+        show_promise(told["promise"], results)
     results.print(f"saved [bold]{escape(str(out))}[/bold]; look at it with: seap inspect {escape(str(out))}")
 
 
@@ -239,66 +252,51 @@ def demo(
     """
     from seap.cli.demo import run, show
 
-    result = run(out, num_items=num_items, overwrite=overwrite, progress=not json)
+    result = run(out, num_items=num_items, overwrite=overwrite, progress=bars(json=json))
     if json:
         print_json(result)
     else:
         show(result, results)
 
 
-def stop_cleanly() -> None:
-    """Have SIGTERM and SIGHUP end the command as an interrupt does; a second one doesn't disturb the cleaning up."""
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # as under nohup
+def run(asked: Globals) -> None:
+    """Do what a command line asks for."""
+    words = asked.words
+    if "--config" in asked.files:
+        from seap.cli.recipes import settings_of
 
-    def stop(number: int, _: Any) -> None:
-        for other in numbers:
-            signal.signal(other, signal.SIG_IGN)
-        sys.exit(128 + number)
+        words = settings_of(words, asked.files["--config"])
+    if "--save-recipe" in asked.files:
+        save_recipe(words, asked.files["--save-recipe"])
+    if words and not words[0].startswith("-") and "--help" not in words and not asked.verbose:
+        from seap.models.loader import quiet_transformers
 
-    for number in numbers:
-        signal.signal(number, stop)
-
-
-def check_alone(command: str) -> None:
-    """Raise UserError for a command that several processes would do several times over."""
-    together = ("calibrate", "prune")
-    if command not in together and "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            f"torchrun is for seap calibrate and seap prune; run seap {command} once, by itself, on what they wrote"
-        )
-
-
-def expanded(argument: str) -> str:
-    """`~/x` and `--out=~/x` with the home folder in place, which not every shell puts there."""
-    option, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
-    return option + equals + (str(Path(value).expanduser()) if value.startswith("~") else value)
+        quiet_transformers()
+    call(words)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code is 0, 1 for anything refused, 2 for a wrong command line."""
-    debug = "--debug" in (arguments := list(sys.argv[1:] if arguments is None else arguments))
-    arguments = [expanded(argument) for argument in arguments if argument != "--debug"]
-    given.clear()
-    given.update(argument.partition("=")[0] for argument in arguments if argument.startswith("--"))
+    """Run the command line; the exit code is 0, or 1 for anything refused, whoever noticed it."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     stop_cleanly()
     threads.prepare()
+    errors.quiet = False
     try:
-        if arguments and not arguments[0].startswith("-") and "--help" not in arguments:
-            check_alone(arguments[0])
-            from seap.models.loader import quiet_transformers
-
-            quiet_transformers()
-        app(arguments)
+        asked = Globals.of(arguments)
+        errors.quiet = asked.quiet
+        run(asked)
         return 0
-    except UserError as error:
-        if debug:
+    except (UserError, CycloptsError) as error:
+        if "--debug" in arguments:
             raise
-        errors.print(f"[bold red]error:[/bold red] {escape(str(error))}")
+        errors.quiet = False
+        errors.print(f"[bold red]error:[/bold red] {escape(' '.join(str(error).split()))}")
         return 1
     except KeyboardInterrupt:
         errors.print("stopped; nothing half written was left behind")
         return 130
+    finally:
+        errors.quiet = False
 
 
 if __name__ == "__main__":

@@ -1,11 +1,30 @@
-"""What `--plan` prints."""
+"""What a run would cost: printed in place of it with `--plan`, and said before it starts."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from seap.cli.app import print_json, results
+from seap.cli.app import note, print_json, results
+
+
+def planned(
+    estimate: Callable[..., Any], *given: Any, plan: bool, json: bool, **options: Any
+) -> Callable[[], None] | None:
+    """With --plan print the estimate of a run, and return None: there is nothing more to do. Else what is to be called
+    once the run is ready: it says the estimate in a line, and refuses a run that would not fit.
+
+    estimate: makes it, of `given` and `options`.
+    """
+    from seap.pruning.estimate import begin
+
+    made = partial(estimate, *given, **options)
+    if plan:
+        print_plan(made(), json=json)
+        return None
+    return lambda: begin(made(), None if json else note)
 
 
 def print_plan(estimate: Any, *, json: bool) -> None:

@@ -8,8 +8,26 @@ from cyclopts import App, Parameter
 from rich.markup import escape
 from rich.table import Table
 
-from seap.cli.app import Flat, Json, Model, Overwrite, Plan, TaskOption, app, merged_options, note, print_json, results
-from seap.cli.plan import print_plan
+from seap.cli.app import (
+    Flat,
+    FlatDetails,
+    FlatMachine,
+    FlatTests,
+    FlatText,
+    FlatVocabulary,
+    Json,
+    Model,
+    Overwrite,
+    Plan,
+    TaskOption,
+    app,
+    bars,
+    merged_options,
+    note,
+    print_json,
+    results,
+)
+from seap.cli.plan import planned
 from seap.evaluation.options import Evaluation
 from seap.models.options import Loading
 from seap.selection.options import Pruning
@@ -33,7 +51,7 @@ def fit(
     out: Annotated[Path, Parameter(help="The router file, such as router.safetensors.")],
     masks: Masks | None = None,
     routing: Annotated[Routing, Flat] = Routing(),  # noqa: B008
-    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    loading: Annotated[Loading, FlatMachine] = Loading(),  # noqa: B008
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -59,7 +77,7 @@ def predict(
     /,
     *prompts: Annotated[str, Parameter(help="One or more prompts.")],
     router: RouterFile,
-    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    loading: Annotated[Loading, FlatMachine] = Loading(),  # noqa: B008
     json: Json = False,
 ) -> None:
     """Say which task prompts are of, and how sure that is.
@@ -87,8 +105,8 @@ def evaluate(
     masks: Masks,
     fallback: Annotated[str, Parameter(help="Network of prompts that the router gives to no task.")] = "dense",
     out: Annotated[Path | None, Parameter(help="A JSON file for the result.")] = None,
-    evaluation: Annotated[Evaluation, Flat] = Evaluation(),  # noqa: B008
-    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    evaluation: Annotated[Evaluation, FlatTests] = Evaluation(),  # noqa: B008
+    loading: Annotated[Loading, FlatMachine] = Loading(),  # noqa: B008
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -114,11 +132,11 @@ def pack(
     task: TaskOption = (),
     out: Annotated[Path, Parameter(help="Folder for NAME.safetensors.")] = Path("tasks"),
     stats: Annotated[tuple[Path, ...], Parameter(help="Statistics that masks with reconstruction need.")] = (),
-    pruning: Annotated[Pruning, Flat] = Pruning(),  # noqa: B008
-    calibration: Annotated[Calibration, Flat] = Calibration(),  # noqa: B008
-    vocabulary: Annotated[Vocabulary, Flat] = Vocabulary(),  # noqa: B008
+    pruning: Annotated[Pruning, FlatDetails] = Pruning(),  # noqa: B008
+    calibration: Annotated[Calibration, FlatText] = Calibration(),  # noqa: B008
+    vocabulary: Annotated[Vocabulary, FlatVocabulary] = Vocabulary(),  # noqa: B008
     packing: Annotated[Packing, Flat] = Packing(),  # noqa: B008
-    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    loading: Annotated[Loading, FlatMachine] = Loading(),  # noqa: B008
     plan: Plan = False,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -127,18 +145,12 @@ def pack(
 
     Example: `seap pack builtin --task arithmetic --task calendar --out tasks`
     """
-    from seap.pruning.estimate import Estimate, begin
     from seap.serving.networks.packing import pack_to_files, plan_pack
 
     refuse(asdict(vocabulary), SHARED_WORDS, PRUNE_INSTEAD)
     options, place = merged_options(pruning, calibration) if task else {}, asdict(loading)
-
-    def estimate() -> Estimate:
-        parts: dict[str, Any] = {"pruning": pruning, "calibration": calibration, "loading": place}
-        return plan_pack(model, out, sources=sources, tasks=task, **parts)
-
-    if plan:
-        print_plan(estimate(), json=json)
+    parts: dict[str, Any] = {"pruning": pruning, "calibration": calibration, "loading": place}
+    if (ready := planned(plan_pack, model, out, sources=sources, tasks=task, **parts, plan=plan, json=json)) is None:
         return
     made = pack_to_files(
         model,
@@ -149,8 +161,8 @@ def pack(
         share=packing.share,
         overwrite=overwrite,
         loading=place,
-        progress=not json,
-        ready=lambda: begin(estimate(), None if json else note),
+        progress=bars(json=json),
+        ready=ready,
         **options,
     )
     if json:
@@ -175,7 +187,7 @@ def serve(
     limits: Annotated[Limits, Flat] = Limits(),  # noqa: B008
     access: Annotated[Access, Flat] = Access(),  # noqa: B008
     connections: Annotated[Connections, Flat] = Connections(),  # noqa: B008
-    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    loading: Annotated[Loading, FlatMachine] = Loading(),  # noqa: B008
 ) -> None:
     """Serve one model with all its tasks' networks to OpenAI's clients (seap[serve]).
 

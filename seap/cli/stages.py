@@ -7,7 +7,20 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.markup import escape
 
-from seap.cli.app import ColumnsOption, Flat, Json, Model, Overwrite, TaskOption, app, print_json, results
+from seap.cli.app import (
+    ColumnsOption,
+    FlatDetails,
+    FlatMachine,
+    FlatText,
+    Json,
+    Model,
+    Overwrite,
+    TaskOption,
+    app,
+    bars,
+    print_json,
+    results,
+)
 from seap.models.options import Loading, Streaming
 from seap.selection.options import Pruning
 from seap.text.options import Calibration
@@ -21,9 +34,9 @@ def calibrate(
     task: TaskOption,
     columns: ColumnsOption = (),
     out: Annotated[Path, Parameter(help="Folder for TASK.safetensors.")] = Path("stats"),
-    calibration: Annotated[Calibration, Flat] = Calibration(),  # noqa: B008
-    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
-    streaming: Annotated[Streaming, Flat] = Streaming(),  # noqa: B008
+    calibration: Annotated[Calibration, FlatText] = Calibration(),  # noqa: B008
+    loading: Annotated[Loading, FlatMachine] = Loading(),  # noqa: B008
+    streaming: Annotated[Streaming, FlatMachine] = Streaming(),  # noqa: B008
     shard: Annotated[str | None, Parameter(help="Only part I of N of the rows, as 0/4; merge them later.")] = None,
     ray: Annotated[int | None, Parameter(help="Spread the rows over so many actors of Ray's (seap[ray]).")] = None,
     overwrite: Overwrite = False,
@@ -47,7 +60,7 @@ def calibrate(
         loading=asdict(loading),
         streaming=streaming,
         overwrite=overwrite,
-        progress=not json,
+        progress=bars(json=json),
     )
     if Ranks.here().rank:
         return
@@ -66,10 +79,10 @@ def mask(
     /,
     *stats: Annotated[Path, Parameter(help="Statistics of `seap calibrate`.")],
     out: Annotated[Path, Parameter(help="The mask file, such as masks/gsm8k.safetensors.")],
-    pruning: Annotated[Pruning, Flat] = Pruning(),  # noqa: B008
+    pruning: Annotated[Pruning, FlatDetails] = Pruning(),  # noqa: B008
     general: Annotated[Path | None, Parameter(help="Statistics of text to mix in with --mix.")] = None,
     seed: Annotated[int, Parameter(help="Seeds the random score.")] = Calibration.seed,
-    loading: Annotated[Loading, Flat] = Loading(),  # noqa: B008
+    loading: Annotated[Loading, FlatMachine] = Loading(),  # noqa: B008
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:

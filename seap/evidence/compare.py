@@ -129,7 +129,9 @@ def pruned_network(bench: Bench, network: Network) -> tuple[Any, Result]:
     ranking, hashes = bench.ranking(network)
     pruned = deepcopy(bench.model)
     wanted = replace(bench.plan.pruning, method=network.method, sparsity=network.sparsity)
-    report = pruning.prune(pruned, ranking=ranking, progress=False, **asdict(wanted), seed=network.seed)
+    report = pruning.prune(
+        pruned, ranking=ranking, measure_damage=False, progress=False, **asdict(wanted), seed=network.seed
+    )
     about = {
         "method": network.method,
         "made_for": network.text.removeprefix("no-answers:") if network.text != "weights" else None,

@@ -8,7 +8,7 @@ from typing import Any
 from seap.activations.stats import Statistics
 from seap.errors import UserError
 from seap.files import digest
-from seap.pruning.prune import build_corpora, calibrate_corpora, check, prune, with_what_is_needed
+from seap.pruning.prune import build_corpora, calibrate_corpora, check, prune, with_rounding, with_what_is_needed
 from seap.pruning.report import Report
 from seap.selection.mixture import check_mixture
 from seap.selection.options import Pruning
@@ -39,6 +39,7 @@ class Frontier:
         progress: bool = True,
     ) -> "Frontier":
         """Calibrate, where the method looks at activations and no statistics are given."""
+        pruning, _ = with_rounding(model, pruning)
         check(model, replace(pruning, sparsity=0.0))
         if statistics or not pruning.needs_text:
             seed = calibration.seed
@@ -52,12 +53,12 @@ class Frontier:
     def make(self, sparsity: float) -> tuple[Any, Report]:
         """A pruned copy of the model."""
         copy = deepcopy(self.model)
-        return copy, self.cut_(copy, sparsity)
+        return copy, self.cut_(copy, sparsity, measure_damage=False)
 
-    def cut_(self, model: Any, sparsity: float) -> Report:
+    def cut_(self, model: Any, sparsity: float, *, measure_damage: bool = True) -> Report:
         """Prune in place. The report tells of the calibration as if it had been made for this sparsity."""
         options = asdict(self.ranking.options) | {"sparsity": sparsity, "seed": self.calibration.seed}
-        report = prune(model, ranking=self.ranking, progress=False, **options)
+        report = prune(model, ranking=self.ranking, measure_damage=measure_damage, progress=False, **options)
         if not self.corpora:
             return report
         told = {name: corpus.told for name, corpus in self.corpora.items()}

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from seap.errors import UserError
+from seap.shares import Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,11 +16,11 @@ class Promise:
     """Most points of held-out accuracy that may be lost: 0.5pt or 0.005."""
     min_agreement: float | str | None = None
     """Least share of held-out tokens whose first choice is the dense model's: 99% or 0.99."""
-    confidence: float = 0.95
+    confidence: Share = 0.95
     """That the promise is kept on text that was not seen."""
-    resolution: float = 0.025
+    resolution: Share = 0.025
     """Steps of sparsity that are tried."""
-    max_sparsity: float = 0.9
+    max_sparsity: Share = 0.9
     """Largest sparsity that is tried."""
 
     def __post_init__(self) -> None:

@@ -17,14 +17,6 @@ from seap.text.tasks import parse_spec
 RESERVED = frozenset({"general", "pooled", "weights", "general-text", "flap-1024x128"})  # texts that are no task's
 
 
-def numbers(option: str, text: str) -> tuple[float, ...]:
-    """`0.2,0.5` → (0.2, 0.5)"""
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise UserError(f"{option} {text}: expected numbers with commas between, such as 0.2,0.5") from error
-
-
 @dataclass(frozen=True)
 class Network:
     """One pruned model to make, and what it is tested on. `text` names what its mask is made of."""
@@ -35,6 +27,19 @@ class Network:
     text: str
     control: str | None
     tested_on: tuple[str, ...]
+
+
+def _check_choices(pruning: Pruning) -> None:
+    """Raise UserError for choices that a comparison makes itself."""
+    for name, why in (
+        ("mask", "every method has its own"),
+        ("mix", "methods see the same text"),
+        ("worst_task", "methods see the same text"),
+    ):
+        if getattr(pruning, name):
+            raise UserError(f"--{name.replace('_', '-')} can't be combined with a comparison: {why}; leave it out")
+    if pruning.round_to == 0:
+        raise UserError("--round-to auto would round otherwise from run to run; give a comparison a number, such as 64")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +60,10 @@ class Comparison:
         for method in self.methods:
             if method not in METHODS:
                 raise unknown("method", method, METHODS)
-        for sparsity in self.sparsities:
-            replace(self.pruning, sparsity=sparsity)
+        _check_choices(self.pruning)
+        for method in self.methods:
+            for sparsity in self.sparsities:
+                replace(self.pruning, method=method, sparsity=sparsity)
         if not self.tasks or not self.methods or not self.sparsities or self.seeds < 1:
             raise UserError("name at least one task, one method, one sparsity and one seed")
         names = self.names
@@ -89,7 +96,7 @@ class Comparison:
         preset = METHODS[method]
         if preset.mask in ("general", "general-raw"):
             return [Network(method, sparsity, seed, "general", None, names)]
-        if not Pruning(method=method).needs_text:
+        if not replace(self.pruning, method=method).needs_text:
             return [Network(method, sparsity, seed, "weights", None, names)]
         crossed = self.controls and method == self.methods[0]
         made = [Network(method, sparsity, seed, name, None, names if crossed else (name,)) for name in names]

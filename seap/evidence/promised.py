@@ -8,7 +8,7 @@ texts, as `seap eval` does, tells nothing new: for that keep other texts back.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Unpack
 
 from tqdm import tqdm
 
@@ -20,8 +20,10 @@ from seap.evidence.frontier import Frontier
 from seap.evidence.heldout import Outcome, check_dense, damage, observe
 from seap.evidence.options import Promise
 from seap.evidence.promise import UNSEEN_LOSS, WORSE_THAN_SEEN, Damage, Levels, largest, more_texts, texts_needed
+from seap.pruning.provenance import note_
 from seap.pruning.prune import split_options
 from seap.pruning.report import Report
+from seap.selection.keywords import PruneKeywords
 from seap.vocabulary.options import refuse
 
 ASSUMED = (
@@ -45,7 +47,7 @@ def prune_to_promise(
     evaluation: Evaluation | None = None,
     statistics: Mapping[str, Statistics] | None = None,
     progress: bool = True,
-    **options: Any,
+    **options: Unpack[PruneKeywords],
 ) -> Report:
     """Prune a model in place to a promise: `seap.prune_to_promise(model, tokenizer, task="gsm8k", max_loss="1%")`.
 
@@ -59,8 +61,7 @@ def prune_to_promise(
         raise UserError("a promise finds the sparsity itself; leave out sparsity, or the promise")
     asked = {"max_loss": max_loss, "max_acc_drop": max_acc_drop, "min_agreement": min_agreement}
     wanted = Promise(**(asdict(promise or Promise()) | {name: v for name, v in asked.items() if v is not None}))
-    options = refuse(options, NO_PROMISE, INSTEAD)
-    pruning, calibration = split_options(options)
+    pruning, calibration = split_options(refuse(options, NO_PROMISE, INSTEAD))
     tasks = [task] if isinstance(task, str) else list(task)
     tests = load_tests(tasks, wanted, evaluation or Evaluation())
     exams = [prepare(test, model, tokenizer, settings) for test, settings in tests]
@@ -71,7 +72,10 @@ def prune_to_promise(
     found = search.run()
     report = frontier.cut_(model, found)
     told = report.provenance | {"promise": search.told(found)}
-    return replace(report, provenance=told, seconds=time.perf_counter() - started)
+    report = replace(report, provenance=told, seconds=time.perf_counter() - started)
+    assert report.origin is not None
+    note_(model, report.to_dict(), report.masks, report.origin)
+    return report
 
 
 def load_tests(tasks: Sequence[str], promise: Promise, options: Evaluation) -> list[tuple[Test, Evaluation]]:

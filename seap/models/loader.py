@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,10 +16,14 @@ from seap.models import checkpoint_folder, configs, gguf, headers, hub, kinds, m
 from seap.models.configs import Opened
 from seap.models.families import find_family, refuse_experts
 from seap.models.kinds import cant_load
-from seap.models.options import Loading, Streaming
+from seap.models.options import Dtype, Loading, Streaming
 from seap.models.residency import Streamed, mark_
 from seap.models.soundness import check_as_written, check_finite, check_finite_files
 from seap.models.trial import settle_threads
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.utils.quantization_config import QuantizationConfigMixin
 
 BUILTIN = "builtin"
 HALF = (torch.bfloat16, torch.float16)
@@ -76,12 +80,12 @@ def check_device(device: str) -> str:
 def load(
     name: str,
     *,
-    dtype: str = "auto",
+    dtype: Dtype = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
     skip_digests: bool = False,
-    quantization_config: Any = None,
-) -> tuple[Any, Any]:
+    quantization_config: "QuantizationConfigMixin | None" = None,
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a dense or pruned model and its tokenizer: `model, tokenizer = seap.load("DIR")`.
 
     dtype: auto (the checkpoint's), float32, bfloat16 or float16. device: auto (a GPU if there is one), cpu, cuda …

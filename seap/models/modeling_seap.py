@@ -10,9 +10,11 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +23,8 @@ _ADOPTED = "adopted "
 _REMOTE = {"SeapForCausalLM": "AutoModelForCausalLM", "SeapModel": "AutoModel"}
 _WHOLE_ROWS = ("grouped_mm", "deepgemm", "sonicmoe")
 _BLOCKS = ("Gone", "Written")
+_KEPT = ("seap.json", "seap/mask.safetensors", "README.md")
+_SAVED_AGAIN = "\nThe weights were saved again after the pruning, and may have been trained since.\n"
 _subclasses: dict[type, type] = {}
 
 
@@ -157,8 +161,76 @@ def adopted(base: type) -> type | None:
     if base not in _subclasses:
         place = f"{_ADOPTED}{base.__module__}:{base.__name__}".replace(".", "|")
         members = {"__module__": __name__, "__qualname__": place, "_auto_class": auto_class}
+        members["save_pretrained"] = _saving(base)
         _subclasses[base] = type(name, (base,), members)
     return _subclasses[base]
+
+
+def _saving(base: Any) -> Any:
+    """A family's `save_pretrained` that also writes what is known of the pruning."""
+
+    def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        kept = kept_files(self)  # before the folder changes, which may be the one that the model came from
+        done = base.save_pretrained(self, save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            write_kept(kept, Path(save_directory))
+        return done
+
+    save_pretrained.__doc__ = base.save_pretrained.__doc__
+    return save_pretrained
+
+
+def remember_(model: Any) -> None:
+    """Have a model whose class is still a stock one write what is known of its pruning when it is saved."""
+    base = type(model)
+    if ("save_pretrained" in vars(base) and base.__module__ == __name__) or "_seap_stock" in vars(base):
+        return
+    members = {"__module__": base.__module__, "__qualname__": base.__qualname__, "_seap_stock": True}
+    model.__class__ = type(base.__name__, (base,), members | {"save_pretrained": _saving(base)})
+
+
+def kept_files(model: Any) -> dict[str, bytes]:
+    """What is known of how a model was pruned, as files of its folder: noted when it was, or of where it came from.
+
+    Nothing where the folder that it came from now has other widths. Digests are left out: they were of other files.
+    """
+    noted = getattr(model, "_seap_files", None)
+    if noted is not None:
+        return dict(noted)
+    found = {name: content for name in _KEPT if (content := file_beside(model.config, name)) is not None}
+    config = file_beside(model.config, "config.json")
+    own = json.loads(model.config.to_json_string(use_diff=False))
+    if config is None or any(json.loads(config).get(key) != own.get(key) for key in ("seap", "per_layer_config")):
+        return {}
+    if "seap.json" in found:
+        told = json.loads(found["seap.json"])
+        told.pop("digests", None)
+        found["seap.json"] = (json.dumps(told | {"saved_again": True}, indent=2) + "\n").encode()
+    if "README.md" in found and _SAVED_AGAIN.encode() not in found["README.md"]:
+        found["README.md"] += _SAVED_AGAIN.encode()
+    return found
+
+
+def file_beside(config: Any, name: str) -> bytes | None:
+    """A file of the folder, or of the Hub's cache, that a model came from."""
+    from transformers.utils import cached_file
+
+    source = getattr(config, "_name_or_path", "")
+    try:
+        path = source and cached_file(source, name, local_files_only=True, _raise_exceptions_for_missing_entries=False)
+        return Path(path).read_bytes() if path else None
+    except (OSError, ValueError):
+        return None
+
+
+def write_kept(files: Mapping[str, bytes], folder: Path) -> None:
+    """Write what `kept_files` found; a README of somebody else's stays."""
+    for name, content in files.items():
+        path = folder / name
+        if name == "README.md" and path.is_file() and b"seap" not in path.read_bytes().partition(b"\n---")[0]:
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
 
 def adopt_(model: Any) -> None:
@@ -276,9 +348,16 @@ def _is_not_about_widths(record: logging.LogRecord) -> bool:
     return "Reading global config value" not in record.getMessage()
 
 
+def _is_not_about_names(record: logging.LogRecord) -> bool:
+    """A pipeline knows a model by its class's name, and lists all that it knows where it meets another one."""
+    message = record.getMessage()
+    return not any(f"model '{name}' is not supported for text-generation" in message for name in _REMOTE)
+
+
 def install() -> None:
     """Make transformers load pruned checkpoints; called by `import seap` and by the class below."""
     logging.getLogger("transformers.integrations.heterogeneity.configuration_utils").addFilter(_is_not_about_widths)
+    logging.getLogger("transformers.pipelines.base").addFilter(_is_not_about_names)
     if _HOOKED_MODULE in sys.modules:
         _patch_models(sys.modules[_HOOKED_MODULE])
     elif not any(type(finder).__name__ == "_AfterImport" for finder in sys.meta_path):

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from seap.page.numbers import Cells, Row, average, cells, mean
 from seap.page.sources import Source
 
+PAPERS_OWN = "seap-paper"  # the method as it was published, which is what is to be beaten
+PUBLISHED = (PAPERS_OWN, "seap-gen", "seap-reference")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -17,7 +20,8 @@ class Comparison:
 
     rows: list[Row]
     overlap: list[Row]
-    methods: list[str]
+    methods: list[str]  # the judged one, its variants, then the others from the lowest mean loss up
+    judged: str | None
     tasks: list[str]
     seeds: list[int]
     sparsities: list[float]
@@ -37,11 +41,12 @@ class Comparison:
         removed = mean(cells(self.select(method, sparsity), "realised_sparsity"))
         return removed.value if removed and abs(removed.value - sparsity) > 0.005 else None
 
-    @property
-    def ours(self) -> str | None:
-        """`seap`, or the first of its variants."""
-        family = [m for m in self.methods if is_ours(m)]
-        return "seap" if "seap" in family else next(iter(family), None)
+    def lowest(self, sparsity: float) -> str | None:
+        """The method with the lowest mean loss, of those that removed what they were to; None where it is alone."""
+        equal = [m for m in self.methods if self.select(m, sparsity) and self.falls_short(m, sparsity) is None]
+        means = {m: found.value for m in equal if (found := mean(main_loss(self, m, sparsity)))}
+        known = {m: value for m, value in means.items() if not math.isnan(value)}
+        return min(known, key=known.__getitem__) if len(known) > 1 else None
 
 
 def join(sources: Sequence[Source]) -> Comparison | None:
@@ -60,10 +65,12 @@ def join(sources: Sequence[Source]) -> Comparison | None:
         filled["acc_change"] = None if acc is None or filled["acc"] is None else filled["acc"] - acc
         rows.append(filled)
     main = [r for r in rows if r["method"] != "dense"]
+    methods = in_order(main)
     return Comparison(
         rows=rows,
         overlap=[o for s in sources for o in s.data.get("overlap") or []],
-        methods=list(dict.fromkeys(r["method"] for r in main)),
+        methods=methods,
+        judged=next(iter(methods), None),
         tasks=list(dict.fromkeys(r["task"] for r in rows)),
         seeds=sorted({r["seed"] for r in main}),
         sparsities=sorted({r["target_sparsity"] for r in main}),
@@ -77,16 +84,38 @@ def _dense_values(dense: Sequence[Row], key: str) -> dict[tuple[str, int | None]
     return by_task | {(r["task"], r["seed"]): r[key] for r in known}
 
 
+def in_order(rows: Sequence[Row]) -> list[str]:
+    """The methods of rows in an order that tells: the judged one, its variants, the others by what they lose.
+
+    Judged is `seap`, or the first of its variants, or the first method of all.
+    """
+    named = list(dict.fromkeys(row["method"] for row in rows))
+    family = [method for method in named if is_ours(method)]
+    judged = "seap" if "seap" in family else next(iter([*family, *named]), None)
+    lost: dict[str, list[float]] = {}
+    for row in rows:
+        if row["control"] is None:
+            lost.setdefault(row["method"], []).append(row["loss"] if row["added_loss"] is None else row["added_loss"])
+    means = {method: average(values) for method, values in lost.items()}
+
+    def place(method: str) -> tuple[bool, bool, float]:
+        found = means.get(method, math.inf)
+        return method != judged, not is_ours(method), math.inf if math.isnan(found) else found
+
+    return sorted(named, key=place)
+
+
 def is_ours(method: str) -> bool:
-    return method == "seap" or method.startswith(("seap-", "seap+", "seap_"))
+    """Whether a method is of this project and not the paper's or another's."""
+    return method not in PUBLISHED and (method == "seap" or method.startswith(("seap-", "seap+", "seap_")))
 
 
 def best_baseline(data: Comparison, sparsity: float) -> str | None:
     """The method of others with the lowest mean added loss (of loss, where no dense row is there).
 
-    Of those that removed what they were to, if there are any.
+    Of those that removed what they were to, if there are any. The paper's own methods are among the others.
     """
-    others = [m for m in data.methods if not is_ours(m) and data.select(m, sparsity)]
+    others = [m for m in data.methods if not is_ours(m) and m != data.judged and data.select(m, sparsity)]
     equal = [m for m in others if data.falls_short(m, sparsity) is None]
     means = {m: mean(main_loss(data, m, sparsity)) for m in equal or others}
     known = {m: found.value for m, found in means.items() if found and not math.isnan(found.value)}

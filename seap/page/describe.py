@@ -19,6 +19,7 @@ from seap.models.gguf import is_gguf
 from seap.models.loader import BUILTIN, load_config, resolve_model
 from seap.page.terminal import show_promise
 from seap.pruning.checkpoint import read_provenance
+from seap.pruning.report import summary
 from seap.selection.mask import check_masks
 from seap.selection.usage import Usage
 from seap.serving.routing.router import check_tensors
@@ -117,47 +118,53 @@ def show(found: dict[str, Any], console: Console) -> None:
             show_promise(found["promise"], console)
         return
     table = Table(box=None, show_header=False)
-    for name, value in found.items():
-        if name not in ("layers", "samples") and not isinstance(value, dict):
-            table.add_row(f"[bold]{name}[/bold]", escape(_plain(value)))
+    for name, value in (_told_of_stats(found) if found["kind"] == "stats" else _told(found)).items():
+        table.add_row(f"[bold]{name}[/bold]", escape(value))
     console.print(table)
     _show_layers(found["layers"], console)
+
+
+def _told(found: dict[str, Any]) -> dict[str, str]:
+    """What is worth reading of an artefact; the keys that programs compare are in --json."""
+    unread = ("layers", "samples", "fingerprint", "structure", "key", "parts", "data_hash")
+    return {
+        name.replace("_", " "): _plain(value)
+        for name, value in found.items()
+        if name not in unread and value is not None and not isinstance(value, dict)
+    }
+
+
+def _told_of_stats(found: dict[str, Any]) -> dict[str, str]:
+    """A statistics file in words: what of, of which text, how much of it."""
+    cuts, parts = len(found["layers"]), found.get("parts") or []
+    kinds = {name: entry for layer in found["layers"] for name, entry in layer.items()}
+    told = {
+        "what": f"how strongly {found['task']} uses each part of a model: statistics of what its linears read",
+        "file": found["path"],
+        "model": found.get("model") or "unnamed",
+        "task": found["task"],
+        "text": found.get("source") or "unknown",
+        "how much": f"{found.get('num_tokens') or 0:,} tokens in {found.get('num_rows') or 0:,} rows"
+        + (f", added up from {len(parts)} files" if len(parts) > 1 else ""),
+        "of": f"{cuts} layers; " + ", ".join(f"{name.replace('_', ' ')} ({entry})" for name, entry in kinds.items()),
+        "holds": "mean, variance and mean square of every input"
+        + (", and second moments, which reconstruction needs" if found.get("second_moments") else ""),
+        "dtype": f"{found.get('dtype') or 'unknown'} of the model's arithmetic",
+        "good for": f"seap mask MODEL {found['path']} --out MASK, and seap prune MODEL --stats {found['path']}",
+    }
+    return told
 
 
 def show_report(report: dict[str, Any], console: Console) -> None:
     """The summary of a pruning, in a terminal."""
     table = Table(box=None, show_header=False)
-    chosen = ", ".join(report["options"][name] for name in ("score", "allocate", "mask", "compensate"))
-    rows = {
-        "model": report["model"],
-        "method": f"{report['method']} ({chosen})",
-        "tasks": ", ".join(report["tasks"]) or "none: weights alone",
-        "sparsity": f"{report['realised_sparsity']:.4f} of the prunable parameters, asked {report['target_sparsity']}",
-        "all parameters": f"{report['params_before']:,} → {report['params_after']:,}, {report['total_sparsity']:.1%} "
-        f"fewer ({report['non_embedding_sparsity']:.1%} without embeddings)",
-        **({"vocabulary": vocabulary_told(cut)} if (cut := report.get("vocabulary")) else {}),
-        "measured on": f"{report['num_tokens']:,} tokens",
-        "took": f"{report['seconds']:.1f} s",
-    }
+    rows = summary(report)
     if "bytes" in report:
         rows["weights on disk"] = f"{report['bytes'] / 1e6:,.1f} MB"
     for name, value in rows.items():
         table.add_row(f"[bold]{name}[/bold]", escape(value))
     console.print(table)
     _show_layers(report["layers"], console)
-
-
-def vocabulary_told(cut: dict[str, Any]) -> str:
-    """`49,152 → 9,472 tokens, 22,855,680 of 28,311,552 parameters fewer, …`"""
-    gone = cut["params_before"] - cut["params_after"]
-    text = f"{cut['tokens_before']:,} → {cut['tokens_after']:,} tokens, {gone:,} of {cut['params_before']:,} parameters"
-    text += " fewer"
-    if cut.get("covered") is not None:
-        text += f"; {cut['covered']:.1%} of the tokens of held-out text stay"
-    if cut.get("nats_per_byte"):
-        worst = max(cut["nats_per_byte"].values())
-        text += f", which costs it {worst:+.4f} nats per byte (at most {cut['tolerance']:g} asked)"
-    return text
 
 
 def _show_layers(layers: list[dict[str, Any]], console: Console) -> None:

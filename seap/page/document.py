@@ -44,7 +44,7 @@ def _build(sources: Sequence[Source], out: Path, folder: Path) -> Path:
     """`build`, once its outputs are known to be fit."""
     compared = [s for s in sources if s.kind == "compare"]
     data = join(compared)
-    sections, missing = _sections(sources, data)
+    sections, missing = sections_of(sources, data)
     swept = [s.data for s in sources if s.kind == "sweep"]
     bench = any(s.kind == "bench" and s.data["rows"] for s in sources) or any(
         r.get("speed") for d in swept for r in d["rows"]
@@ -55,6 +55,7 @@ def _build(sources: Sequence[Source], out: Path, folder: Path) -> Path:
         else verdict(data, compared[0].data if compared else {})
     )
     sections = _distinct_names([*sections, provenance_section(sources, data), limits_section(data, bench, missing)])
+    sections = [replace(one, tables=[table.without_empty() for table in one.tables]) for one in sections]
     with written_together([(out, "page"), (folder, "page files")]) as [page, files]:
         images = _write_files(files, sections)
         page.write_text(_html(sections, images, quote(folder.name), words, sources), encoding="utf-8")
@@ -69,12 +70,12 @@ def _check_out(out: Path) -> Path:
     return folder
 
 
-def _sections(sources: Sequence[Source], data: Comparison | None) -> tuple[list[Section], list[Section]]:
+def sections_of(sources: Sequence[Source], data: Comparison | None) -> tuple[list[Section], list[Section]]:
     """The sections that have something to show, and those that have not."""
     made = [main_section, task_section, curve_section, width_section, overlap_section, cross_section]
     of_compare: list[Callable[[Comparison], Section]] = [*made, control_section]
     usable = data if data and data.methods else None
-    empty = Comparison(rows=[], overlap=[], methods=[], tasks=[], seeds=[0], sparsities=[])
+    empty = Comparison(rows=[], overlap=[], methods=[], judged=None, tasks=[], seeds=[0], sparsities=[])
     all_of_them = [make(usable or empty) for make in of_compare]
     for kind, makers in (
         ("analyze", (map_section, activation_section, stability_section)),

@@ -28,7 +28,12 @@ class Mean:
         """Whether 0 lies outside the 95% interval; None where that can't be known."""
         if not math.isfinite(self.stderr) or not math.isfinite(self.value):
             return None
-        return abs(self.value) > STUDENT_95[min(self.parts - 1, len(STUDENT_95)) - 1] * self.stderr
+        return abs(self.value) > self.half_width
+
+    @property
+    def half_width(self) -> float:
+        """Of the 95% interval."""
+        return STUDENT_95[min(self.parts - 1, len(STUDENT_95)) - 1] * self.stderr
 
 
 def cells(rows: Sequence[Row], key: str) -> Cells:
@@ -80,6 +85,15 @@ def with_error(found: Mean | None, digits: int = 3, *, sign: bool = False, scale
         return "–"
     value = number(found.value * scale, digits, sign=sign)
     return f"{value} ± {number(found.stderr * scale, digits)}" if math.isfinite(found.stderr) else value
+
+
+def interval(found: Mean, digits: int = 3, *, scale: float = 1, sides: tuple[str, str]) -> str:
+    """`95% interval 0.377 to 0.427 lower`, or from one side to the other; sides: of values below and above 0."""
+    ends = sorted((scale * (found.value - found.half_width), scale * (found.value + found.half_width)), key=abs)
+    first, last = (number(abs(end), digits) for end in ends)
+    if (ends[0] < 0) == (ends[1] < 0):
+        return f"95% interval {first} to {last} {sides[ends[1] > 0]}"
+    return f"95% interval {last} {sides[ends[1] > 0]} to {first} {sides[ends[0] > 0]}"
 
 
 def percent(value: float | None, digits: int = 1) -> str:

@@ -29,10 +29,11 @@ class Table:
     columns: list[str]
     groups: list[list[list[Cell]]]
 
-    def without_empty(self) -> "Table":
-        """Without the columns that say nothing in any row but the first, which is the dense model's."""
+    def without_empty(self, *, leaving_out: int = 0) -> "Table":
+        """Without the columns that say nothing in any row (leaving out the first ones, as the dense model's)."""
         rows = [row for group in self.groups for row in group]
-        told = [i for i in range(len(self.columns)) if any(row[i].text != "–" for row in rows[1:] or rows)]
+        heard = rows[leaving_out:] or rows
+        told = [i for i in range(len(self.columns)) if i == 0 or any(row[i].text not in ("", "–") for row in heard)]
         groups = [[[row[i] for i in told] for row in group] for group in self.groups]
         return Table(self.caption, [self.columns[i] for i in told], groups)
 

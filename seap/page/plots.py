@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK, MUTED, GRID, ON_DEEP = "#1f2328", "#59636e", "#dfe3e8", "#fefefe"
 # Okabe and Ito's colours, darkened where they are too pale for white; light: dark.
@@ -243,9 +244,21 @@ def relief(values: Sequence[Sequence[float]], *, x: str, y: str) -> Draw:
     return draw
 
 
+def figure(plot: Plot) -> "Figure":
+    """The chart alone, with its title, to be shown or saved by whoever asked for it."""
+    with look():
+        from matplotlib.figure import Figure
+
+        made = Figure(figsize=(plot.width, plot.height), layout="constrained")
+        axes = made.add_subplot()
+        plot.draw(axes)
+        axes.set_title(plot.title, fontsize=10)
+        return made
+
+
 def render(plot: Plot) -> tuple[str, str, bytes]:
     """The light SVG, the dark SVG and a PNG with white ground."""
-    with _matplotlib():
+    with look():
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(plot.width, plot.height), layout="constrained")
@@ -266,17 +279,17 @@ def darkened(svg: str) -> str:
 
 
 @contextmanager
-def _matplotlib() -> Iterator[None]:
+def look() -> Iterator[None]:
     """Our look, and no warning about a letter that the font for measuring lacks: the browser has its own."""
     import matplotlib
 
-    look: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": "seap", "text.parse_math": False}
-    look |= {"font.family": "DejaVu Sans", "font.size": 9.5, "axes.labelcolor": MUTED, "text.color": INK}
-    look |= {"xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5}
-    look |= {"axes.edgecolor": MUTED, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8}
-    look |= {"axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.7, "axes.axisbelow": True}
-    look |= {"legend.frameon": False, "legend.fontsize": 8.5, "legend.handlelength": 1.6}
-    with matplotlib.rc_context(look), warnings.catch_warnings():
+    own: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": "seap", "text.parse_math": False}
+    own |= {"font.family": "DejaVu Sans", "font.size": 9.5, "axes.labelcolor": MUTED, "text.color": INK}
+    own |= {"xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5}
+    own |= {"axes.edgecolor": MUTED, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8}
+    own |= {"axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.7, "axes.axisbelow": True}
+    own |= {"legend.frameon": False, "legend.fontsize": 8.5, "legend.handlelength": 1.6}
+    with matplotlib.rc_context(own), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
         yield
 

@@ -1,11 +1,17 @@
 """Results in a terminal: figures on tasks, comparisons, promises, sweeps, speed and analyses."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from seap.page.comparison import join
+from seap.page.numbers import cells, mean, several
+from seap.page.numbers import with_error as of_page
+from seap.page.sources import Source
 
 
 def show_promise(promise: dict[str, Any], console: Console) -> None:
@@ -36,15 +42,19 @@ def show_rows(rows: list[dict[str, Any]], console: Console) -> None:
     """The rows of `seap eval`."""
     own = [row for row in rows if "loss" in row]
     if own:
-        names = ("task", "loss", "per byte", "ppl", "accuracy, %", "KL", "same token, %")
-        table = Table(*names, header_style="bold")
+        paired, by_byte = any("dense" in row for row in own), any(row.get("nats_per_byte") is not None for row in own)
+        columns = ["task", *(["model", "added loss"] if paired else []), "loss", *(["per byte"] if by_byte else [])]
+        likeness = ["KL", "same token, %"] if paired else []
+        table = Table(*columns, "ppl", "accuracy, %", *likeness, header_style="bold")
         for row in own:
-            accuracy, kl, same = row.get("acc"), row.get("kl"), row.get("agreement")
-            per_byte = "" if row.get("nats_per_byte") is None else f"{row['nats_per_byte']:.4f}"
-            cells = [with_error(row["loss"], row["loss_stderr"], 3), per_byte, f"{row['ppl']:.2f}"]
-            cells.append("" if accuracy is None else with_error(100 * accuracy, 100 * row["acc_stderr"], 1))
-            cells += ["" if kl is None else f"{kl:.3f}", "" if same is None else f"{100 * same:.1f}"]
-            table.add_row(row["task"], *cells)
+            if "dense" in row:
+                whole = _figures(row["dense"], by_byte=by_byte)
+                table.add_row(row["task"], "dense", "0", *whole, *(["0", "100"] if row.get("kl") is not None else []))
+            told = [row["task"], *(["this", _added(row)] if "dense" in row else [])]
+            told += _figures(row, by_byte=by_byte)
+            if row.get("kl") is not None:
+                told += [f"{row['kl']:.3f}", f"{100 * row['agreement']:.1f}"]
+            table.add_row(*told, end_section=True)
         console.print(table)
         for row in own:
             if row.get("acc") is not None:
@@ -77,6 +87,20 @@ def _written(row: Mapping[str, Any]) -> str:
     return ", ".join([*parts, f"{share['loops']:.1f}% loop", f"{share['endless']:.1f}% don't end"])
 
 
+def _added(row: Mapping[str, Any]) -> str:
+    """`+0.012 ± 0.003`"""
+    return "+" * (row["added_loss"] >= 0) + with_error(row["added_loss"], row.get("added_loss_stderr"), 3)
+
+
+def _figures(row: Mapping[str, Any], *, by_byte: bool) -> list[str]:
+    """Loss, also per byte where that is told, perplexity and accuracy."""
+    accuracy = row.get("acc")
+    right = "" if accuracy is None else with_error(100 * accuracy, 100 * row["acc_stderr"], 1)
+    per_byte = "" if row.get("nats_per_byte") is None else f"{row['nats_per_byte']:.4f}"
+    loss = with_error(row["loss"], row["loss_stderr"], 3)
+    return [loss, *([per_byte] if by_byte else []), f"{row['ppl']:.2f}", right]
+
+
 def with_error(value: float, stderr: float | None, digits: int) -> str:
     """`2.413 ± 0.021`"""
     known = stderr is not None and stderr == stderr
@@ -84,26 +108,35 @@ def with_error(value: float, stderr: float | None, digits: int) -> str:
 
 
 def show_comparison(result: dict[str, Any], console: Console) -> None:
-    """Mean over tasks and seeds of every method: added loss and accuracy."""
-    dense = {row["task"]: row for row in result["rows"] if row["method"] == "dense"}
-    groups: dict[tuple[float, str, str], list[dict[str, Any]]] = {}
-    for row in result["rows"]:
-        if row["method"] != "dense":
-            groups.setdefault((row["target_sparsity"], row["method"], row["control"] or ""), []).append(row)
-    table = Table("removed", "method", "control", "added loss", "accuracy", "same token", header_style="bold")
-    base = [row["acc"] for row in dense.values() if row["acc"] is not None]
-    table.add_row("0", "dense", "", "0", f"{100 * sum(base) / len(base):.1f}%" if base else "", "100%")
-    for (_, method, control), rows in sorted(groups.items(), key=lambda pair: pair[0]):
-        removed = sum(row["realised_sparsity"] for row in rows) / len(rows)
-        added = sum(row["loss"] - dense[row["task"]]["loss"] for row in rows) / len(rows)
-        right = [row["acc"] for row in rows if row["acc"] is not None]
-        same = sum(row["agreement"] for row in rows) / len(rows)
-        accuracy = f"{100 * sum(right) / len(right):.1f}%" if right else ""
-        table.add_row(f"{removed:.1%}", method, control, f"{added:.3f}", accuracy, f"{100 * same:.1f}%")
+    """Every method's mean over tasks and seeds, ± its standard error, in an order that tells; the best is bold."""
+    data = join([Source(Path(), result)])
+    if data is None:
+        return
+    table = Table("removed", "method", "control", header_style="bold")
+    for name in ("added loss", "accuracy, %", "same token, %"):
+        table.add_column(name, justify="right")
+    right = mean(cells(data.select("dense"), "acc"))
+    table.add_row("0%", "dense", "", "0", of_page(right, 1, scale=100) if right else "", "100", end_section=True)
+    for sparsity in data.sparsities:
+        controls = dict.fromkeys(row["control"] for row in data.rows if row["control"])
+        lines = [(method, control) for control in (None, *controls) for method in data.methods]
+        shown = [line for line in lines if data.select(line[0], sparsity, line[1])]
+        best = data.lowest(sparsity)
+        for method, control in shown:
+            rows = data.select(method, sparsity, control)
+            measured = [
+                of_page(mean(cells(rows, "added_loss")), 3),
+                of_page(mean(cells(rows, "acc")), 1, scale=100),
+                of_page(mean(cells(rows, "agreement")), 1, scale=100),
+            ]
+            removed = mean(cells(rows, "realised_sparsity"))
+            named = [f"{100 * removed.value:.1f}%" if removed else "", method, control or "", *measured]
+            style = "bold" if method == best and control is None else None
+            table.add_row(*named, style=style, end_section=(method, control) == shown[-1])
     console.print(table)
-    console.print(
-        f"means over {len(result['tasks'])} tasks and {len(result['seeds'])} seeds; chance is counted in accuracy"
-    )
+    over = f"{several(len(data.tasks), 'task')} and {several(len(data.seeds), 'seed')}"
+    error = " ± standard error" if len(data.tasks) > 1 or len(data.seeds) > 1 else ""
+    console.print(f"means over {over}{error}; bold loses least. Accuracy has chance in it")
 
 
 def show_sweep(result: dict[str, Any], console: Console) -> None:

@@ -1,5 +1,6 @@
 """Model cards: what was removed, for which task, what that means off task, what was measured, and how to run it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,25 @@ seap export DIR --to openvino --out ov    # openvino-genai: LLMPipeline("ov", "C
 seap export DIR --to padded --out stock   # anything that runs the stock class; zeros in place of what was cut
 ```"""
 
+CITATION = """## The method
+
+```bibtex
+@inproceedings{liang2026seap,
+  title     = {SEAP: Sparse Expert Activation Pruning Unlocks the Brainpower of Large Language Models},
+  author    = {Liang, Xun and Wang, Hanyu and Lai, Huayi and Niu, Simin and Song, Shichao and Yang, Jiawei and
+               Zhao, Jihao and Xiong, Feiyu and Tang, Bo and Li, Zhiyu},
+  booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
+  year      = {2026},
+  doi       = {10.1609/aaai.v40i38.40463}
+}
+```"""
+
 
 def model_card(about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = (), *, repo: str | None = None) -> str:
     """Of a pruned checkpoint. rows: those of `seap eval`. repo: the id that the snippets load, on the Hub."""
-    own = f"`seap/mask.safetensors` says which units stayed, `seap.json` how they were chosen.\n\n{ENGINES}"
+    own = (
+        f"`seap/mask.safetensors` says which units stayed, `seap.json` how they were chosen.\n\n{ENGINES}\n\n{CITATION}"
+    )
     return _placed(f"{_head(about)}\n{_measured(about, rows)}\n{TRANSFORMERS}\n\n{own}\n", repo)
 
 
@@ -55,7 +71,9 @@ def exported_card(
 ) -> str:
     """Of a checkpoint that was exported (uniform, padded, openvino or torchao), or of one with fewer layers."""
     form, snippet = FORMS[target]
-    return _placed(f"{_head(about)}\n{_measured(about, rows)}\n{form.format(class_name)}\n\n{snippet}\n", repo)
+    return _placed(
+        f"{_head(about)}\n{_measured(about, rows)}\n{form.format(class_name)}\n\n{snippet}\n\n{CITATION}\n", repo
+    )
 
 
 def _placed(card: str, repo: str | None) -> str:
@@ -67,20 +85,19 @@ def _placed(card: str, repo: str | None) -> str:
 
 
 def _head(about: Mapping[str, Any]) -> str:
-    tasks = ", ".join(about["tasks"]) or "no task (weights alone)"
-    name = Path(about["model"]).name or "model"
-    on_hub = "/" in about["model"] and not Path(about["model"]).exists()
-    base = f'base_model: "{about["model"]}"\n' if on_hub else ""
+    tasks, name = _tasks(about), _name(about["model"])
+    earlier = about.get("pruned_before") or {}
+    before = f"""
+It had been pruned before, for {", ".join(earlier.get("tasks") or []) or "no task"}.{_of_base(earlier)}
+"""
     return f"""---
-library_name: transformers
-{base}tags: [seap, pruned]
----
+{_front_matter(about)}---
 # {name}, pruned for {tasks}
 
-{about["realised_sparsity"]:.1%} of the attention and MLP parameters of `{about["model"]}` were removed
+{about["realised_sparsity"]:.1%} of the attention and MLP parameters of `{name}` were removed
 ({about["params_before"]:,} → {about["params_after"]:,} parameters in all, {about["total_sparsity"]:.1%} fewer), method
 `{about["method"]}`, calibrated on {about["num_tokens"]:,} tokens of: {tasks}.{_gone(about["layers"])}
-{_vocabulary(about)}"""
+{before if earlier else ""}{_vocabulary(about)}{_made_by(about)}"""
 
 
 def _vocabulary(about: Mapping[str, Any]) -> str:
@@ -106,26 +123,88 @@ def _these(layers: Sequence[int]) -> str:
     return f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
 
 
+def _front_matter(about: Mapping[str, Any]) -> str:
+    """What the Hub reads: of the base model and the data sets only what has a name there."""
+    first = (about.get("pruned_before") or {}).get("base") or about["model"]
+    told = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": "[seap, pruned]"}
+    if _on_hub(first):
+        told["base_model"] = f'"{first}"'
+    sets = [str(corpus.get("source", "")) for corpus in (about.get("corpora") or {}).values()]
+    named = [source.removeprefix("hub:").partition("@")[0].partition("[")[0].partition(":")[0] for source in sets]
+    named = sorted({one for one, source in zip(named, sets, strict=True) if source.startswith("hub:")})
+    if named:
+        told["datasets"] = f"[{', '.join(named)}]"
+    told |= {key: json.dumps(value) for key, value in (about.get("base_card") or {}).items()}
+    return "".join(f"{key}: {value}\n" for key, value in told.items())
+
+
+def _made_by(about: Mapping[str, Any]) -> str:
+    command = " ".join(_without_place(word) for word in str(about.get("command") or "").split())
+    return f"\n```\n{command}\n```\n" if command.startswith("seap ") else ""
+
+
+def _without_place(word: str) -> str:
+    """A word of a command line with the last part of the paths in it: where they lay is nobody's business."""
+    start, equals, place = word.rpartition("=")
+    absolute = place.startswith(("/", "~", "..")) or (len(place) > 2 and place[1:3] == ":\\")
+    return start + equals + (Path(place.replace("\\", "/")).name if absolute else place)
+
+
+def _of_base(earlier: Mapping[str, Any]) -> str:
+    if earlier.get("removed_of_base") is None:
+        return ""
+    return (
+        f" Of the {earlier['base_params']:,} parameters of `{_name(earlier['base'])}`, the model at first, "
+        f"{earlier['removed_of_base']:.1%} are gone in all."
+    )
+
+
+def _name(model: str) -> str:
+    """A Hub id as it is, of a path the last part."""
+    return model if _on_hub(model) else Path(model).name or "model"
+
+
+def _on_hub(model: str) -> bool:
+    return model.count("/") == 1 and not model.startswith((".", "/", "~")) and not Path(model).exists()
+
+
+def _tasks(about: Mapping[str, Any]) -> str:
+    return ", ".join(about["tasks"]) or "no task (weights alone)"
+
+
 def _measured(about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    tasks = ", ".join(about["tasks"]) or "no task (weights alone)"
+    tasks, damage = _tasks(about), about.get("damage")
     unknown = "" if rows else ", and by how much was not measured here"
-    warning = f"""**Off task this model is worse than the dense one{unknown}.** The units that {tasks}
+    parts = [
+        f"""**Off task this model is worse than the dense one{unknown}.** The units that {tasks}
 used least are gone for good; text of another kind may need them. Measure your own task before you rely on it.
 """
-    return f"{warning}\n{_table(rows)}" if rows else warning
+    ]
+    if damage:
+        before, after = damage["loss_before"], damage["loss_after"]
+        parts.append(
+            f"On {damage['tokens']:,} tokens of {damage['text']} of {tasks} the loss went from {before:.3f} to "
+            f"{after:.3f} nats per token when it was cut; KL to the dense model: {damage['kl']:.3f}.\n"
+        )
+    return "\n".join([*parts, *([_table(rows)] if rows else [])])
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown of `seap eval`'s own rows: loss with its standard error, accuracy, likeness to the dense model."""
+    paired = any(row.get("added_loss") is not None for row in rows)
+    more, bar = (" than dense |", "---|") if paired else ("", "")
     lines = [
-        "| test text of | loss per token | perplexity | accuracy | same first choice as dense |",
-        "|---|---|---|---|---|",
+        f"| test text of | loss per token |{more} perplexity | accuracy | same first choice as dense |",
+        f"|---|---|{bar}---|---|---|",
     ]
     for row in rows:
         if "loss" not in row:
             continue
         accuracy = f"{row['acc']:.1%} ± {row['acc_stderr']:.1%}, n = {row['n']}" if row.get("acc") is not None else ""
+        if accuracy and isinstance((row.get("dense") or {}).get("acc"), float):
+            accuracy += f" (dense {row['dense']['acc']:.1%})"
         same = f"{row['agreement']:.1%}" if row.get("agreement") is not None else ""
+        added = f" {row['added_loss']:+.3f} |" if row.get("added_loss") is not None else " |" * paired
         loss = f"{row['loss']:.3f} ± {row['loss_stderr']:.3f}"
-        lines.append(f"| {row['task']} | {loss} | {row['ppl']:.2f} | {accuracy} | {same} |")
+        lines.append(f"| {row['task']} | {loss} |{added} {row['ppl']:.2f} | {accuracy} | {same} |")
     return "\n".join(lines) + "\n"

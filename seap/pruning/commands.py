@@ -8,22 +8,22 @@ from typing import Any
 
 import torch
 
-from seap.activations.calibration import check_measured, check_same_model, identity
+from seap.activations.calibration import check_measured, check_same_model
 from seap.activations.ranks import Ranks, joined, local_device
 from seap.disk.claim import claimed
 from seap.errors import UserError
 from seap.models import loader
-from seap.models.axes import Masks
 from seap.models.options import Streaming
 from seap.pruning import checkpoint
 from seap.pruning.probe import check_saved
+from seap.pruning.provenance import note_
 from seap.pruning.prune import needs_text, prune, split_options
 from seap.pruning.report import Report
 from seap.pruning.stages import check_tasks, read_statistics
 from seap.pruning.streaming import check_streamable
 from seap.pruning.vocabulary import NEEDS_TEXT
 from seap.schema import converted, needed
-from seap.selection.mask import compose, load_masks
+from seap.selection.mask import load_masks
 from seap.selection.mixture import check_mixture
 from seap.selection.options import Pruning
 from seap.text.sources import sources_of
@@ -127,7 +127,6 @@ def _prune_claimed(
             check_same_model([mask_file], [about_mask], model)
         removed = pruning.sparsity if least is None else least
         checkpoint.check_space(out, checkpoint.written_bytes(model, removed, save_dtype), "the pruned model")
-        made_with, before = identity(model), checkpoint.previous(name, model)
         statistics = {task: part for task, (part, _) in stored.items()} or None
         report = prune(
             model,
@@ -148,7 +147,7 @@ def _prune_claimed(
         if not streaming.stream:
             model.to(getattr(torch, save_dtype) if save_dtype else model.config.dtype or model.dtype)
         trust = bool(loading.get("trust_remote_code"))
-        notes = save_pruned(model, tokenizer, report, out, made_with, before, verify=verify, trust_remote_code=trust)
+        notes = save_pruned(model, tokenizer, report, out, verify=verify, trust_remote_code=trust)
         return replace(report, notes=(*report.notes, *notes))
 
 
@@ -193,29 +192,11 @@ def options_of_mask(options: Mapping[str, Any], about: Mapping[str, Any]) -> dic
 
 
 def save_pruned(
-    model: Any,
-    tokenizer: Any,
-    report: Report,
-    out: Path,
-    made_with: Mapping[str, Any],
-    before: tuple[Masks, Mapping[str, Any]] | None,
-    *,
-    verify: bool = True,
-    trust_remote_code: bool = False,
+    model: Any, tokenizer: Any, report: Report, out: Path, *, verify: bool = True, trust_remote_code: bool = False
 ) -> list[str]:
-    """Save a checkpoint whose masks are over the original model's units, whatever was pruned before.
-
-    Returns what is to be said about verifying it.
-    """
-    told, masks = report.to_dict(), report.masks
-    about: dict[str, Any] = {**made_with, "seed": told["calibration"]["seed"]}
-    told_too = ("tasks", "method", "options", "realised_sparsity", "num_tokens", "versions", "key")
-    about |= {name: told[name] for name in told_too} | {"sparsity": report.target_sparsity}
-    if before is not None:
-        masks = compose(before[0], report.masks)
-        kept = sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
-        earlier = {name: before[1].get(name) for name in ("model", "tasks", "method", "realised_sparsity")}
-        told["pruned_before"] = about["pruned_before"] = earlier | {"units_kept_of_original": kept}
+    """Save a checkpoint, with the report as it is now. Returns what is to be said about verifying it."""
+    assert report.origin is not None
+    note_(model, report.to_dict(), report.masks, report.origin)
     notes: list[str] = []
 
     def run_again(folder: Path) -> None:
@@ -223,5 +204,5 @@ def save_pruned(
         if verify and (note := check_saved(folder, model, own, trust_remote_code=trust_remote_code)):
             notes.append(note)
 
-    checkpoint.save(model, tokenizer, masks, told | {"mask": about}, out, verify=run_again)
+    checkpoint.save(model, tokenizer, out, verify=run_again)
     return notes

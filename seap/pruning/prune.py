@@ -1,9 +1,10 @@
 """The whole way from a model and its tasks to a smaller model: the only file that knows the order of the stages."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
-from typing import Any
+from functools import partial
+from typing import Any, Unpack
 
 import torch
 
@@ -19,7 +20,9 @@ from seap.models.axes import Masks
 from seap.models.families import refuse_experts
 from seap.models.residency import streamed
 from seap.pruning import probe
+from seap.pruning.damage import Dense, heard
 from seap.pruning.notes import notes_on, notes_on_experts
+from seap.pruning.provenance import note_, origin_of
 from seap.pruning.ready import check_in_memory, check_sizes, check_together
 from seap.pruning.report import Before, Report, Run, build_report
 from seap.pruning.sequential import refit_layers
@@ -30,6 +33,7 @@ from seap.pruning.texts import build_corpora as build_corpora
 from seap.pruning.vocabulary import check_whole_first, vocabulary_cut
 from seap.pruning.whole_layers import check_dense
 from seap.selection.allocate import allocate
+from seap.selection.keywords import PruneKeywords
 from seap.selection.mask import check_fits
 from seap.selection.mixture import check_mixture, pool
 from seap.selection.options import Pruning
@@ -37,12 +41,13 @@ from seap.selection.ranking import Ranking, rank, with_second_moments
 from seap.selection.timing import best_rounding
 from seap.selection.usage import keep_experts
 from seap.text.corpus import Corpus
+from seap.text.keywords import CalibrationKeywords
 from seap.text.options import Calibration
 from seap.vocabulary import options as vocabularies
 
 
 def calibrate(
-    model: Any, tokenizer: Any, task: Tasks, *, progress: bool = True, **options: Any
+    model: Any, tokenizer: Any, task: Tasks, *, progress: bool = True, **options: Unpack[CalibrationKeywords]
 ) -> dict[str, Statistics]:
     """Measure each task's activations: `seap.calibrate(model, tokenizer, "gsm8k", num_texts=200)`.
 
@@ -119,9 +124,10 @@ def prune(
     masks: Masks | None = None,
     ranking: Ranking | None = None,
     general: str | None = None,
+    measure_damage: bool = True,
     progress: bool = True,
     ranks: Ranks = Ranks(),  # noqa: B008
-    **options: Any,
+    **options: Unpack[PruneKeywords],
 ) -> Report:
     """Prune a model in place: `seap.prune(model, tokenizer, task="gsm8k=data/gsm8k", sparsity=0.5)`.
 
@@ -131,9 +137,11 @@ def prune(
     together, each with a copy of the model; each ends with it pruned (but of a streamed one only rank 0). Other options
     are the fields of `seap.selection.options.Pruning`, `seap.text.options.Calibration` and
     `seap.vocabulary.options.Vocabulary`; with `vocabulary` the tokenizer is made smaller too, in place. Both are
-    untouched when anything is refused.
+    untouched when anything is refused. measure_damage: see what it does to the loss of a thousand tokens of the task's
+    held-out text (`damage.py`).
 
-    Afterwards `model.save_pretrained` and `push_to_hub` work as for any model.
+    Afterwards `model.save_pretrained` and `push_to_hub` work as for any model, and write what is known of the pruning
+    too (seap.json, the masks, a card), also when the model was trained in between.
     """
     started = time.perf_counter()
     check_in_memory(model)
@@ -144,15 +152,19 @@ def prune(
     run.pruning, noted = agreed(lambda: with_rounding(model, run.pruning), ranks)
     run.notes += [*noted, *check(model, run.pruning, masks), *(f"{name} has no effect" for name in wanted.unused())]
     check_together(run.pruning, ranks)
-    asked = masks is None or "sparsity" in options
+    asked, origin = masks is None or "sparsity" in options, origin_of(model)
+    listens = measure_damage and ranks.is_first
     with vocabulary_cut(model, tokenizer, task, general, run, progress=progress) as finished:
         if wanted.is_cut and masks is None and not run.pruning.sparsity:
             report = leave_layers(model, run, started)
         else:
             measure_(run, model, tokenizer, task, masks, general, progress=progress, ranks=ranks)
             how: dict[str, Any] = {"asked": asked, "started": started, "progress": progress, "ranks": ranks}
-            report = cut_layers_(model, run, masks, ranking, **how)
-    return finished(report)
+            heard_now = partial(heard, model, tokenizer, task) if listens else lambda *_: None
+            report = cut_layers_(model, run, masks, ranking, heard_now, **how)
+        report = replace(finished(report), origin=origin)
+        note_(model, report.to_dict(), report.masks, origin)
+    return report
 
 
 def leave_layers(model: Any, run: Run, started: float) -> Report:
@@ -167,13 +179,17 @@ def cut_layers_(
     run: Run,
     masks: Masks | None,
     ranking: Ranking | None,
+    heard: Callable[[Mapping[str, Statistics], Calibration], Dense | None],
     *,
     asked: bool,
     started: float,
     progress: bool,
     ranks: Ranks,
 ) -> Report:
-    """Choose what stays of the layers, where it isn't given, and cut. asked: whether a sparsity was."""
+    """Choose what stays of the layers, where it isn't given, and cut. asked: whether a sparsity was.
+
+    heard: what the dense model says, for the damage.
+    """
     if run.statistics and (masks is None or run.pruning.resolved().compensate != "none"):
         run.statistics = with_second_moments(model, run.statistics, run.pruning, progress=progress)
     if masks is not None:
@@ -186,6 +202,7 @@ def cut_layers_(
         run.statistics, run.notes = ranking.statistics, [*run.notes, *ranking.notes]
         run.pruning = replace(ranking.options, sparsity=run.pruning.sparsity)
     before = Before.of(model, made)
+    dense = heard(run.statistics, run.calibration)
     if streamed(model) is None:
         repairs = make_repairs(model, made, run.statistics, run.pruning, progress=progress, ranks=ranks)
         expected = probe.before_cut(describe(model), made, repairs)
@@ -196,7 +213,9 @@ def cut_layers_(
         repairs = cut_streamed_(model, made, source, run.pruning.resolved(), progress=progress, ranks=ranks)
     run.notes += notes_on(repairs, run.pruning, before.realised_sparsity, chosen=masks is None)
     target = run.pruning.sparsity if asked else before.realised_sparsity
-    return build_report(model, before, made, run, target=target, seconds=time.perf_counter() - started)
+    found = None if dense is None else dense.damage_to(model)
+    took = time.perf_counter() - started
+    return build_report(model, before, made, run, target=target, seconds=took, damage=found)
 
 
 def with_rounding(model: Any, options: Pruning) -> tuple[Pruning, list[str]]:

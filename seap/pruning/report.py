@@ -1,25 +1,30 @@
 """What a pruning did, in numbers, and what made it."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from seap.activations.calibration import fingerprint
 from seap.activations.stats import Statistics
-from seap.environment import command_line, versions
+from seap.environment import made_by, versions
 from seap.files import digest
 from seap.methods import MEASURED
 from seap.models.arch import describe, embedding_params
 from seap.models.axes import Masks
-from seap.selection.mask import budgets_of, realised_sparsity
+from seap.pruning.provenance import Origin, base_card, origin_of, pruned_before
+from seap.selection.mask import ShownMasks, budgets_of, realised_sparsity
 from seap.selection.options import Pruning
+from seap.shown import html_facts, text_table
 from seap.text.corpus import Corpus
 from seap.text.options import Calibration
 from seap.vocabulary.options import Vocabulary
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Report:
-    """What a pruning did. Sparsities are fractions removed: of the prunable, of all, of all but embeddings."""
+    """What a pruning did. Sparsities are fractions removed: of the prunable, of all, of all but embeddings.
+
+    damage: see `damage.py`; None where no text was at hand. It prints as a short table.
+    """
 
     model: str
     method: str
@@ -35,13 +40,85 @@ class Report:
     seconds: float
     notes: tuple[str, ...]
     provenance: dict[str, Any]
+    damage: dict[str, Any] | None = None
     masks: Masks = field(repr=False)
     vocabulary: dict[str, Any] | None = None  # what went of it, where any did
+    origin: Origin | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Flat, for JSON; without the masks."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "masks"}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("masks", "origin")}
         return values | values.pop("provenance")
+
+    def __repr__(self) -> str:
+        return text_table(title_of(self.to_dict()), summary(self.to_dict()))
+
+    def plot_widths(self) -> Any:
+        """What each layer keeps, as a Matplotlib figure (seap[report])."""
+        from seap.pruning.plots import plot_widths
+
+        return plot_widths(self.masks)
+
+    def _repr_html_(self) -> str:
+        return html_facts(title_of(self.to_dict()), summary(self.to_dict()))
+
+
+def title_of(told: Mapping[str, Any]) -> str:
+    return f"{told['model']}, pruned for {', '.join(told['tasks']) or 'no task (weights alone)'}"
+
+
+def summary(told: Mapping[str, Any]) -> dict[str, str]:
+    """A report, as `to_dict` has it, in a few lines."""
+    chosen = ", ".join(told["options"][name] for name in ("score", "allocate", "mask", "compensate"))
+    found = {
+        "model": told["model"],
+        "method": f"{told['method']} ({chosen})",
+        "tasks": ", ".join(told["tasks"]) or "none: weights alone",
+        "sparsity": f"{told['realised_sparsity']:.4f} of the prunable parameters, asked {told['target_sparsity']}",
+        "all parameters": f"{told['params_before']:,} → {told['params_after']:,}, {told['total_sparsity']:.1%} fewer "
+        f"({told['non_embedding_sparsity']:.1%} without embeddings)",
+    }
+    if before := told.get("pruned_before"):
+        found["pruned before"] = before_words(before)
+    if told.get("vocabulary"):
+        found["vocabulary"] = vocabulary_told(told["vocabulary"])
+    if told.get("damage"):
+        found["damage"] = damage_words(told["damage"])
+    found["measured on"] = f"{told['num_tokens']:,} tokens"
+    return found | {"took": f"{told['seconds']:.1f} s"}
+
+
+def vocabulary_told(cut: Mapping[str, Any]) -> str:
+    """`49,152 → 9,472 tokens, 22,855,680 of 28,311,552 parameters fewer, …`"""
+    gone = cut["params_before"] - cut["params_after"]
+    text = f"{cut['tokens_before']:,} → {cut['tokens_after']:,} tokens, {gone:,} of {cut['params_before']:,} parameters"
+    text += " fewer"
+    if cut.get("covered") is not None:
+        text += f"; {cut['covered']:.1%} of the tokens of held-out text stay"
+    if cut.get("nats_per_byte"):
+        worst = max(cut["nats_per_byte"].values())
+        text += f", which costs it {worst:+.4f} nats per byte (at most {cut['tolerance']:g} asked)"
+    return text
+
+
+def damage_words(damage: Mapping[str, Any]) -> str:
+    """`loss 2.100 → 2.190 (+0.090), KL to the dense model 0.120 nats per token, on 1,024 tokens of held-out text`"""
+    before, after = damage["loss_before"], damage["loss_after"]
+    return (
+        f"loss {before:.3f} → {after:.3f} ({after - before:+.3f}), KL to the dense model {damage['kl']:.3f} nats per "
+        f"token, on {damage['tokens']:,} tokens of {damage['text']}"
+    )
+
+
+def before_words(before: Mapping[str, Any]) -> str:
+    """Of a model that had been pruned already: what it was at first, and what is gone of that."""
+    tasks = ", ".join(before.get("tasks") or []) or "no task"
+    words = f"for {tasks}, by {before.get('method')}"
+    if before.get("removed_of_base") is not None:
+        words += (
+            f"; of {before['base']}'s {before['base_params']:,} parameters {before['removed_of_base']:.1%} are gone"
+        )
+    return words
 
 
 @dataclass
@@ -74,16 +151,29 @@ class Before:
     """A model's numbers before it is cut by masks."""
 
     size: Size
-    fingerprint: str
+    origin: Origin
     realised_sparsity: float
     layers: list[dict[str, int]]
 
     @classmethod
     def of(cls, model: Any, masks: Masks) -> "Before":
-        return cls(Size.of(model), fingerprint(model), realised_sparsity(describe(model), masks), widths(model, masks))
+        return cls(Size.of(model), origin_of(model), realised_sparsity(describe(model), masks), widths(model, masks))
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.origin.identity["fingerprint"])
 
 
-def build_report(model: Any, before: Before, masks: Masks, run: Run, *, target: float, seconds: float) -> Report:
+def build_report(
+    model: Any,
+    before: Before,
+    masks: Masks,
+    run: Run,
+    *,
+    target: float,
+    seconds: float,
+    damage: dict[str, Any] | None = None,
+) -> Report:
     """The report on a model that has been cut."""
     size, after = before.size, Size.of(model)
     skipped = {name: corpus.skipped for name, corpus in run.corpora.items() if corpus.skipped}
@@ -107,8 +197,13 @@ def build_report(model: Any, before: Before, masks: Masks, run: Run, *, target: 
         num_tokens=sum(next(iter(part.values())).count for part in run.statistics.values()),
         seconds=seconds,
         notes=(*run.notes, *left_out),
-        masks=masks,
-        provenance=provenance(before.fingerprint, run) | _dequantized(model),
+        masks=ShownMasks(masks),
+        origin=before.origin,
+        damage=damage,
+        provenance=provenance(before.fingerprint, run)
+        | _dequantized(model)
+        | pruned_before(before.origin, masks, after.params)
+        | base_card(model),
     )
 
 
@@ -140,7 +235,7 @@ def provenance(identity: str, run: Run) -> dict[str, Any]:
         "fingerprint": identity,
         "key": digest([identity, asdict(run.pruning), asdict(run.calibration), hashes]),
         "versions": versions(),
-        "command": command_line(),
+        **made_by(),
     }
 
 

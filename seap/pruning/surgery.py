@@ -192,6 +192,7 @@ def finish_(arch: Arch, masks: Masks, repaired: Collection[str]) -> Arch:
     model = arch.model
     _write_config_(arch, model.config, masks, repaired)
     _copy_attributes_(arch)
+    model.__dict__.pop("_seap_files", None)  # of an earlier pruning
     modeling_seap.adopt_(model)
     if model.base_model is not model:
         modeling_seap.adopt_(model.base_model)

@@ -15,6 +15,7 @@ from seap.models.axes import BLOCK, Axis, Masks
 from seap.models.blocks import check_gone
 from seap.scoring.score import Scores, unit_scores
 from seap.selection.whole_layers import dropped_layers
+from seap.shown import html_table
 
 
 def choose_units(axes: Sequence[Axis], scores: Scores, budgets: Mapping[str, int]) -> Masks:
@@ -111,6 +112,24 @@ def compose(before: Masks, after: Masks) -> Masks:
     return composed
 
 
+class ShownMasks(dict[str, Tensor]):
+    """Masks that show in a notebook what each layer keeps."""
+
+    def _repr_html_(self) -> str:
+        axes = list(dict.fromkeys(key.rpartition(".")[2] for key in self))
+        layers = sorted({int(key.split(".")[1]) for key in self})
+        rows = [[str(layer), *(self._kept(layer, axis) for axis in axes)] for layer in layers]
+        return html_table("Units kept", ["layer", *(axis.replace("_", " ") for axis in axes)], rows)
+
+    def _kept(self, layer: int, axis: str) -> str:
+        """`176 of 352  ██████░░░░░░`"""
+        mask = self.get(f"layers.{layer}.{axis}")
+        if mask is None:
+            return ""
+        bar = round(12 * float(mask.float().mean()))
+        return f"{int(mask.sum())} of {mask.numel()}  {'█' * bar}{'░' * (12 - bar)}"
+
+
 def save_masks(path: Path, masks: Masks, about: Mapping[str, Any]) -> None:
     write_tensors(path, "mask", masks, about)
 
@@ -119,7 +138,7 @@ def load_masks(path: Path) -> tuple[Masks, dict[str, Any]]:
     """Masks and their metadata. Raises UserError for tensors that are none."""
     masks, about = read_tensors(path, "mask")
     check_masks(path, masks)
-    return masks, about
+    return ShownMasks(masks), about
 
 
 def check_masks(path: Path, masks: Mapping[str, Tensor]) -> None:

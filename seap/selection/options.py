@@ -31,6 +31,7 @@ from seap.methods import (
     Method,
     Score,
 )
+from seap.shares import FIRST, Share, share
 
 Cost = Literal["params", "milliseconds"]
 Drop = Literal["none", "attention", "mlp", "both"]
@@ -46,12 +47,18 @@ def _rounding(_: Any, tokens: Sequence[Any]) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pruning:
-    """What is cut, how much of it, and how. Options left out come from --method."""
+class Amount:
+    """How much is cut, and by which method."""
 
-    sparsity: float = 0.5
-    """Fraction of all q, k, v, o, gate, up and down parameters to remove, in [0, 1)."""
-    method: Annotated[str, Parameter(help=f"{', '.join(METHODS)}.")] = "seap"
+    sparsity: Annotated[Share, FIRST] = 0.5
+    """Share of all q, k, v, o, gate, up and down parameters to remove, from 0 to below 1: 0.5 or 50%."""
+    method: Annotated[str, Parameter(help=f"{', '.join(METHODS)}."), FIRST] = "seap"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What is cut and how, beside the method and how much: `Pruning` has these and checks them."""
+
     score: Score | None = None
     """How units are ranked."""
     allocate: Allocate | None = None
@@ -94,7 +101,7 @@ class Pruning:
     drop: Drop = "none"
     """What may also go whole where that costs least, with its norm and its KV cache: a layer's attention, its MLP, or
     both (with --allocate damage or search). The mean of what it wrote stays, unless --compensate none."""
-    effort: EffortName = "standard"
+    effort: Annotated[EffortName, FIRST] = "standard"
     """What is spent on the choice of units and widths: quick (closed forms, no refit), standard, thorough. The options
     below that are left out come from it, and so do the search and the refit of methods that have them."""
     curves: CurvesFrom | None = None
@@ -113,11 +120,17 @@ class Pruning:
     """
     steps: int | None = None
     """Steps of --allocate iterative (GISP), each forward and back over the whole text; the paper's has 112 for 7 B."""
-    round_to: Annotated[int, Parameter(converter=_rounding)] = 1
+    round_to: Annotated[int, Parameter(converter=_rounding), FIRST] = 1
     """Keep a multiple of so many MLP channels in every layer: 64 or 128 for GPUs, 256 for GGUF K-quants; auto measures
     what pays on the device at hand (0 in Python)."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning(Choices, Amount):
+    """What is cut, how much of it, and how. Options left out come from --method."""
+
     def __post_init__(self) -> None:
+        object.__setattr__(self, "sparsity", share("--sparsity", self.sparsity))
         if not 0 <= self.sparsity < 1:
             raise UserError(f"--sparsity {self.sparsity}: must be at least 0 and below 1, such as 0.5 for half")
         if self.method not in METHODS:

@@ -6,5 +6,5 @@ Four rooms in the order of the data: `networks/` (files and runtime), `routing/`
 `routing/router.py`), `scheduling/` (which rows are decoded together), `server/` (HTTP, OpenAI's protocol).
 `commands.py` is route fit, predict and eval over files; `options.py` has the limits.
 
-Not here: making masks (selection/), engines of others (export/).
+Not here: making masks (selection/), engines of others (exports/).
 """

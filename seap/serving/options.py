@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seap.errors import UserError, at_least
+from seap.shares import Share
 
 USUAL_DEPTH = 2  # eight kinds of text, one unknown: noticed 35%, 60% and 80% with 0, 1 and 2 (docs/serving.md)
 
@@ -22,7 +23,7 @@ class Routing:
     are more. 0 reads embeddings alone: nearly free, but unknown tasks are noticed far less often."""
     max_prompt_tokens: int = 256
     """Tokens of a prompt that the router reads, from its beginning."""
-    abstain: float = 0.02
+    abstain: Share = 0.02
     """Share of held-out prompts of the known tasks that may be given up; what is less sure than those is no task's."""
     plain: bool = False
     """Learn from the prompts as they are alone, not also wrapped in a chat, without template, shortened and altered."""
@@ -42,7 +43,7 @@ class Routing:
 class Packing:
     """What a network may own beside the dense model, whose weights all networks share."""
 
-    share: float | None = None
+    share: Share | None = None
     """Most parameters of a network's own, as a share of the dense model's, such as 0.025: reconstruction then goes into
     corrections of low rank, the best ones first. By default every weight that reconstruction changed is its own."""
 
@@ -69,7 +70,7 @@ class Limits:
     """Tokens that a task's rows get before another task's turn."""
     retry_after: int = 1
     """Least seconds that a client is told to wait before it tries again."""
-    client_share: float = 0.75
+    client_share: Share = 0.75
     """What one client may take of each of these limits, and of the connections, by its key or address: so much of what
     the others leave."""
 

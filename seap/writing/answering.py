@@ -17,7 +17,7 @@ from tqdm import tqdm
 from seap.activations.calibration import identity
 from seap.disk.claim import claimed
 from seap.disk.kinds import about_of
-from seap.environment import command_line, commit, versions
+from seap.environment import commit, made_by, versions
 from seap.errors import UserError
 from seap.files import check_suffix, digest, write_lines
 from seap.models import loader
@@ -186,5 +186,5 @@ def about_answers(model: Any, options: Answering, found: Answered) -> dict[str, 
         "data_hash": digest([one.row for one in found.answers]),
         "versions": versions(),
         "commit": commit(),
-        "command": command_line(),
+        **made_by(),
     }

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from seap.activations.calibration import identity
 from seap.disk.claim import claimed
 from seap.disk.kinds import about_of
-from seap.environment import command_line, commit, versions
+from seap.environment import commit, made_by, versions
 from seap.errors import UserError
 from seap.files import check_suffix, digest, write_lines
 from seap.models import loader
@@ -201,5 +201,5 @@ def about_written(model: Any, options: Writing, written: Written) -> dict[str, A
         "data_hash": digest([text.text for text in written.texts]),
         "versions": versions(),
         "commit": commit(),
-        "command": command_line(),
+        **made_by(),
     }

@@ -86,8 +86,19 @@ def test_the_stages_one_by_one(dense: str, task: str, tmp_path: Path, capsys: py
         (["prune", "M", "--out", "o", "--method", "seab"], 1, "did you mean 'seap'"),
         (["inspect", "nowhere"], 1, "no such file or folder: nowhere"),
         (["mask", "builtin", "--out", "m.safetensors"], 1, "needs statistics"),
-        (["prune", "M", "--out", "o", "--spasity", "0.5"], 2, "Did you mean"),
-        (["prun"], 2, "prune"),
+        (["prune", "M", "--out", "o", "--spasity", "0.5"], 1, "Did you mean"),
+        (
+            ["prune", "M", "--out", "o", "--sparsity", "half"],
+            1,
+            "--sparsity: got 'half', expected a number from 0 to 1",
+        ),
+        (["prune", "M", "--out", "o", "--effort", "lots"], 1, "lots"),
+        (["prune", "--out", "o"], 1, "MODEL"),
+        (["prun"], 1, "prune"),
+        (["prune", "./nope", "--out", "o", "--method", "random"], 1, "can't load model './nope': no such folder"),
+        (["prune", "M", "--config"], 1, "--config needs a file"),
+        (["prune", "M", "--out", "o", "--config", "none.yaml"], 1, "none.yaml can't be read"),
+        (["run", "none.yaml"], 1, "none.yaml can't be read"),
     ],
 )
 def test_mistakes_get_one_line_and_an_exit_code(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:
@@ -95,6 +106,7 @@ def test_mistakes_get_one_line_and_an_exit_code(arguments: list[str], code: int,
     done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     assert done.returncode == code, done.stderr
     assert message in done.stderr and "Traceback" not in done.stderr and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -145,3 +157,47 @@ def test_every_method_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None
     assert main(["prune", "--help"]) == 0
     words = "".join(capsys.readouterr().out.replace("│", "").split())
     assert ",".join(METHODS) in words
+
+
+@pytest.mark.parametrize("written", ["0.5", "50%", "50 %"])
+def test_a_share_is_written_as_people_do(written: str) -> None:
+    words = ["prune", "builtin", "--task", "arithmetic", "--out", "x", "--sparsity", written, "--confidence", "90%"]
+    _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+    assert bound.arguments["pruning"].sparsity == 0.5 and bound.arguments["promise"].confidence == 0.9
+    assert Pruning(sparsity=written).sparsity == 0.5  # type: ignore[arg-type]
+
+
+def test_comparisons_and_sweeps_take_what_prune_takes() -> None:
+    more = [
+        "--score",
+        "wifv",
+        "--allocate",
+        "uniform",
+        "--compensate",
+        "bias",
+        "--round-to",
+        "8",
+        "--min-channels",
+        "4",
+    ]
+    for words in (["compare", "builtin", "--tasks", "arithmetic"], ["sweep", "builtin", "--task", "arithmetic"]):
+        _, bound, _ = app.parse_args([*words, *more], exit_on_error=False, print_error=False)
+        assert (bound.arguments["choices"].score, bound.arguments["choices"].round_to) == ("wifv", 8)
+
+
+def test_what_most_need_comes_first_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prune", "--help"]) == 0
+    text = capsys.readouterr().out
+    places = [text.index(name) for name in ("What is removed", "Calibration text", "In detail")]
+    assert places == sorted(places)
+    assert places[0] < text.index("--sparsity FLOAT") < places[1] < text.index("--num-texts")
+    assert places[2] < text.index("--logistic-k")
+
+
+def test_quiet_says_nothing_but_results(
+    dense: str, task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--sparsity", "0.4", "--min-channels", "4", "--allocate", "uniform", "--logistic-k", "2", "-q"]
+    assert main(["prune", dense, "--task", task, *arguments, "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "" and "saved" in printed.out

@@ -14,8 +14,9 @@ from seap.evaluation.options import Evaluation
 from seap.evidence import compare as comparing
 from seap.evidence.compare import compare
 from seap.evidence.cost import plan_compare
-from seap.evidence.plan import Comparison, numbers
+from seap.evidence.plan import Comparison
 from seap.selection.options import Pruning
+from seap.shares import shares
 from seap.text.options import Calibration
 
 LOADING = {"device": "cpu"}
@@ -208,8 +209,8 @@ def test_what_is_wrong_is_said_before_the_model_loads(specs: tuple[str, str], tm
     for changes, message in cases:
         with pytest.raises(UserError, match=message):
             compare("no/model", plan(specs, tmp_path, **changes), tmp_path / "out", progress=False)
-    with pytest.raises(UserError, match="expected numbers with commas"):
-        numbers("--sparsity", "0.2;0.5")
+    with pytest.raises(UserError, match="expected a number from 0 to 1"):
+        shares("--sparsity", "0.2;0.5")
     assert not (tmp_path / "out").exists()
 
 

@@ -16,7 +16,7 @@ from seap.activations.moments import Moments
 from seap.activations.stats import Statistics, load_statistics, merge, save_statistics
 from seap.compensation.compensate import FEW_TOKENS, fitting, kept_inputs, output_error, repair_axes, weight_of
 from seap.errors import UserError
-from seap.export.stock import stock_model
+from seap.exports.stock import stock_model
 from seap.models.arch import Arch, describe
 from seap.models.axes import Axis
 from seap.page.describe import describe as inspected

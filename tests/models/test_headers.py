@@ -12,8 +12,8 @@ from toy import folder, tokenizer
 
 import seap
 from seap.errors import UserError
-from seap.export.engines import check
-from seap.export.options import Deployment
+from seap.exports.engines import check
+from seap.exports.options import Deployment
 from seap.models.headers import read_headers
 from seap.page.describe import describe
 

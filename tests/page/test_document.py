@@ -10,6 +10,7 @@ from typing import Any
 import page_example
 import pytest
 from page_example import row
+from rich.console import Console
 
 from seap.errors import UserError
 from seap.page import document, plots, sources
@@ -19,6 +20,7 @@ from seap.page.parts import Cell, Table
 from seap.page.sections.compare_results import main_section, task_section
 from seap.page.sections.verdict import verdict
 from seap.page.sources import Source
+from seap.page.terminal import show_comparison
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
@@ -146,7 +148,9 @@ def test_verdict_by_hand(tmp_path: Path) -> None:
     shown = made(tmp_path, compare=two_tasks((0.1, 0.3), (0.5, 0.704)))
     assert "At 50% sparsity, seap removed 500 of 1 thousand prunable parameters (50.0%)." in shown.text
     assert "adds 0.200 ± 0.100 nats per token to the dense model's loss (2 tasks × 1 seed)" in shown.text
-    assert "flap (+0.602 ± 0.102), seap is better: its loss is 0.402 ± 0.002 lower." in shown.text
+    # 0.002 × 12.71 = 0.025, with one degree of freedom
+    assert "the best baseline, flap (+0.602 ± 0.102), seap is better: its loss is 0.402 ± 0.002 lower" in shown.text
+    assert "lower (95% interval 0.377 to 0.427 lower)." in shown.text
     assert "Most is lost on b (+0.30) and a (+0.10)." in shown.text
 
 
@@ -154,7 +158,9 @@ def test_verdict_says_worse_and_noise_and_unknown(tmp_path: Path) -> None:
     worse = join([Source(tmp_path, two_tasks((0.5, 0.704), (0.1, 0.3)))])
     assert "seap is worse: its loss is 0.402 ± 0.002 higher" in verdict(worse, {})[0]
     noise = join([Source(tmp_path, two_tasks((0.1, 0.3), (0.3, 0.2)))])
-    assert "the difference is within noise: seap's loss is 0.050 ± 0.150 lower" in verdict(noise, {})[0]
+    said = verdict(noise, {})[0]
+    assert "no difference is shown: seap's loss is 0.050 ± 0.150 lower, and the 95% interval" in said
+    assert "1.956 lower to 1.856 higher has 0 in it (it is wide, being of 2 values)" in said and "better" not in said
     rows = [row("dense", "a", 0, 0, 2.0), row("seap", "a", 0.5, 0, 2.5), row("flap", "a", 0.5, 0, 2.25)]
     single = join([Source(tmp_path, result(rows))])
     assert "0.250 higher, from one task and one seed, so nothing says whether" in verdict(single, {})[0]
@@ -168,9 +174,52 @@ def test_verdict_on_accuracy_variants_and_unequal_sparsity(tmp_path: Path) -> No
     data["rows"] = [r | {"realised_sparsity": 0.45} if r["method"] == "flap" else r for r in data["rows"]]
     words = verdict(join([Source(tmp_path, data)]), {})[0]
     assert "Accuracy goes from 75.0% to 65.0% (−10.0 ± 0.0 points)." in words
-    assert "In accuracy seap is 5.0 ± 0.0 points worse." in words
+    assert "In accuracy seap is 5.0 ± 0.0 points worse (95% interval 5.0 to 5.0 worse)." in words
     assert "no comparison at equal sparsity, seap really removed 50.0% and flap 45.0%" in words
-    assert "Of its variants, seap-obs is better: its loss is 0.050 ± 0.000 lower than seap's." in words
+    assert "Of its variants, seap-obs is better: its loss is 0.050 ± 0.000 lower than seap's (95% interval" in words
+
+
+def test_points_have_the_same_caveat_as_the_loss(tmp_path: Path) -> None:
+    data = two_tasks((0.1, 0.3), (0.5, 0.704))
+    right = {("seap", "a"): 0.7, ("seap", "b"): 0.5, ("flap", "a"): 0.6, ("flap", "b"): 0.5}
+    data["rows"] = [r | {"acc": right.get((r["method"], r["task"]), 0.8)} for r in data["rows"]]
+    # Differences 10 and 0 points: 5 ± 5, interval ± 63.6.
+    words = verdict(join([Source(tmp_path, data)]), {})[0]
+    assert "In accuracy seap is 5.0 ± 5.0 points better, which shows no difference: the 95% interval" in words
+    assert "68.5 better to 58.5 worse has 0 in it" in words
+
+
+def test_the_papers_own_method_is_to_be_beaten(tmp_path: Path) -> None:
+    data = two_tasks((0.1, 0.3), (0.5, 0.704))
+    data["rows"] += [row("seap-paper", "a", 0.5, 0, 2.2), row("seap-paper", "b", 0.5, 0, 3.5)]
+    words = verdict(join([Source(tmp_path, data)]), {})[0]
+    assert "Against the best baseline and the paper's own method, seap-paper (+0.350 ± 0.150)" in words
+    data["rows"] += [row("wanda-sp", "a", 0.5, 0, 2.1), row("wanda-sp", "b", 0.5, 0, 3.3)]
+    words = verdict(join([Source(tmp_path, data)]), {})[0]
+    assert "the best baseline, wanda-sp" in words and "Against the paper's own method, seap-paper" in words
+
+
+def test_methods_stand_in_an_order_that_tells(tmp_path: Path) -> None:
+    rows = [row("dense", "a", 0, 0, 2.0), row("random", "a", 0.5, 0, 5.0), row("flap", "a", 0.5, 0, 3.0)]
+    rows += [row("seap-obs", "a", 0.5, 0, 2.5), row("seap-paper", "a", 0.5, 0, 2.9), row("seap", "a", 0.5, 0, 2.6)]
+    joined = join([Source(tmp_path, result(rows))])
+    assert joined is not None and joined.methods == ["seap", "seap-obs", "seap-paper", "flap", "random"]
+    [table] = main_section(joined).tables
+    assert [cells[0].text for group in table.groups for cells in group] == ["dense", *joined.methods]
+    assert table.caption == "Means over 1 task and 1 seed"
+
+
+def test_a_comparison_in_a_terminal_has_errors_order_and_the_best(capsys: pytest.CaptureFixture[str]) -> None:
+    data = two_tasks((0.1, 0.3), (0.5, 0.704))
+    data["rows"].insert(2, row("random", "a", 0.5, 0, 6.0))
+    console = Console(width=200, highlight=False, force_terminal=True)
+    show_comparison(data, console)
+    printed = capsys.readouterr().out
+    lines = [line for line in printed.splitlines() if "│" in line]
+    names = [next(name for name in ("dense", "seap", "flap", "random") if name in line) for line in lines]
+    assert names == ["dense", "seap", "flap", "random"]
+    assert "0.200 ± 0.100" in lines[1] and "\x1b[1m" in lines[1] and "\x1b[1m" not in lines[2]
+    assert "means over 2 tasks and 1 seed" in printed
 
 
 def test_a_method_that_removed_less_wins_nothing(tmp_path: Path) -> None:
@@ -326,5 +375,5 @@ def test_shapes_that_seap_analyze_writes(tmp_path: Path) -> None:
 
 def test_columns_that_say_nothing_are_left_out() -> None:
     rows = [[Cell("dense"), Cell("1"), Cell("0")], [Cell("seap"), Cell("2"), Cell("–")]]
-    found = Table("c", ["method", "loss", "accuracy"], [rows[:1], rows[1:]]).without_empty()
+    found = Table("c", ["method", "loss", "accuracy"], [rows[:1], rows[1:]]).without_empty(leaving_out=1)
     assert found.columns == ["method", "loss"] and [len(row) for group in found.groups for row in group] == [2, 2]

@@ -247,7 +247,7 @@ def test_a_failing_overwrite_keeps_what_was_there(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_masks", full)
+    monkeypatch.setattr(checkpoint, "weight_digests", full)
     refused("the disk is full; nothing was left behind", dense, out, tasks=[task], overwrite=True, sparsity=0.2)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 

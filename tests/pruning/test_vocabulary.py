@@ -13,7 +13,7 @@ from vocabularies import TEXTS, byte_level, with_added
 import seap
 from seap.cli.main import main
 from seap.errors import UserError
-from seap.export.gguf_vocabulary import PRE_TOKENIZERS
+from seap.exports.gguf_vocabulary import PRE_TOKENIZERS
 from seap.models.arch import describe, embedding_params
 from seap.pruning import vocabulary as first
 

@@ -12,7 +12,7 @@ from toy import TEXTS, folder, texts_file, tokenizer
 
 import seap
 from seap.errors import UserError
-from seap.export.engines import widths as widths_of
+from seap.exports.engines import widths as widths_of
 from seap.models.arch import Arch, describe
 from seap.models.blocks import gone
 from seap.models.options import Streaming
@@ -226,7 +226,7 @@ def test_what_can_not_go_whole_is_refused(name: str, options: dict[str, Any], re
 
 
 def test_serving_and_exports_refuse_it(tmp_path: Path) -> None:
-    from seap.export.export import export
+    from seap.exports.export import export
     from seap.pruning.surgery import cut_
 
     dense: Any = model("llama")

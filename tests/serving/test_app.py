@@ -223,6 +223,22 @@ def test_a_full_server_says_when_to_come_back() -> None:
     assert int(refused.headers["retry-after"]) >= 1 and refused.json()["error"]["type"] == "rate_limit_error"
 
 
+def test_a_server_whose_scheduler_failed_says_503(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+
+    def broken() -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(bench.scheduler, "_run_until_closed", broken)
+    asked = {"model": "red", "prompt": "w5", "max_tokens": 4}
+    with running(bench) as url:
+        bench.scheduler._thread.join(9)
+        answers = [httpx.post(f"{url}/v1/completions", json=asked | {"stream": stream}) for stream in (False, True)]
+        health = httpx.get(f"{url}/health")
+    assert {answer.status_code for answer in (*answers, health)} == {503}
+    assert all("must be started again" in answer.json()["error"]["message"] for answer in answers)
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_who_hangs_up_is_not_waited_for(stream: bool) -> None:
     bench = Bench(max_rows=1)

@@ -13,7 +13,7 @@ from workload import TASKS, Bench
 
 from seap.errors import UserError
 from seap.serving.scheduling.rows import decode, prefill
-from seap.serving.scheduling.tickets import Failed, Finished, FullError, Piece, Started
+from seap.serving.scheduling.tickets import Failed, Finished, FullError, Piece, Started, StoppedError
 from seap.writing.sampling import Sampler, Writer
 
 
@@ -158,8 +158,22 @@ def test_closing_finishes_what_was_accepted() -> None:
     with bench:
         pass
     assert all(len(one.tokens()) == 12 for one in asked)
-    with pytest.raises(FullError):
+    with pytest.raises(StoppedError, match="is stopping"):
         bench.submit([5], "red")
+
+
+def test_a_scheduler_that_failed_takes_nothing_more_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+
+    def broken() -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(bench.scheduler, "_run_until_closed", broken)
+    with bench:
+        bench.scheduler._thread.join(9)
+        with pytest.raises(StoppedError, match="has failed; the server must be started again"):
+            bench.submit([5], "red")
+        assert not bench.scheduler.alive
 
 
 def test_a_failure_is_told_and_the_next_one_runs() -> None:

@@ -12,7 +12,7 @@ from tiny import model
 from vocabularies import TEXTS, byte_level, sentencepiece, unigram, with_added
 
 from seap.errors import UserError
-from seap.export.gguf_vocabulary import PRE_TOKENIZERS
+from seap.exports.gguf_vocabulary import PRE_TOKENIZERS
 from seap.text.items import Item
 from seap.text.options import Calibration
 from seap.text.tokens import byte_counter

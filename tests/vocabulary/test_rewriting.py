@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from vocabularies import TEXTS, byte_level, sentencepiece, unigram, whole_words, with_added
 
 from seap.errors import UserError
-from seap.export.gguf_vocabulary import PRE_TOKENIZERS
+from seap.exports.gguf_vocabulary import PRE_TOKENIZERS
 from seap.vocabulary.closure import closed_order, is_closed, kept_merges
 from seap.vocabulary.described import Described, describe_tokenizer, last_merge, replaced
 from seap.vocabulary.rewriting import Source, become_, check_reads_alike, drop_stale, processor_with, renumber, restore_

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from seap.page import plots
-from seap.page.comparison import Comparison, main_loss
-from seap.page.numbers import Mean, Row, average, cells, mean, number, percent
+from seap.page.comparison import Comparison
+from seap.page.numbers import Mean, Row, average, cells, mean, number, percent, several
 from seap.page.parts import AXES, Cell, Section, Table, styled_line
 from seap.page.plots import Plot
 
@@ -25,30 +25,33 @@ def main_section(data: Comparison) -> Section:
     ppl, acc, *_ = _measures(dense)
     groups = [[[Cell("dense"), Cell("0%"), Cell("0"), ppl, acc, Cell("0"), Cell("–")]]] if dense else []
     groups += [_main_rows(data, sparsity) for sparsity in data.sparsities]
+    over = f"{several(len(data.tasks), 'task')} and {several(len(data.seeds), 'seed')}"
     text = (
-        "Each figure is the mean over tasks and seeds ± its standard error (each task counted once, so most of the "
-        "error is how much the tasks differ). Added loss is against the dense model on the same text, in nats per "
-        "token: lower is better; the lowest at each sparsity is bold, of the methods that reached it. “Removed” is the "
-        "share of all prunable parameters that is gone."
+        f"Each figure is the mean over {over} ± its standard error{_of_what(data)}. Added loss is against the dense "
+        "model on the same text, in nats per token: lower is better; the lowest at each sparsity is bold, of the "
+        "methods that reached it. “Removed” is the share of all prunable parameters that is gone."
     )
     files = {"results.csv": _records([{k: v for k, v in r.items() if k != "layers"} for r in data.rows])}
-    table = Table("Means over tasks and seeds", columns, groups).without_empty()
+    table = Table(f"Means over {over}", columns, groups).without_empty(leaving_out=len(dense[:1]))
     return Section(id="results", title="Results", texts=[text], tables=[table], files=files)
 
 
+def _of_what(data: Comparison) -> str:
+    """What makes the error of a mean."""
+    if len(data.tasks) > 1:
+        return " (each task counted once, so most of the error is how much the tasks differ)"
+    return "" if len(data.seeds) > 1 else " where there is one: with one task and one seed there is none"
+
+
 def _main_rows(data: Comparison, sparsity: float) -> list[list[Cell]]:
-    means = {m: mean(main_loss(data, m, sparsity)) for m in data.methods if data.select(m, sparsity)}
-    equal = [found.value for m, found in means.items() if found and data.falls_short(m, sparsity) is None]
-    lowest = min(equal, default=math.nan)
+    best_of_all = data.lowest(sparsity)
     rows = []
-    for method, found in means.items():
+    for method in [m for m in data.methods if data.select(m, sparsity)]:
         chosen = data.select(method, sparsity)
         removed = mean(cells(chosen, "realised_sparsity"))
         if removed and removed.stderr < 5e-5:
             removed = Mean(removed.value, math.nan, removed.parts)  # would read ± 0.00
-        short = data.falls_short(method, sparsity) is not None
-        best = found is not None and found.value == lowest and len(equal) > 1 and not short
-        added = _cell(mean(cells(chosen, "added_loss")), sign=True, best=best)
+        added = _cell(mean(cells(chosen, "added_loss")), sign=True, best=method == best_of_all)
         rows.append([Cell(method), _cell(removed, 2, scale=100, unit="%"), added, *_measures(chosen)])
     return rows
 
@@ -87,8 +90,9 @@ def task_section(data: Comparison) -> Section:
                 columns = ["task", *(["dense"] if key == "acc" else []), *(_named(data, m, sparsity) for m in methods)]
                 tables.append(Table(f"{what}, at {percent(sparsity, 0)} sparsity", columns, [rows]))
     text = (
-        "Mean over seeds; the best of each task is bold, of the methods that reached the sparsity. ± is the standard "
-        "error: of added loss over seeds, where there are several, of accuracy over the test's items."
+        f"Mean over {several(len(data.seeds), 'seed')}; the best of each task is bold, of the methods that reached the "
+        "sparsity. ± is the standard error: of added loss over seeds, where there are several, of accuracy over the "
+        "test's items."
     )
     return Section(id="tasks", title="Task by task", texts=[text], tables=tables)
 

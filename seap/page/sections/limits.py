@@ -14,7 +14,7 @@ def limits_section(data: Comparison | None, bench: bool, missing: Sequence[Secti
         points.append("Speed was not measured: nothing here says that the pruned model runs faster.")
     if missing:
         points.append("Left out for want of data: " + "; ".join(s.title.rstrip("?") for s in missing) + ".")
-    if data and data.ours and not all(map(is_ours, data.methods)):
+    if data and data.judged and len(data.methods) > 1 and not all(map(is_ours, data.methods)):
         points.append("The best baseline is picked on the test text that it is compared on, which favours it a little.")
     return Section(id="limits", title="Limits", points=points)
 

@@ -4,15 +4,27 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from seap.page.comparison import Comparison, best_baseline, is_ours, main_loss
-from seap.page.numbers import Mean, Row, average, cells, mean, number, paired, percent, several, with_error
+from seap.page.comparison import PAPERS_OWN, Comparison, best_baseline, is_ours, main_loss
+from seap.page.numbers import (
+    Mean,
+    Row,
+    average,
+    cells,
+    interval,
+    mean,
+    number,
+    paired,
+    percent,
+    several,
+    with_error,
+)
 
 
 def verdict(data: Comparison | None, about: Mapping[str, Any]) -> list[str]:
     """What was removed, what it cost and how that compares, in plain words: one text per sparsity."""
-    if data is None or not data.methods:
+    if data is None or data.judged is None:
         return ["No pruned model was compared in these results, so there is no verdict on what pruning cost."]
-    method = data.ours or data.methods[0]
+    method = data.judged
     return [_verdict_at(data, method, s, about) for s in data.sparsities if data.select(method, s)]
 
 
@@ -65,19 +77,27 @@ def _accuracy_words(rows: Sequence[Row]) -> list[str]:
 
 def _baseline_words(data: Comparison, method: str, sparsity: float) -> list[str]:
     baseline = best_baseline(data, sparsity)
-    if baseline is None or baseline == method:
+    if baseline is None:
         return ["No other method was measured at this sparsity."]
-    theirs = data.select(baseline, sparsity)
-    gap = paired(main_loss(data, method, sparsity), main_loss(data, baseline, sparsity))
+    also = " and the paper's own method" if baseline == PAPERS_OWN else ""
+    words = _against(data, method, baseline, sparsity, f"the best baseline{also}")
+    if baseline != PAPERS_OWN != method and data.select(PAPERS_OWN, sparsity):
+        words += _against(data, method, PAPERS_OWN, sparsity, "the paper's own method")
+    return [*words, *_variant_words(data, method, sparsity)]
+
+
+def _against(data: Comparison, method: str, other: str, sparsity: float, what: str) -> list[str]:
+    """How a method compares with another one: in loss, in accuracy, and whether that is fair."""
+    ours, theirs = data.select(method, sparsity), data.select(other, sparsity)
+    gap = paired(main_loss(data, method, sparsity), main_loss(data, other, sparsity))
     if gap is None:
-        return [f"{method} and {baseline} share no task and seed, so they can't be compared."]
-    base = mean(main_loss(data, baseline, sparsity))
-    words = f"Against the best baseline, {baseline} ({with_error(base, sign=True)}), {_gap_words(method, gap)}."
-    accuracy = paired(cells(data.select(method, sparsity), "acc"), cells(theirs, "acc"))
+        return [f"{method} and {other} share no task and seed, so they can't be compared."]
+    base = mean(main_loss(data, other, sparsity))
+    words = f"Against {what}, {other} ({with_error(base, sign=True)}), {_gap_words(method, gap)}."
+    accuracy = paired(cells(ours, "acc"), cells(theirs, "acc"))
     if accuracy is not None:
         words += f" In accuracy {method} is {_points_words(accuracy)}."
-    unequal = _unequal_words(data.select(method, sparsity), theirs, method, baseline)
-    return [words, *unequal, *_variant_words(data, method, sparsity)]
+    return [words, *_unequal_words(ours, theirs, method, other)]
 
 
 def _variant_words(data: Comparison, method: str, sparsity: float) -> list[str]:
@@ -89,28 +109,41 @@ def _variant_words(data: Comparison, method: str, sparsity: float) -> list[str]:
     if not lower:
         return []
     best = min(lower, key=lambda m: lower[m].value)
-    return [f"Of its variants, {_gap_words(best, lower[best])} than {method}'s."]
+    words = _gap_words(best, lower[best], than=f" than {method}'s")
+    return [f"Of its variants, {words}."]
 
 
-def _gap_words(method: str, gap: Mean) -> str:
+def _gap_words(method: str, gap: Mean, *, than: str = "") -> str:
     if not math.isfinite(gap.value):
         return "the difference is not finite"
     if gap.value == 0:
         return f"{method} is equal in loss"
     side = "higher" if gap.value > 0 else "lower"
-    size = f"{with_error(Mean(abs(gap.value), gap.stderr, gap.parts))} {side}"
+    size = f"{with_error(Mean(abs(gap.value), gap.stderr, gap.parts))} {side}{than}"
     if gap.certain is None:
         return f"{method}'s loss is {size}, from one task and one seed, so nothing says whether that is noise"
+    between = interval(gap, sides=("lower", "higher"))
     if not gap.certain:
-        return f"the difference is within noise: {method}'s loss is {size}"
-    return f"{method} is {'worse' if gap.value > 0 else 'better'}: its loss is {size}"
+        return f"no difference is shown: {method}'s loss is {size}, and the {between} has 0 in it{_few(gap)}"
+    return f"{method} is {'worse' if gap.value > 0 else 'better'}: its loss is {size} ({between})"
 
 
 def _points_words(gap: Mean) -> str:
     size = with_error(Mean(abs(gap.value), gap.stderr, gap.parts), 1, scale=100)
     side = "worse" if gap.value < 0 else "better"
-    known = {True: "", False: ", which is within noise", None: ""}[gap.certain]
-    return "equal" if gap.value == 0 else f"{size} points {side}{known}"
+    if gap.value == 0:
+        return "equal"
+    if gap.certain is None:
+        return f"{size} points {side}, from one task and one seed, so nothing says whether that is noise"
+    between = interval(gap, 1, scale=100, sides=("worse", "better"))
+    if not gap.certain:
+        return f"{size} points {side}, which shows no difference: the {between} has 0 in it"
+    return f"{size} points {side} ({between})"
+
+
+def _few(gap: Mean) -> str:
+    """What makes the interval wide."""
+    return f" (it is wide, being of {gap.parts} values)" if gap.parts < 4 else ""
 
 
 def _unequal_words(ours: Sequence[Row], theirs: Sequence[Row], method: str, baseline: str) -> list[str]:

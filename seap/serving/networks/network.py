@@ -223,7 +223,7 @@ def unrepaired(networks: Mapping[str, Network]) -> list[str]:
 
 def load_pruned(name: str, dense: Any) -> tuple[Any, Masks, Mapping[str, Any]]:
     """A pruned checkpoint, its masks and their metadata."""
-    dtype = str(next(dense.parameters()).dtype).removeprefix("torch.")
+    dtype: Any = str(next(dense.parameters()).dtype).removeprefix("torch.")
     pruned, _ = load(name, dtype=dtype, device="cpu")
     found = previous(name, pruned)
     if found is None:

@@ -23,11 +23,13 @@ from seap.serving.scheduling.fairness import FairQueue, most_for_one
 from seap.serving.scheduling.rows import Rows
 from seap.serving.scheduling.steps import Stepped, isolated, read, step
 from seap.serving.scheduling.telling import Teller, failed
-from seap.serving.scheduling.tickets import Event, FullError, Request, Started, Ticket
+from seap.serving.scheduling.tickets import Event, FullError, Request, Started, StoppedError, Ticket
 from seap.writing.sampling import Writer
 
 ROUTED = 32  # prompts that the router reads before others get a turn
 CONTEXT = 8  # tokens of a prompt that decide how an answer's first one is written behind it
+
+FAILED = "the scheduler has failed; the server must be started again"
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ class Scheduler:
         self.teller = Teller(frozenset(_end_tokens(runtime.model, tokenizer)), size)
         self._changed = threading.Condition()
         self._closing = self._dropping = False
+        self._why = "the server is stopping"  # once it is closing
         self._thread = threading.Thread(target=self._run, name="seap-scheduler", daemon=True)
 
     def start(self) -> None:
@@ -72,7 +75,11 @@ class Scheduler:
         self._thread.join()
 
     def submit(self, request: Request, sink: Callable[[Event], None]) -> Ticket:
-        """Take a request in. Raises FullError when too much waits, UserError for one that could never run."""
+        """Take a request in.
+
+        Raises FullError when too much waits, UserError for one that could never run, and StoppedError once it is closed
+        or has failed.
+        """
         if request.tokens > self.limits.max_tokens_in_flight:
             raise UserError(
                 f"{request.tokens} tokens with max_tokens; the server holds {self.limits.max_tokens_in_flight} in all"
@@ -81,7 +88,7 @@ class Scheduler:
         ticket = Ticket(request, sink, Writer(self.tokenizer, request.stop, before))
         with self._changed:
             if self._closing:
-                raise FullError(self.limits.retry_after)
+                raise StoppedError(self._why)
             self._check_room(request)
             if request.task is None:
                 self.unrouted.append(ticket)
@@ -151,8 +158,8 @@ class Scheduler:
         except Exception:  # nobody would answer those who wait
             log.exception("the scheduler has failed")
             with self._changed:
-                self._closing = True
-            self._fail_all("the scheduler has failed; the server must be started again")
+                self._closing, self._why = True, FAILED
+            self._fail_all(FAILED)
 
     def _run_until_closed(self) -> None:
         while True:

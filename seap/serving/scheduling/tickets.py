@@ -16,6 +16,10 @@ class FullError(Exception):
         self.retry_after = retry_after
 
 
+class StoppedError(Exception):
+    """No request is run any more; the message says why."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What is asked for. task None: route it by `prompt`, its text.

@@ -9,7 +9,18 @@ from typing import Any
 
 from seap.errors import UserError
 from seap.serving.scheduling.scheduler import Scheduler
-from seap.serving.scheduling.tickets import Event, Failed, Finished, FullError, Piece, Read, Request, Started, Ticket
+from seap.serving.scheduling.tickets import (
+    Event,
+    Failed,
+    Finished,
+    FullError,
+    Piece,
+    Read,
+    Request,
+    Started,
+    StoppedError,
+    Ticket,
+)
 from seap.serving.server.answers import Choice
 from seap.serving.server.metrics import Metrics
 
@@ -66,7 +77,7 @@ class Call:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        refused = kind is not None and issubclass(kind, FullError | UserError)
+        refused = kind is not None and issubclass(kind, FullError | StoppedError | UserError)
         outcome = "failed" if kind is not None and issubclass(kind, ModelError) else "hung up"
         for ticket, choice in zip(self.tickets, self.choices, strict=False):
             if choice.reason is None:

@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
 
 from seap.errors import UserError
-from seap.serving.scheduling.tickets import FullError
+from seap.serving.scheduling.tickets import FullError, StoppedError
 from seap.serving.server.calls import ModelError
 from seap.serving.server.fields import FieldError
 
@@ -46,6 +46,10 @@ def add_errors(app: FastAPI) -> None:
     @app.exception_handler(FullError)
     async def full(_: Request, found: FullError) -> JSONResponse:
         return error(429, str(found), headers={"retry-after": str(found.retry_after)})
+
+    @app.exception_handler(StoppedError)
+    async def stopped(_: Request, found: StoppedError) -> JSONResponse:
+        return error(503, str(found))
 
     @app.exception_handler(ModelError)
     async def failed(_: Request, found: ModelError) -> JSONResponse:

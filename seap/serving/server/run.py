@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from seap.errors import UserError, missing_extra, unknown
+from seap.methods import MaskOf
 from seap.models import loader
 from seap.models.layouts import Layouts
 from seap.serving.networks.network import Network, load_networks, unrepaired
@@ -191,7 +192,7 @@ def demo_parts(model: Any, tokenizer: Any, tell: Callable[[str], None]) -> tuple
     networks = {}
     for task, parts in plans.items():
         pruned = copy.deepcopy(model)
-        mask = "general" if task == "general" else "task"
-        report = prune(pruned, statistics=parts, progress=False, mask=mask, **DEMO)
+        mask: MaskOf = "general" if task == "general" else "task"
+        report = prune(pruned, statistics=parts, measure_damage=False, progress=False, mask=mask, **DEMO)
         networks[task] = network_between(model, pruned, report.masks)
     return networks, make_router(model, tokenizer, list(TASKS), Routing(num_prompts=200))

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from seap.errors import UserError, missing_extra
-from seap.export.engines import widths
-from seap.export.options import Export
-from seap.export.stock import OWN, slides
+from seap.exports.engines import widths
+from seap.exports.options import Export
+from seap.exports.stock import OWN, slides
 from seap.files import to_json
 from seap.models.arch import Arch, describe
 from seap.models.blocks import refuse_gone

@@ -14,7 +14,7 @@ from typing import Any
 
 from seap.disk.whole import temporary
 from seap.errors import UserError
-from seap.export.gguf_file import gguf_package
+from seap.exports.gguf_file import gguf_package
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

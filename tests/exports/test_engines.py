@@ -16,8 +16,8 @@ from toy import folder
 
 from seap.cli.main import main
 from seap.disk.digests import weight_digests
-from seap.export.engines import check
-from seap.export.options import Deployment
+from seap.exports.engines import check
+from seap.exports.options import Deployment
 from seap.models.arch import describe
 from seap.pruning.surgery import cut_
 

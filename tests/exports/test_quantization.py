@@ -15,9 +15,9 @@ import seap
 from seap.cli.main import main
 from seap.compensation.compensate import Repair
 from seap.errors import UserError
-from seap.export.export import export
-from seap.export.options import Export
-from seap.export.quantization import stored_bytes
+from seap.exports.export import export
+from seap.exports.options import Export
+from seap.exports.quantization import stored_bytes
 from seap.models.arch import describe
 from seap.pruning.surgery import cut_
 

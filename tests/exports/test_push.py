@@ -11,9 +11,9 @@ from toy import folder, texts_file
 
 from seap.cli.main import main
 from seap.errors import UserError
-from seap.export.export import export
-from seap.export.options import Export
-from seap.export.push import push
+from seap.exports.export import export
+from seap.exports.options import Export
+from seap.exports.push import push
 from seap.pruning.commands import prune_to_folder
 
 ROW = {"task": "toy", "loss": 1.25, "loss_stderr": 0.01, "ppl": 3.49, "acc": 0.5, "acc_stderr": 0.05, "n": 100}

@@ -3,13 +3,14 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from seap.disk.claim import claimed
 from seap.disk.digests import weight_digests
 from seap.disk.whole import written_whole
-from seap.errors import UserError
-from seap.export.options import Export, Target
+from seap.errors import UserError, one_of
+from seap.exports.keywords import ExportKeywords
+from seap.exports.options import Export, Target
 from seap.files import check_suffix, to_json
 from seap.models import loader
 from seap.models.axes import AXIS_NAMES
@@ -23,19 +24,26 @@ BYTES = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 2}  # at most, per parameter
 
 
 def export(
-    name: str,
-    out: Path,
-    target: Target,
+    name: str | Path,
+    out: str | Path,
+    to: Target,
     options: Export | None = None,
     *,
     overwrite: bool = False,
     trust_remote_code: bool = False,
+    **own: Unpack[ExportKeywords],
 ) -> dict[str, Any]:
-    """Write the checkpoint for `target`, and say what was written and what to know about it.
+    """Write a checkpoint for an engine: `seap.export("small", "small.gguf", "gguf", quantize="q8_0")`.
 
+    name: a folder or Hub name. to: uniform, padded, gguf, openvino or torchao. options, or own: the fields of
+    `seap.exports.options.Export`. Returns what was written, its bytes, and notes on it.
     Raises UserError, before any weight is read where that can be, for what the target doesn't hold.
     """
-    options = options or Export()
+    if not isinstance(name, str | Path):
+        raise UserError("what is exported is a checkpoint: save the model first, as model.save_pretrained(DIR)")
+    one_of("target", to, Target)
+    name, out, target = str(name), Path(out), to
+    options = options or Export(**own)
     options.check_target(target)
     if target == "gguf":
         check_suffix(out, ".gguf")
@@ -71,7 +79,7 @@ def _check_pruned(name: str, config: Any, target: Target) -> None:
 
 
 def _export_stock(name: str, out: Path, target: Target, options: Export, trust_remote_code: bool) -> list[str]:
-    from seap.export.stock import stock_model
+    from seap.exports.stock import stock_model
 
     model, tokenizer = _loaded(name, trust_remote_code)
     dense = _dense_widths(name, model) if options.pad_to == "dense" else None
@@ -81,8 +89,8 @@ def _export_stock(name: str, out: Path, target: Target, options: Export, trust_r
 
 
 def _export_gguf(name: str, out: Path, config: Any, options: Export, trust_remote_code: bool) -> list[str]:
-    from seap.export.gguf_file import check_config, gguf_package, write_gguf
-    from seap.export.gguf_vocabulary import vocabulary_of
+    from seap.exports.gguf_file import check_config, gguf_package, write_gguf
+    from seap.exports.gguf_vocabulary import vocabulary_of
 
     gguf_package()
     check_config(config)
@@ -94,7 +102,7 @@ def _export_gguf(name: str, out: Path, config: Any, options: Export, trust_remot
 
 
 def _export_openvino(name: str, out: Path, config: Any, options: Export, trust_remote_code: bool) -> list[str]:
-    from seap.export.openvino_folder import check_config, openvino_bytes, openvino_packages, write_openvino
+    from seap.exports.openvino_folder import check_config, openvino_bytes, openvino_packages, write_openvino
 
     openvino_packages(options)
     check_config(config)
@@ -107,7 +115,7 @@ def _export_openvino(name: str, out: Path, config: Any, options: Export, trust_r
 
 
 def _export_torchao(name: str, out: Path, config: Any, options: Export, trust_remote_code: bool) -> list[str]:
-    from seap.export.quantization import check_saved, load_int8, torchao_package
+    from seap.exports.quantization import check_saved, load_int8, torchao_package
 
     check_saved(options.weights)
     refuse_experts(config, "--to torchao", "leave it in 16 bits: only its attention would be quantized")
@@ -119,7 +127,7 @@ def _export_torchao(name: str, out: Path, config: Any, options: Export, trust_re
 
 def _save(model: Any, tokenizer: Any, told: Mapping[str, Any] | None, target: Target, out: Path) -> None:
     """A folder that transformers loads, with its card where it is known how the model was pruned."""
-    from seap.export.quantization import stored_bytes
+    from seap.exports.quantization import stored_bytes
 
     checkpoint.check_space(out, sum(stored_bytes(p) for p in model.parameters()), "the export")
     with written_whole(out, "export") as draft:

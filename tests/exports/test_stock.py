@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 from seap.cli.main import main
 from seap.compensation.compensate import Repair
 from seap.errors import UserError
-from seap.export.export import export
-from seap.export.options import Export
-from seap.export.stock import stock_model
+from seap.exports.export import export
+from seap.exports.options import Export
+from seap.exports.stock import stock_model
 from seap.models.arch import describe
 from seap.pruning.commands import prune_to_folder
 from seap.pruning.surgery import cut_

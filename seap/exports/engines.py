@@ -7,7 +7,7 @@ from typing import Any
 
 from seap.disk.digests import damaged
 from seap.errors import UserError
-from seap.export.options import Deployment
+from seap.exports.options import Deployment
 from seap.models import loader, modeling_seap
 from seap.models.axes import ATTENTION, MLP
 from seap.models.families import find_family, refuse_experts

@@ -12,14 +12,14 @@ from vocabularies import byte_level
 
 from seap.cli.main import main
 from seap.compensation.compensate import Repair
-from seap.export.options import Export
+from seap.exports.options import Export
 from seap.models.arch import describe
 from seap.pruning.surgery import cut_
 
 openvino = pytest.importorskip("openvino", reason='needs pip install "seap[openvino]"')
 pytest.importorskip("openvino_tokenizers")
 
-from seap.export.openvino_folder import write_openvino  # noqa: E402
+from seap.exports.openvino_folder import write_openvino  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the engine's own imports
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "INFERENCE_NUM_THREADS": 1}

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from seap.disk.kinds import GGUF_KEY
 from seap.errors import UserError, missing_extra
-from seap.export.engines import widths
-from seap.export.options import Export
-from seap.export.stock import slides
+from seap.exports.engines import widths
+from seap.exports.options import Export
+from seap.exports.stock import slides
 from seap.models.arch import Arch, describe
 from seap.models.blocks import refuse_gone
 from seap.models.families import refuse_experts

@@ -143,7 +143,7 @@ def _local_paths(about: Mapping[str, Any]) -> list[str]:
     """Paths of this machine that seap.json and the card would tell the world."""
     sources = [about["model"], *(corpus.get("source", "") for corpus in about.get("corpora", {}).values())]
     paths = sorted({source for source in sources if isinstance(source, str) and Path(source).is_absolute()})
-    return [f"seap.json and the card name {path}, a path of this machine" for path in paths]
+    return [f"seap.json would name {path}, a path of this machine" for path in paths]
 
 
 def _upload(repo: str, files: Mapping[str, Path], card: str, *, private: bool) -> None:

@@ -19,15 +19,15 @@ import seap
 from seap.cli.main import main
 from seap.compensation.compensate import Repair
 from seap.errors import UserError
-from seap.export.options import Export
+from seap.exports.options import Export
 from seap.models.arch import describe
 from seap.models.loader import model_path
 from seap.pruning.surgery import cut_
 
 gguf = pytest.importorskip("gguf", reason='needs pip install "seap[gguf]"')
 
-from seap.export.gguf_file import NAMES, write_gguf  # noqa: E402
-from seap.export.gguf_vocabulary import PRE_TOKENIZERS, Vocabulary, find_pre_tokenizer, vocabulary_of  # noqa: E402
+from seap.exports.gguf_file import NAMES, write_gguf  # noqa: E402
+from seap.exports.gguf_vocabulary import PRE_TOKENIZERS, Vocabulary, find_pre_tokenizer, vocabulary_of  # noqa: E402
 
 SHAPE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "num_attention_heads": 4}
 SHAPE |= {"num_key_value_heads": 2, "vocab_size": 420}
