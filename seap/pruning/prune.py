@@ -269,7 +269,8 @@ def split_options(options: Mapping[str, Any]) -> tuple[Pruning, Calibration]:
     ours, theirs = ({f.name for f in fields(kind)} for kind in (Pruning, Calibration))
     strange = options.keys() - ours - theirs
     if strange:
-        raise TypeError(f"unknown options {sorted(strange)}; known: {sorted(ours | theirs)}")
+        known = sorted(ours | theirs | {*vocabularies.NAMES})
+        raise TypeError(f"unknown options {sorted(strange)}; known: {known}")
     pruning = Pruning(**{name: value for name, value in options.items() if name in ours})
     return pruning, Calibration(**{name: value for name, value in options.items() if name in theirs})
 
