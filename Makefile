@@ -1,4 +1,4 @@
-# `make demo` and `make test` do everything on a fresh machine; `make setup` makes .venv for both.
+# `make demo`, `make test` and `make docs` do everything on a fresh machine; `make setup` makes .venv for them.
 
 PYTHON ?= python3
 # The torch to install, before anything else can ask for another build.
@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint types unit clean
+.PHONY: setup demo test lint types unit docs clean
 
 setup: $(READY)
 
@@ -33,6 +33,11 @@ types: $(READY)
 
 unit: $(READY)
 	$(BIN)/pytest -n 2
+
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	$(BIN)/mkdocs build --strict
+	@echo "open build/site/index.html"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo-out

@@ -1,0 +1,126 @@
+"""Every page's commands and snippets: they parse, the first tutorial and the notebook run, and the site builds."""
+
+import ast
+import json
+import re
+import shlex
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+from paths import ROOT
+from toy import TEXTS, folder
+
+from seap.cli.globals import Globals
+from seap.cli.main import app, main
+from seap.cli.recipes import read_recipe
+
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+SNIPPET = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
+QUICK = {"prune": ["--effort", "quick", "--num-texts", "64"], "eval": ["--num-items", "12", "--max-new-tokens", "8"]}
+
+
+def snippets(page: Path, language: str) -> list[str]:
+    return [text for kind, text in SNIPPET.findall(page.read_text()) if kind == language]
+
+
+def commands(page: Path) -> list[str]:
+    lines = "\n".join(snippets(page, "")).splitlines()
+    return [line.split("   ")[0].split(" > ")[0].strip() for line in lines if re.match(r"seap [a-z]+ ", line)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_commands_parse_and_the_snippets_compile(page: Path) -> None:
+    for command in commands(page):
+        words = Globals.of(shlex.split(command.replace("…", ""))[1:]).words
+        if "--shape" not in words:
+            app.parse_args(words, exit_on_error=False, print_error=False)
+    for snippet in snippets(page, "python"):
+        ast.parse(snippet)
+
+
+def test_the_recipe_of_the_page_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [text] = snippets(ROOT / "docs" / "howto" / "recipes.md", "yaml")
+    (tmp_path / "recipe.yaml").write_text(text)
+    steps, _ = read_recipe(tmp_path / "recipe.yaml")
+    assert [step.command.name for step in steps] == ["calibrate", "prune", "compare", "export"]
+
+
+def test_the_first_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = ROOT / "docs" / "tutorials" / "first_prune.md"
+    monkeypatch.chdir(tmp_path)
+    for command in commands(page):
+        words = shlex.split(command)[1:]
+        assert main([*words, *QUICK.get(words[0], [])]) == 0, command
+    names: dict[str, object] = {}
+    for snippet in snippets(page, "python"):
+        exec(snippet, names)
+    assert Path("small/seap.json").is_file() and "write" in names
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft's
+def test_fine_tuning_after_pruning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("peft", reason="needs peft (pip install peft)")
+    monkeypatch.chdir(tmp_path)
+    folder(Path("my-model"), intermediate_size=120)
+    Path("tickets.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
+    given = ["--task", "tickets=tickets.jsonl", "--min-channels", "4", "--method", "wanda-sp"]
+    assert main(["prune", "my-model", *given, "--out", "small"]) == 0
+    page = ROOT / "docs" / "howto" / "after_pruning.md"
+    [snippet] = snippets(page, "python")
+    exec(snippet, {})
+    for command in commands(page):
+        words = shlex.split(command)[1:]
+        words += ["--metric", "loss"] if words[0] == "eval" else []  # the toy's texts are short
+        if words[0] != "export":  # the toy's tokenizer is none that llama.cpp knows
+            assert main(words) == 0, command
+    assert json.loads(Path("tuned/seap.json").read_text())["saved_again"] is True
+
+
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    cells = json.loads((ROOT / "examples" / "first_prune.ipynb").read_text())["cells"]
+    for cell in (cell for cell in cells if cell["cell_type"] == "code"):
+        lines = [line for line in "".join(cell["source"]).splitlines() if not line.startswith("%")]
+        tree = ast.parse("\n".join(lines))
+        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, "cell", "exec"), names)
+        if isinstance(last, ast.Expr):
+            shown = eval(compile(ast.Expression(last.value), "cell", "eval"), names)
+            assert repr(shown) and (not hasattr(shown, "_repr_html_") or shown._repr_html_() != "")
+    assert Path("small/seap.json").is_file() and Path("comparison/compare.json").is_file()
+
+
+def test_every_page_is_in_the_site() -> None:
+    named = set(re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text()))
+    assert {str(page.relative_to(ROOT / "docs")) for page in PAGES} | {"reference/commands.md"} == named
+
+
+def test_links_lead_to_pages_and_places_that_are_there() -> None:
+    for page in PAGES:
+        text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        for place in re.findall(r"\]\(([^)#:]+)?(?:#[\w-]+)?\)", text):
+            if place and place != "reference/commands.md" and not place.endswith("commands.md"):
+                assert (page.parent / place).exists(), f"{page}: {place}"
+
+
+def test_the_issue_forms_are_yaml() -> None:
+    for form in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        assert yaml.safe_load(form.read_text())
+
+
+@pytest.mark.skipif(find_spec("mkdocs") is None or find_spec("mkdocstrings") is None, reason="needs seap[docs]")
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(build, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    shown = (tmp_path / "site" / "reference" / "commands.html").read_text()
+    assert "--sparsity" in shown and "seap corpus write" in shown
+    python = (tmp_path / "site" / "reference" / "python.html").read_text()
+    assert "Prune a model in place" in python
