@@ -232,6 +232,7 @@ def test_a_server_whose_scheduler_failed_says_503(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(bench.scheduler, "_run_until_closed", broken)
     asked = {"model": "red", "prompt": "w5", "max_tokens": 4}
     with running(bench) as url:
+        httpx.get(f"{url}/health")  # it has started
         bench.scheduler._thread.join(9)
         answers = [httpx.post(f"{url}/v1/completions", json=asked | {"stream": stream}) for stream in (False, True)]
         health = httpx.get(f"{url}/health")
