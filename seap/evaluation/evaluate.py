@@ -183,7 +183,9 @@ def _programs(model: Any, exam: Exam) -> dict[str, Figure | None]:
     items, options = exam.test.items, exam.options
     assert options.run_generated_code
     written = answers.written_answers(model, exam.tokenizer, items, options)
-    found = code.verdicts(written, items, Limits(seconds=options.program_seconds))
+    led = [item.lead if in_template(exam.tokenizer, item, options) else "" for item in items]
+    whole = [replace(one, text=lead + one.text) for lead, one in zip(led, written, strict=True)]
+    found = code.verdicts(whole, items, Limits(seconds=options.program_seconds))
     return {"acc": code.pass_at_1(found), "acc_norm": None, **conduct(written)}
 
 

@@ -1,7 +1,8 @@
 """Items whose answer is a program: HumanEval and MBPP as a model is asked for them, with the checks that it must pass.
 
 Without a chat template a model goes on with code, as both sets are used with base models: after HumanEval's head, or
-after a docstring with MBPP's task and tests. In a chat it is asked in words, and answers with a fenced block.
+after a docstring with MBPP's task and tests. In a chat it is asked in words, and its answer is begun for it, with a
+fenced block.
 """
 
 from typing import Any
@@ -11,6 +12,7 @@ from seap.text.shapes import Item
 from seap.text.turns import asked_and_answered
 
 Values = dict[str, Any]
+OPENED = "```python\n"  # as lm-evaluation-harness and EvalPlus begin the answer
 
 
 def humaneval_item(row: Values) -> Item:
@@ -24,6 +26,7 @@ def humaneval_item(row: Values) -> Item:
         head=head,
         checks=f"{row['test']}\n\ncheck({row['entry_point']})\n",
         turns=asked_and_answered(asked, fenced(head + solution)),
+        lead=OPENED,
     )
 
 
@@ -43,6 +46,7 @@ def mbpp_item(row: Values) -> Item:
         answer=code,
         checks=f"{setup}\n{listed}\n".lstrip(),
         turns=asked_and_answered(asked, fenced(code)),
+        lead=OPENED,
     )
 
 

@@ -79,7 +79,7 @@ def prompt_ids(tokenizer: Any, item: Item, reading: Reading) -> tuple[int, ...]:
         return tuple(_ids(tokenizer, item.prompt or "", special=True))
     places = [place for place, turn in enumerate(item.turns) if turn.role == "assistant"]
     asked = item.turns[: places[-1]] if places else item.turns
-    return tuple(_ids(tokenizer, _rendered(tokenizer, asked, item, asks=True), special=False))
+    return tuple(_ids(tokenizer, _rendered(tokenizer, asked, item, asks=True) + item.lead, special=False))
 
 
 def _wanted(item: Item, spans: Spans, reading: Reading) -> Spans:

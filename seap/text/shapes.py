@@ -61,6 +61,8 @@ class Item:
     """Python that raises where an answer that is a program is wrong."""
     head: str = ""
     """What such a program begins with, where the model goes on with it."""
+    lead: str = ""
+    """What the assistant is made to begin its answer with in a chat, so that it comes to the point."""
     is_free: bool = False
     """An answer of a conversation, which no other answer need equal word by word."""
     is_generated: bool = False

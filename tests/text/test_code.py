@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 from paths import SHARED
+from toy import tokenizer
 
 from seap.errors import UserError
+from seap.text.encode import prompt_ids
 from seap.text.items import Item
+from seap.text.options import Reading
 from seap.text.tasks import load_items
 
 HUMANEVAL = {
@@ -46,7 +49,16 @@ def test_humaneval_is_gone_on_with_or_asked_for(tmp_path: Path) -> None:
     assert item.checks == f"{HUMANEVAL['test']}\n\ncheck(twice)\n"
     asked, answered = item.turns
     assert asked.role == "user" and f"```python\n{HUMANEVAL['prompt'].rstrip()}\n```" in asked.content
-    assert answered.content == f"```python\n{item.text.rstrip()}\n```"
+    assert answered.content == f"```python\n{item.text.rstrip()}\n```" and answered.content.startswith(item.lead)
+
+
+def test_in_a_chat_the_answer_is_begun_for_the_model(tmp_path: Path) -> None:
+    [item] = load_items(f"humaneval={jsonl(tmp_path / 'h.jsonl', [HUMANEVAL])}", "test")
+    words = tokenizer()
+    words.add_tokens(["```python", "<ask>"])
+    words.chat_template = "{{ messages[0]['content'] }} {% if add_generation_prompt %}<ask> {% endif %}"
+    chat, plain = (words.decode(prompt_ids(words, item, Reading(template=kind))) for kind in ("chat", "none"))
+    assert chat.rstrip().endswith("<ask> ```python") and "```python" not in plain
 
 
 def test_humaneval_never_calibrates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
