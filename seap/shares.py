@@ -20,8 +20,11 @@ def share(option: str, value: float | str) -> float:
 
 
 def shares(option: str, text: str) -> tuple[float, ...]:
-    """`0.2,50%` → (0.2, 0.5)"""
-    return tuple(share(option, part) for part in text.split(","))
+    """`0.2,50%` → (0.2, 0.5). Raises UserError for what isn't all shares."""
+    try:
+        return tuple(share(option, part) for part in text.split(","))
+    except UserError:
+        raise UserError(f"{option} {text}: expected numbers with commas, such as 0.2,0.5, or percentages") from None
 
 
 def _converted(_: Any, tokens: Sequence[Any]) -> float:

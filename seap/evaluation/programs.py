@@ -13,13 +13,13 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seap.disk.whole import temporary
 from seap.errors import UserError
 
 STARTING = 60.0  # seconds that the process may take before the program begins
@@ -52,7 +52,7 @@ def judge(program: str, checks: str, limits: Limits = Limits(), *, asked: Sequen
     checks = strict(checks)
     if os.name != "posix":
         raise UserError("programs that a model wrote are run on Linux and macOS alone, where processes have limits")
-    with tempfile.TemporaryDirectory(prefix="seap-program-") as folder, _started(Path(folder)) as worker:
+    with temporary("program") as folder, _started(folder) as worker:
         request = {"program": program, "asked": list(asked), "limits": vars(limits)}
         ready = worker.line(STARTING, json.dumps(request).encode() + b"\n")
         if not ready.startswith("ready "):

@@ -93,13 +93,15 @@ with claim.claimed(out, "checkpoint"), whole.written_whole(out, "checkpoint") as
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_signals_clean_up(tmp_path: Path, name: str) -> None:
     number = getattr(signal, name)
-    run = subprocess.Popen(
-        [sys.executable, "-c", STOPPED, str(tmp_path / "o" / "x")], stdout=subprocess.PIPE, text=True
-    )
-    assert run.stdout is not None and run.stdout.readline() == "writing\n"
-    run.send_signal(number)
-    assert run.wait() == 128 + number and list(tmp_path.iterdir()) == []
-    run.stdout.close()
+    asked = signal.signal(number, signal.SIG_DFL)  # the tests may run under nohup
+    try:
+        command = [sys.executable, "-c", STOPPED, str(tmp_path / "o" / "x")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+            assert run.stdout is not None and run.stdout.readline() == "writing\n"
+            run.send_signal(number)
+            assert run.wait() == 128 + number and list(tmp_path.iterdir()) == []
+    finally:
+        signal.signal(number, asked)
 
 
 def test_an_ignored_hangup_stays_ignored() -> None:
