@@ -7,7 +7,7 @@ from typing import Any
 from seap.disk.digests import digest_of
 from seap.disk.manifest import read_manifest
 
-FOLDERS = ("checkpoint", "export", "page files")  # written as a whole
+FOLDERS = ("checkpoint", "export", "page files", "task definitions")  # written as a whole
 COLLECTION = "collection"  # a folder that results are put into one by one
 ASKING = ("checkpoint", "export", "gguf", "router", "written texts")  # never replaced without --overwrite
 RESULT = "result"  # a JSON result that names no kind

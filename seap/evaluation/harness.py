@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from seap.disk.whole import written_whole
 from seap.errors import UserError, missing_extra, unknown
 from seap.evaluation.harness_data import LOCAL
 from seap.evaluation.harness_tasks import (
@@ -149,9 +150,16 @@ def local_rows(name: str, data: Path) -> list[Values]:
 def export(names: Sequence[str], data: Path, out: Path) -> None:
     """Write task definitions for a plain `lm_eval --include_path OUT`, which read local files under upstream's names.
 
-    A definition includes the installed harness's own, so it belongs to this machine. Raises UserError as `check` does.
+    A definition includes the installed harness's own, so it belongs to this machine. Raises UserError as `check` does,
+    and for a place that holds anything else.
     """
     check(names, data)
+    with written_whole(out, "task definitions") as draft:
+        _write_definitions(names, data, draft, out)
+
+
+def _write_definitions(names: Sequence[str], data: Path, draft: Path, out: Path) -> None:
+    """Into a draft, as they are to be read from `out`."""
     import pyarrow  # type: ignore[import-untyped, unused-ignore]
     import pyarrow.parquet  # type: ignore[import-untyped, unused-ignore]
 
@@ -161,11 +169,11 @@ def export(names: Sequence[str], data: Path, out: Path) -> None:
         lines += [f"{key}: null" for key in absent_splits(config_of(name), splits)]
         lines += ["dataset_kwargs:", "  data_files:"]
         for split, rows in splits.items():
-            file = (out / name / f"{split}.parquet").absolute()
-            file.parent.mkdir(parents=True, exist_ok=True)
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
-            lines.append(f"    {split}: {file}")
-        (out / f"{name}.yaml").write_text("\n".join(lines) + "\n")
+            file = Path(name, f"{split}.parquet")
+            (draft / name).mkdir(exist_ok=True)
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), draft / file)
+            lines.append(f"    {split}: {(out / file).absolute()}")
+        (draft / f"{name}.yaml").write_text("\n".join(lines) + "\n")
 
 
 def _check_room(lm: Any, tasks: Sequence[Any]) -> None:

@@ -296,6 +296,17 @@ def test_plain_lm_eval_reads_a_pruned_folder(pruned: Path, data: Path, tmp_path:
         assert figures(written["results"][name]) == pytest.approx(ours(found, name), abs=0)
 
 
+def test_definitions_take_no_foreign_folders_place(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="isn't empty"):
+        harness.export(["arc_easy"], data, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    for _ in range(2):  # its own it replaces
+        harness.export(["arc_easy"], data, tmp_path / "definitions")
+    text = (tmp_path / "definitions" / "arc_easy.yaml").read_text()
+    assert str(tmp_path / "definitions" / "arc_easy") in text
+
+
 def test_with_seap_imported_lm_eval_needs_no_remote_code(pruned: Path, data: Path) -> None:
     from lm_eval import simple_evaluate
 
