@@ -209,7 +209,7 @@ def test_what_is_wrong_is_said_before_the_model_loads(specs: tuple[str, str], tm
     for changes, message in cases:
         with pytest.raises(UserError, match=message):
             compare("no/model", plan(specs, tmp_path, **changes), tmp_path / "out", progress=False)
-    with pytest.raises(UserError, match="expected a number from 0 to 1"):
+    with pytest.raises(UserError, match="expected numbers with commas"):
         shares("--sparsity", "0.2;0.5")
     assert not (tmp_path / "out").exists()
 
