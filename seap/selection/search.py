@@ -101,11 +101,13 @@ def descend_(state: Search, slopes: Slopes, allocated: Allocated, least: Mapping
     Slopes come from other rows than those that decide whether KL has fallen, so that they fit no noise of these.
     """
     for _ in range(steps):
+        if not state.left:
+            return
         found = slopes.at(state.best, least, state.repair_to)
         for caution in CAUTIONS:
-            budgets = allocated({key: replace(slope, caution=caution) for key, slope in found.items()})
             if not state.left:
                 return
+            budgets = allocated({key: replace(slope, caution=caution) for key, slope in found.items()})
             if tuple(budgets.values()) not in state.tried and state.attempt(budgets):
                 break
         else:
@@ -119,10 +121,10 @@ def tilt_(state: Search, curves: Mapping[str, Curve], allocated: Allocated, tria
     while state.left > until and size > 0.1:
         gained = False
         for direction, sign in itertools.product(directions(state.axes), (1, -1)):
-            new = {key: value + sign * size * direction[key] for key, value in factors.items()}
-            budgets = allocated({key: curves[key].times(math.exp(value)) for key, value in new.items()})
             if state.left <= until:
                 return
+            new = {key: value + sign * size * direction[key] for key, value in factors.items()}
+            budgets = allocated({key: curves[key].times(math.exp(value)) for key, value in new.items()})
             if tuple(budgets.values()) in state.tried:
                 continue
             if state.attempt(budgets):
