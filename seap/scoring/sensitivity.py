@@ -141,16 +141,22 @@ class Backward:
         """Run the walk to its end."""
         model, num_layers = walk.arch.model, len(walk.arch.layers)
         shelf = shelf_for(model, walk.state_bytes * (num_layers + 1), "hidden states")
-        back = cls.of(walk, walk.states(shelf), ending)
-        back.shelf = shelf
-        return back
+        return cls.of(walk, walk.states(shelf), ending, shelf=shelf)
 
     @classmethod
-    def of(cls, walk: Walk, states: Sequence[Sequence[Tensor]], ending: Ending) -> "Backward":
-        """From states that are known."""
+    def of(
+        cls,
+        walk: Walk,
+        states: Sequence[Sequence[Tensor]],
+        ending: Ending,
+        *,
+        shelf: Shelf | None = None,
+        changed: Changed = unchanged,
+    ) -> "Backward":
+        """From states that are known. shelf: where they are, to be given back as they are used."""
         with at_the_end(walk.arch):
             grads = [ending(index, hidden) for index, hidden in enumerate(states[-1])]
-        return cls(walk, list(states[:-1]), grads)
+        return cls(walk, list(states[:-1]), grads, Shelf() if shelf is None else shelf, changed)
 
     def layers(self, *, progress: bool) -> Iterator[int]:
         """Last layer first."""

@@ -95,8 +95,7 @@ def gradients_at(
             yield
 
     walk.hidden = list(judge.states[0])
-    back = Backward.of(walk, walk.states(shelf, cut), judge.gradient)
-    back.shelf, back.changed = shelf, cut
+    back = Backward.of(walk, walk.states(shelf, cut), judge.gradient, shelf=shelf, changed=cut)
     count = summed(torch.tensor([float(judge.num_tokens)]), judge.ranks)
     for layer in back.layers(progress=False):
         found = {axis.consumer: axis for axis in axes if axis.layer == layer}
