@@ -11,9 +11,9 @@ from typing import Any
 from seap.errors import UserError
 from seap.files import outlines
 from seap.models.arch import Arch
-from seap.models.axes import AXIS_NAMES, BLOCK, EXPERTS
+from seap.models.axes import AXIS_NAMES, BLOCK, EXPERTS, QUERY_HEADS
 
-AXIS_KEY = re.compile(rf"layers\.\d{{1,5}}\.({'|'.join((*AXIS_NAMES, EXPERTS, BLOCK))})")
+AXIS_KEY = re.compile(rf"layers\.\d{{1,5}}\.({'|'.join((*AXIS_NAMES, EXPERTS, QUERY_HEADS, BLOCK))})")
 ROW_TENSORS = ("row", "right_row", "wrong_row")  # token rows, and those of right and wrong choices
 FLOATS = ("F64", "F32")
 Outlines = Mapping[str, tuple[str, tuple[int, ...]]]

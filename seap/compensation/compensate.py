@@ -54,8 +54,8 @@ def fitting(axis: Axis, moments: Moments) -> Moments:
 
 
 def kept_inputs(axis: Axis, mask: Tensor) -> Tensor:
-    """Bool (C,): the consumer's inputs that stay with the kept units."""
-    return mask.repeat_interleave(axis.unit_inputs)
+    """Bool (C,): the consumer's inputs that stay with the kept units, or with single query heads."""
+    return mask.repeat_interleave(axis.num_inputs // mask.numel())
 
 
 def map_inputs(weight: Tensor, inputs: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ def repair_axes(arch: Arch, masks: Masks, source: Source, name: str, *, layer: i
     """The repair of every axis (of one layer) that loses units; axes left whole get none."""
     repairs: Repairs = {}
     for axis in arch.axes if layer is None else arch.layer_axes(layer):
-        keep = kept_inputs(axis, masks[axis.key])
+        keep = kept_inputs(axis, axis.mask_of(masks))
         if name in COMPENSATIONS and not keep.all() and can_repair(axis, name, keep):
             weight = arch.weight(axis.layer, axis.consumer).detach().cpu()
             repairs[axis.key] = repair_axis(axis, weight, source, keep, COMPENSATIONS[name])

@@ -20,7 +20,7 @@ from seap.evidence.workbench import Bench
 from seap.files import digest, write_json
 from seap.models import loader
 from seap.models.arch import describe
-from seap.models.axes import AXIS_NAMES, units_of
+from seap.models.axes import AXIS_NAMES
 from seap.pruning import prune as pruning
 from seap.selection.mask import load_masks, save_masks
 from seap.text.sources import sources_of
@@ -170,7 +170,7 @@ def _dense_row(bench: Bench, task: str) -> Result:
         params = sum(p.numel() for p in bench.model.parameters())
         arch = describe(bench.model)
         whole: list[dict[str, int]] = [{} for _ in arch.layers]
-        for key, count in units_of(arch.axes).items():
+        for key, count in arch.units.items():
             _, layer, name = key.split(".")
             whole[int(layer)][name] = count
         same = {"kl": 0.0, "agreement": 1.0, "layers": whole, "calibration_tokens": None, "total_sparsity": 0.0}

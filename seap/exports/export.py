@@ -13,7 +13,7 @@ from seap.exports.keywords import ExportKeywords
 from seap.exports.options import Export, Target
 from seap.files import check_suffix, to_json
 from seap.models import loader
-from seap.models.axes import AXIS_NAMES
+from seap.models.axes import AXIS_NAMES, KV_GROUPS, QUERY_HEADS
 from seap.models.families import refuse_experts
 from seap.models.loader import check_not_quantized
 from seap.pruning import checkpoint
@@ -150,7 +150,9 @@ def _dense_widths(name: str, model: Any) -> Mapping[str, int]:
     if found is None:
         raise UserError(f"{name} has no {checkpoint.MASK_FILE}, so its dense widths aren't known; use --pad-to widest")
     sizes = {key.rpartition(".")[2]: mask.numel() for key, mask in found[0].items()}
-    return {name: sizes[name] for name in AXIS_NAMES if name in sizes}
+    if QUERY_HEADS in sizes:
+        sizes[QUERY_HEADS] //= sizes[KV_GROUPS]
+    return {name: sizes[name] for name in (*AXIS_NAMES, QUERY_HEADS) if name in sizes}
 
 
 def _about_padding(model: Any, stock: Any, target: Target) -> list[str]:

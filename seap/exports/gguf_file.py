@@ -124,7 +124,7 @@ def _add_parameters(gguf: Any, writer: Any, arch: Arch, options: Export) -> None
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(len(layers))
     writer.add_feed_forward_length([layer["channels"] for layer in layers])
-    writer.add_head_count([count * arch.queries_per_group for count in groups])
+    writer.add_head_count([count * arch.queries_at(layer) for layer, count in enumerate(groups)])
     writer.add_head_count_kv(groups)
     writer.add_key_length(arch.head_size)
     writer.add_value_length(arch.head_size)

@@ -6,7 +6,7 @@ the family's stock class runs either.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from seap.errors import UserError
 from seap.models.arch import Arch, describe, layer_width_values
-from seap.models.axes import KV_GROUPS, Axis, Slice, units_of
+from seap.models.axes import KV_GROUPS, QUERY_HEADS, Axis, Slice
 from seap.models.blocks import refuse_gone
 from seap.models.families import refuse_experts
 
@@ -34,9 +34,9 @@ class Form:
 
 
 def widths_by_axis(arch: Arch) -> dict[str, list[int]]:
-    """Axis name → its units in each layer that has it; and the number of experts."""
+    """Axis name → its units in each layer that has it; the number of experts; query heads, where any were cut."""
     found: dict[str, list[int]] = {}
-    for key, count in units_of(arch.axes).items():
+    for key, count in arch.units.items():
         found.setdefault(key.rpartition(".")[2], []).append(count)
     return found
 
@@ -76,18 +76,28 @@ def stock_model(model: Any, *, pad: bool, dense: Mapping[str, int] | None = None
 
 
 def _fitting_form(arch: Arch, *, pad: bool, dense: Mapping[str, int] | None) -> tuple[Form, dict[str, int]]:
-    """The first stock form that holds the model; when padding, with more KV groups where fewer don't fit."""
+    """The first stock form that holds the model; when padding, with more heads where fewer don't fit."""
     units = {name: max(found) for name, found in widths_by_axis(arch).items()} | dict(dense or {})
-    most = max(units.get(KV_GROUPS, 0), getattr(arch.model.config, "num_key_value_heads", 0) if pad else 0)
     reasons: list[str] = []
-    for groups in range(units.get(KV_GROUPS, 0), most + 1):
-        tried = units | ({KV_GROUPS: groups} if KV_GROUPS in units else {})
-        for form in _forms(arch, tried, reasons):
-            return form, tried
+    for heads in _heads_from(arch, units, pad=pad):
+        for form in _forms(arch, units | heads, reasons):
+            return form, units | heads
     raise UserError(
         f"no stock class holds this model: {'; '.join(dict.fromkeys(reasons))}. Prune with --compensate none for one "
         "without added biases, or export --to gguf or openvino, or serve it with vLLM: they take it as it is"
     )
+
+
+def _heads_from(arch: Arch, units: Mapping[str, int], *, pad: bool) -> Iterator[dict[str, int]]:
+    """KV groups and query heads of each, those that the layers need first, when padding up to the dense model's."""
+    if KV_GROUPS not in units:
+        yield {}
+        return
+    groups, queries = units[KV_GROUPS], units.get(QUERY_HEADS, arch.queries_per_group)
+    most = (arch.model.config.num_key_value_heads, arch.queries_per_group) if pad else (0, 0)
+    for count in range(groups, max(groups, most[0]) + 1):
+        for heads in range(queries, max(queries, most[1]) + 1):
+            yield {KV_GROUPS: count, QUERY_HEADS: heads}
 
 
 def _forms(arch: Arch, units: Mapping[str, int], reasons: list[str]) -> Iterator[Form]:
@@ -169,14 +179,22 @@ def _state(arch: Arch, shapes: Mapping[str, Tensor], units: Mapping[str, int]) -
             state[name] = tensor
         else:
             axis, part = places[name.rpartition(".")[0]]
-            state[name] = widened(tensor, axis, part, units[axis.name])
+            state[name] = widened(tensor, axis, part, units[axis.name], units.get(QUERY_HEADS, 1))
     return state
 
 
-def widened(tensor: Tensor, axis: Axis, part: Slice, units: int) -> Tensor:
-    """A linear's weight or bias with zero units after its own, up to `units` of them."""
+def widened(tensor: Tensor, axis: Axis, part: Slice, units: int, queries: int) -> Tensor:
+    """A linear's weight or bias with zero units after its own, up to `units` of them.
+
+    In KV groups also with zero query heads after those of each, up to `queries`.
+    """
     dim = part.dim if tensor.ndim > 1 else 0
+    keep = torch.arange(units) < axis.units
+    if part.by_head:
+        of_heads = zip(part.sections, part.by_head, strict=True)
+        sections = tuple(size // axis.queries * queries if is_heads else size for size, is_heads in of_heads)
+        part = replace(part, sections=sections)
+        keep = keep[:, None] & (torch.arange(queries) < axis.queries)
     shape = list(tensor.shape)
     shape[dim] = units * sum(part.sections)
-    keep = torch.arange(units) < axis.units
     return torch.zeros(shape, dtype=tensor.dtype).index_copy_(dim, part.indices(keep), tensor.cpu())

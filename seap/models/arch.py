@@ -12,7 +12,18 @@ from torch import Tensor, nn
 
 from seap.errors import UserError
 from seap.models import modeling_seap
-from seap.models.axes import ATTENTION, CHANNELS, EXPERT_CHANNELS, EXPERTS, KV_GROUPS, MLP, Axis, Slice, Values
+from seap.models.axes import (
+    ATTENTION,
+    CHANNELS,
+    EXPERT_CHANNELS,
+    EXPERTS,
+    KV_GROUPS,
+    MLP,
+    QUERY_HEADS,
+    Axis,
+    Slice,
+    Values,
+)
 from seap.models.experts import Experts
 from seap.models.families import Family, find_family
 
@@ -40,8 +51,17 @@ class Arch:
 
     @property
     def queries_per_group(self) -> int:
+        """Query heads of a KV group before any was cut."""
         config = self.model.config
         return int(config.num_attention_heads // config.num_key_value_heads)
+
+    def queries_at(self, layer: int) -> int:
+        """Query heads of each KV group of a layer as it is now."""
+        config = self.model.config
+        if not getattr(config, "seap", None):
+            return self.queries_per_group
+        own = modeling_seap.layer_widths(config, layer)
+        return int(own["num_attention_heads"] // own["num_key_value_heads"])
 
     @property
     def heads_refused(self) -> str:
@@ -127,6 +147,17 @@ class Arch:
         return [axis for axis in self.axes if axis.layer == layer]
 
     @property
+    def units(self) -> dict[str, int]:
+        """Axis key → its units, usage key → the experts; and heads key → query heads, once any layer has lost some."""
+        found: dict[str, int] = {}
+        told = any(axis.heads_key and axis.queries != self.queries_per_group for axis in self.axes)
+        for axis in self.axes:
+            found |= {axis.usage_key: axis.experts} if axis.usage_key else {}
+            found[axis.key] = axis.units
+            found |= {axis.heads_key: axis.queries} if axis.heads_key and told else {}
+        return found
+
+    @property
     def measured(self) -> dict[str, int]:
         """What statistics hold: the key of every axis, and of the use of experts → numbers per token."""
         sizes = {axis.key: axis.num_inputs for axis in self.axes}
@@ -156,12 +187,24 @@ class Arch:
         return linear.weight.numel() + (linear.bias.numel() if linear.bias is not None else 0)
 
     def _kv_groups(self, layer: int) -> Axis:
-        size, queries = self.head_size, self.queries_per_group
+        size, queries = self.head_size, self.queries_at(layer)
         rows = {"q": queries * size, "k": size, "v": size}
         axis = self._axis(layer, KV_GROUPS, self.family.heads, self.family.heads_consumer, rows, queries * size)
         beside = (Slice(module=path, dim=0, sections=(queries,), values=True) for path in self.family.head_values)
         behind = self.norm_at(layer, self.family.heads_behind) is not None
-        return replace(axis, slices=(*axis.slices, *beside), is_normed=behind)
+        return self._by_head(replace(axis, slices=(*axis.slices, *beside), is_normed=behind), queries)
+
+    def _by_head(self, axis: Axis, queries: int) -> Axis:
+        """An axis of KV groups whose slices know which of their sections are the groups' query heads'."""
+        parts = {module: tuple(part == "q" for part in parts) for module, parts in self.family.heads.items()}
+        slices = tuple(replace(part, by_head=parts.get(part.module, (True,))) for part in axis.slices)
+        params = 0
+        for part in [part for part in slices if not part.values]:
+            lines = sum(size for size, is_heads in zip(part.sections, part.by_head, strict=True) if is_heads)
+            weight = self.weight(axis.layer, part.module).numel()
+            numel = weight if part.consumer else self._numel(axis.layer, part.module)
+            params += numel * lines // (axis.units * sum(part.sections) * queries)
+        return replace(axis, slices=slices, queries=queries, heads=queries, head_params=params)
 
     def _mlp(self, layer: int) -> list[Axis]:
         """The channels of a layer's MLP, or of its experts and the one that all tokens go through."""
@@ -255,7 +298,7 @@ def choose_axes(arch: Arch, names: Iterable[str] | None = None) -> tuple[Axis, .
 
 
 def layer_width_values(arch: Arch, budgets: dict[str, int], layer: int) -> dict[str, Any]:
-    """The config entries of one layer with so many units (and experts) kept per key.
+    """The config entries of one layer with so many units (and experts, and query heads of a group) kept per key.
 
     A sub-block that keeps none is named under `skip`, as transformers says it (pull request 45332).
     """
@@ -274,7 +317,8 @@ def layer_width_values(arch: Arch, budgets: dict[str, int], layer: int) -> dict[
             values[layout.shared_key] = budgets[inside + CHANNELS]
     groups = budgets.get(inside + KV_GROUPS, 0)
     if arch.can_cut_heads and groups:
-        values |= {"num_attention_heads": groups * arch.queries_per_group, "num_key_value_heads": groups}
+        queries = budgets[inside + QUERY_HEADS] if inside + QUERY_HEADS in budgets else arch.queries_at(layer)
+        values |= {"num_attention_heads": groups * queries, "num_key_value_heads": groups}
     elif arch.can_cut_heads:
         skip.insert(0, ATTENTION)
     return values | ({"skip": skip} if skip else {})

@@ -3,19 +3,21 @@
 Shape letters: Q query heads per KV group, K head size.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from seap.models.experts import Cut
 
 KV_GROUPS, CHANNELS, EXPERT_CHANNELS, EXPERTS = "kv_groups", "channels", "expert_channels", "experts"
+QUERY_HEADS = "query_heads"  # of every KV group of a layer; in masks, where some groups lose part of theirs
 BLOCK = "block"  # a whole layer, in masks alone
 AXIS_NAMES = (KV_GROUPS, CHANNELS, EXPERT_CHANNELS)
 ATTENTION, MLP = "attention", "mlp"  # the sub-blocks of a layer, as transformers' `skip` names them
-WIDTH_NAMES = (KV_GROUPS, CHANNELS, EXPERTS, EXPERT_CHANNELS)  # what is said of a layer
+WIDTH_NAMES = (KV_GROUPS, QUERY_HEADS, CHANNELS, EXPERTS, EXPERT_CHANNELS)  # what is said of a layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,19 @@ class Slice(Cut):
     module: str
     consumer: bool = False
     values: bool = False  # no linear: a parameter with some values for each unit
+    by_head: tuple[bool, ...] = ()  # of each section of a KV group, whether it is its query heads'; keys' isn't
+
+    def indices(self, keep: Tensor) -> Tensor:
+        """As of `Cut`; keep may also be bool (G, Q): the query heads that stay of each KV group."""
+        if keep.dim() == 1:
+            return super().indices(keep)
+        parts, start = [], 0
+        for size, is_heads in zip(self.sections, self.by_head, strict=True):
+            own = keep.flatten() if is_heads else keep.any(1)
+            cut = Cut(dim=self.dim, sections=(len(keep) * size // own.numel(),))
+            parts.append(start + cut.indices(own))
+            start += len(keep) * size
+        return torch.cat(parts)
 
 
 @dataclass
@@ -62,6 +77,9 @@ class Axis:
     experts: int = 1  # each with units of its own
     kept: tuple[int, ...] | None = None  # the experts that stay; all with None
     is_normed: bool = False  # whether a norm stands behind what the consumer writes
+    queries: int = 1  # query heads of a KV group
+    heads: int = 1  # those of them that stay in every group that does
+    head_params: int = 0  # parameters that go with one
 
     @property
     def key(self) -> str:
@@ -72,6 +90,16 @@ class Axis:
     def usage_key(self) -> str:
         """`layers.3.experts`: how often and how strongly the layer's experts are used; empty for other axes."""
         return f"layers.{self.layer}.{EXPERTS}" if self.name == EXPERT_CHANNELS else ""
+
+    @property
+    def heads_key(self) -> str:
+        """`layers.3.query_heads`: which query heads stay, and how many of each group; empty for other axes."""
+        return f"layers.{self.layer}.{QUERY_HEADS}" if self.name == KV_GROUPS else ""
+
+    @property
+    def curve_key(self) -> str:
+        """By which what widths cost is known: the key, with fewer query heads also their number."""
+        return self.key if self.heads == self.queries else f"{self.key}.{self.heads}"
 
     @property
     def consumer(self) -> str:
@@ -106,17 +134,42 @@ class Axis:
     def params(self) -> int:
         return self.units * self.unit_params
 
+    @property
+    def whole_params(self) -> int:
+        """With all query heads."""
+        return self.params + self.units * (self.queries - self.heads) * self.head_params
+
     def with_experts(self, kept: tuple[int, ...]) -> "Axis":
         """The axis once only these experts are left."""
         return replace(self, kept=kept, unit_params=self.entry_params * len(kept))
 
+    def with_heads(self, heads: int) -> "Axis":
+        """The axis whose KV groups keep so many of their query heads."""
+        return replace(self, heads=heads, unit_params=self.unit_params + (heads - self.heads) * self.head_params)
 
-def units_of(axes: Iterable[Axis]) -> dict[str, int]:
-    """Axis key → its units, and usage key → the experts."""
-    found: dict[str, int] = {}
-    for axis in axes:
-        found |= ({axis.usage_key: axis.experts} if axis.usage_key else {}) | {axis.key: axis.units}
-    return found
+    def shaped(self, budgets: Mapping[str, int]) -> "Axis":
+        """The axis with as many query heads as budgets say."""
+        return self.with_heads(budgets[self.heads_key]) if self.heads_key in budgets else self
+
+    def each_head(self) -> "Axis":
+        """A KV group's query heads as units of their own, for scores."""
+        heads = self.units * self.queries
+        return replace(self, units=heads, unit_inputs=self.num_inputs // heads)
+
+    def mask_of(self, masks: Mapping[str, Tensor]) -> Tensor:
+        """What masks say of the axis: bool (entries,), or (G·Q,) where single query heads go."""
+        return masks[self.heads_key if self.heads_key in masks else self.key]
+
+    def laid_out(self, mask: Tensor) -> Tensor:
+        """A mask of single query heads as (G, Q), of whole units as it is: what slices take."""
+        return mask if mask.numel() == self.entries else mask.view(self.units, self.queries)
+
+    def removed_params(self, mask: Tensor) -> int:
+        """Parameters that a mask, of units or of single query heads, takes away."""
+        if mask.numel() == self.entries:
+            return int((~mask).sum()) * self.entry_params
+        groups, without_heads = int(self.laid_out(mask).any(1).sum()), self.unit_params - self.heads * self.head_params
+        return self.params - groups * without_heads - int(mask.sum()) * self.head_params
 
 
-Masks = dict[str, Tensor]  # axis key → bool (units,), True keeps
+Masks = dict[str, Tensor]  # axis key → bool (units,), True keeps; heads key → bool (G·Q,) where single ones go

@@ -14,7 +14,7 @@ from typing import Any
 
 from seap.disk.whole import temporary
 from seap.errors import UserError, missing_extra
-from seap.models import headers, kinds
+from seap.models import headers, kinds, modeling_seap
 from seap.models.axes import ATTENTION, MLP
 from seap.models.families import FAMILIES, Family, find_family, width_keys
 from seap.models.kinds import Folder, cant_load
@@ -94,9 +94,16 @@ def check_heads(path: Path, config: Any) -> None:
     heads = config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", None)
     groups = heads if groups is None else groups
-    sound = all(type(number) is int and number > 0 for number in (heads, groups)) and heads % groups == 0
-    if not sound:
-        raise cant_load(path, f"config.json says {heads!r} attention heads in {groups!r} groups; correct the config")
+    found = [(heads, groups)]
+    with reading(path):
+        for layer in range(config.num_hidden_layers if getattr(config, "seap", None) else 0):
+            own = modeling_seap.layer_widths(config, layer)
+            found.append((own.get("num_attention_heads", heads), own.get("num_key_value_heads", groups)))
+    for heads, groups in found:
+        if not all(type(number) is int and number > 0 for number in (heads, groups)) or heads % groups:
+            raise cant_load(
+                path, f"config.json says {heads!r} attention heads in {groups!r} groups; correct the config"
+            )
 
 
 def check_spec(path: Path, raw: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from seap.errors import UserError
 from seap.files import read_about, read_tensors
 from seap.models import kinds
 from seap.models.arch import describe as describe_arch
-from seap.models.axes import EXPERTS, KV_GROUPS, WIDTH_NAMES, units_of
+from seap.models.axes import EXPERTS, KV_GROUPS, WIDTH_NAMES
 from seap.models.blocks import blocks_refused, without
 from seap.models.gguf import is_gguf
 from seap.models.loader import BUILTIN, load_config, resolve_model
@@ -106,7 +106,7 @@ def _model(name: str) -> dict[str, Any]:
         "prunable_params": arch.prunable_params,
         "heads": "can be cut" if arch.can_cut_heads else f"can't be cut: {arch.heads_refused}",
         "attention and MLP": f"can't go whole: {why}" if (why := blocks_refused(arch)) else "can go whole",
-        "layers": _layers(units_of(arch.axes) | without(config)),
+        "layers": _layers(arch.units | without(config)),
     }
 
 

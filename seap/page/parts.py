@@ -9,6 +9,7 @@ from seap.page.plots import Plot, Series
 AXES = {
     "channels": "MLP channels",
     "kv_groups": "KV groups",
+    "query_heads": "query heads of each KV group",
     "experts": "experts",
     "expert_channels": "channels of each expert",
 }

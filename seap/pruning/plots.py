@@ -9,7 +9,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#0068a8", "#d55e00", "#008a64", "#b8578f")
-NAMES = {"kv_groups": "KV groups", "channels": "MLP channels", "expert_channels": "channels of experts"}
+NAMES = {
+    "kv_groups": "KV groups",
+    "query_heads": "query heads",
+    "channels": "MLP channels",
+    "expert_channels": "channels of experts",
+}
 
 
 def plot_widths(masks: Masks) -> "Figure":

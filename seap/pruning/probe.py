@@ -113,7 +113,7 @@ def masked(arch: Arch, masks: Masks, repairs: Repairs) -> Iterator[None]:
         stack.enter_context(stubbed(arch.layers, dict.fromkeys(dropped, lambda hidden, *args, **kwargs: hidden)))
         for axis in [axis for axis in arch.axes if axis.layer not in dropped]:
             repair = repairs.get(axis.key)
-            keep = kept_inputs(axis, masks[axis.key])
+            keep = kept_inputs(axis, axis.mask_of(masks))
             for hook in _hooks(arch, axis, keep, repair):
                 stack.callback(hook.remove)
         yield

@@ -19,7 +19,7 @@ from seap.errors import UserError
 from seap.files import tensors_as_bytes, to_json
 from seap.models import modeling_seap
 from seap.models.arch import describe
-from seap.models.axes import Masks
+from seap.models.axes import QUERY_HEADS, Masks
 from seap.pruning.card import exported_card, model_card
 from seap.selection.mask import compose, load_masks
 from seap.selection.whole_layers import dropped_layers
@@ -53,9 +53,10 @@ def origin_of(model: Any) -> Origin:
 
 def check_kept(path: Path, masks: Masks, model: Any) -> None:
     """Raise UserError unless the masks of an earlier pruning keep what the model has."""
-    kept = {key: int(mask.sum()) for key, mask in masks.items()}
-    for axis in describe(model).axes:
-        if kept.pop(axis.key, None) != axis.entries:
+    kept, arch = {key: int(mask.sum()) for key, mask in masks.items()}, describe(model)
+    for axis in arch.axes:
+        heads = kept.pop(axis.heads_key, axis.units * arch.queries_per_group) if axis.heads_key else axis.units
+        if kept.pop(axis.key, None) != axis.entries or heads != axis.units * axis.queries:
             raise UserError(f"{path}: the mask doesn't say what {axis.key} of this model keeps; prune again")
     if any(kept.values()):  # what is gone whole is no axis of the model
         raise UserError(f"{path}: the mask has {min(kept)}, which the model hasn't; prune again")
@@ -83,7 +84,8 @@ def pruned_before(origin: Origin, masks: Masks, params_after: int) -> dict[str, 
     if origin.masks is None or origin.told is None:
         return {}
     whole, earlier = compose(origin.masks, masks), origin.told
-    kept = sum(int(mask.sum()) for mask in whole.values()) / sum(mask.numel() for mask in whole.values())
+    units = [mask for key, mask in whole.items() if not key.endswith(f".{QUERY_HEADS}")]
+    kept = sum(int(mask.sum()) for mask in units) / sum(mask.numel() for mask in units)
     found = {name: earlier.get(name) for name in ("model", "tasks", "method", "realised_sparsity")}
     first = earlier.get("pruned_before") or {}
     found |= {"units_kept_of_original": kept, "base": first.get("base") or earlier.get("model")}

@@ -141,7 +141,7 @@ class Streams:
     def _cut(self, axes: Sequence[Axis]) -> contextlib.ExitStack:
         stack = contextlib.ExitStack()
         for axis in axes:
-            keep = kept_inputs(axis, self.masks[axis.key])
+            keep = kept_inputs(axis, axis.mask_of(self.masks))
             if not keep.all() or axis.key in self.repairs:
                 stack.enter_context(simulated(self.arch, axis, keep, self.repairs.get(axis.key)))
         return stack
@@ -165,7 +165,7 @@ class Streams:
 
     def _refit_(self, axis: Axis, axes: Sequence[Axis], dense: Sequence[DenseRun]) -> None:
         """Fit the axis's consumer anew, where that helps on held-out rows."""
-        keep = kept_inputs(axis, self.masks[axis.key])
+        keep = kept_inputs(axis, axis.mask_of(self.masks))
         sums = [CrossMoments(), CrossMoments()]
         with self._cut(axes):
             for index in self._each():

@@ -102,7 +102,7 @@ def _shapes_after(arch: Arch, index: int, masks: Masks, repaired: Collection[str
             shapes = {name: shape for name, shape in shapes.items() if not name.startswith(inside)}
             continue
         for part in axis.slices:
-            kept = len(part.indices(masks[axis.key]))
+            kept = len(part.indices(axis.laid_out(axis.mask_of(masks))))
             names = [(part.module, part.dim)] if part.values else [(f"{part.module}.weight", part.dim)]
             if not part.values and not part.consumer:
                 names.append((f"{part.module}.bias", 0))
@@ -141,7 +141,7 @@ def cut_layer_(arch: Arch, layer: int, masks: Masks, repairs: Repairs) -> None:
     for axis in arch.layer_axes(layer):
         if masks[axis.key].any():
             cut = _cut_experts_ if axis.usage_key else _cut_linears_
-            cut(arch, axis, masks[axis.key], repairs.get(axis.key))
+            cut(arch, axis, axis.mask_of(masks), repairs.get(axis.key))
     if any(not masks[axis.key].any() for axis in arch.layer_axes(layer)):
         _drop_blocks_(arch, layer, masks, repairs)
 
@@ -172,7 +172,7 @@ def _cut_linears_(arch: Arch, axis: Axis, mask: Tensor, repair: Repair | None) -
         _add_bias_(arch, axis, repair)
     if not mask.all():
         for part in axis.slices:
-            _slice_linear_(arch.linear(axis.layer, part.module), part, mask)
+            _slice_linear_(arch.linear(axis.layer, part.module), part, axis.laid_out(mask))
     if repair is not None and repair.weight is not None:
         arch.weight(axis.layer, axis.consumer).copy_(repair.weight)
     if repair is not None and repair.inputs is not None:

@@ -39,7 +39,7 @@ def drop_layers_(arch: Arch, masks: Masks) -> Arch:
     """
     model, dropped = arch.model, dropped_layers(masks)
     check_dense(model)
-    if any(not masks[axis.key].all() for axis in arch.axes if axis.layer not in dropped):
+    if any(not axis.mask_of(masks).all() for axis in arch.axes if axis.layer not in dropped):
         raise UserError("a mask that takes whole layers out can't also cut others; prune twice, the layers first")
     kept = [layer for layer in range(len(arch.layers)) if layer not in dropped]
     config = copy.deepcopy(model.config)

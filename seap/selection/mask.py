@@ -11,7 +11,7 @@ from seap.activations.checks import axis_keyed
 from seap.errors import UserError
 from seap.files import read_tensors, write_tensors
 from seap.models.arch import Arch
-from seap.models.axes import BLOCK, Axis, Masks
+from seap.models.axes import BLOCK, KV_GROUPS, QUERY_HEADS, Axis, Masks
 from seap.models.blocks import check_gone
 from seap.scoring.score import Scores, unit_scores
 from seap.selection.whole_layers import dropped_layers
@@ -21,22 +21,37 @@ from seap.shown import html_table
 def choose_units(axes: Sequence[Axis], scores: Scores, budgets: Mapping[str, int]) -> Masks:
     """Keep the best-scored units of each axis, as many as its budget; among equals the first ones.
 
-    Of experts, those of each expert that stays.
+    Of experts, those of each expert that stays; of KV groups whose budget says so, the best query heads of each.
     """
     masks: Masks = {}
-    for axis in axes:
+    for axis in (axis.shaped(budgets) for axis in axes):
         mask = unit_places(axis, scores) < budgets.get(axis.key, axis.units)
         if axis.kept is not None:
             mask[[expert for expert in range(axis.experts) if expert not in axis.kept]] = False
+        if axis.heads < axis.queries:
+            masks[axis.heads_key] = mask.flatten()
+            mask = mask.view(axis.units, axis.queries).any(1)
         masks[axis.key] = mask.flatten()
     return masks
 
 
 def unit_places(axis: Axis, scores: Scores) -> Tensor:
-    """int64 (E, U): the place of each unit among its expert's, the best first; without experts there is one part."""
+    """int64 (E, U): the place of each unit among its expert's, the best first; without experts there is one part.
+
+    Of KV groups with fewer query heads, (1, G·Q): its group's place for each head that stays, G for the others.
+    """
     own = unit_scores(axis, scores[axis.key]).view(axis.experts, axis.units)
-    order = torch.sort(own, dim=1, descending=True, stable=True).indices
-    return torch.empty_like(order).scatter_(1, order, torch.arange(axis.units).expand_as(order).contiguous())
+    places = _places(own)
+    if axis.heads == axis.queries:
+        return places
+    heads = unit_scores(axis.each_head(), scores[axis.key]).view(axis.units, axis.queries)
+    return places.view(-1, 1).where(_places(heads) < axis.heads, axis.units).view(1, -1)
+
+
+def _places(scores: Tensor) -> Tensor:
+    """int64 (N, U): the place of each in its row, the highest first, among equals the first one."""
+    order = torch.sort(scores, dim=1, descending=True, stable=True).indices
+    return torch.empty_like(order).scatter_(1, order, torch.arange(scores.shape[1]).expand_as(order).contiguous())
 
 
 def kept_experts(axis: Axis, mask: Tensor) -> tuple[int, ...]:
@@ -45,19 +60,22 @@ def kept_experts(axis: Axis, mask: Tensor) -> tuple[int, ...]:
 
 
 def budgets_of(axes: Sequence[Axis], masks: Masks) -> dict[str, int]:
-    """Units kept by axis key, and experts kept by their usage key."""
-    budgets = {}
+    """Units kept by axis key, experts kept by their usage key; query heads of each group, where any are cut."""
+    budgets, by_head = {}, any(axis.heads_key in masks for axis in axes if axis.heads_key)
     for axis in axes:
         experts = len(kept_experts(axis, masks[axis.key]))
         if axis.usage_key:
             budgets[axis.usage_key] = experts
         budgets[axis.key] = int(masks[axis.key].sum()) // max(experts, 1)
+        if by_head and axis.heads_key and budgets[axis.key]:
+            own = masks.get(axis.heads_key)
+            budgets[axis.heads_key] = axis.queries if own is None else int(own.sum()) // budgets[axis.key]
     return budgets
 
 
 def removed_params(axes: Sequence[Axis], masks: Masks) -> int:
     """Parameters that the masks take away."""
-    return sum(int((~masks[axis.key]).sum()) * axis.entry_params for axis in axes)
+    return sum(axis.removed_params(axis.mask_of(masks)) for axis in axes)
 
 
 def realised_sparsity(arch: Arch, masks: Masks) -> float:
@@ -73,6 +91,7 @@ def check_fits(arch: Arch, masks: Masks) -> None:
     """
     sizes = {axis.key: axis.entries for axis in arch.axes}
     found = {key: mask.numel() for key, mask in masks.items() if not key.endswith(f".{BLOCK}")}
+    sizes |= {axis.heads_key: axis.units * axis.queries for axis in arch.axes if axis.heads_key in found}
     for key in sorted(sizes.keys() | found.keys()):
         if sizes.get(key) != found.get(key):
             raise UserError(
@@ -83,12 +102,26 @@ def check_fits(arch: Arch, masks: Masks) -> None:
     if dropped and not dropped < set(range(len(arch.layers))):
         raise UserError(f"the mask removes the layers {sorted(dropped)} of {len(arch.layers)}; at least 1 must remain")
     check_gone(arch, masks, whole_layers=dropped)
+    _check_heads(arch, masks)
     for axis in [axis for axis in arch.axes if axis.usage_key and axis.layer not in dropped]:
         check_experts(arch, axis, len(kept_experts(axis, masks[axis.key])))
         counts = masks[axis.key].view(axis.experts, axis.units).sum(1)
         if len(set(counts.tolist()) - {0}) > 1:
             raise UserError(
                 f"{axis.key}: the mask keeps {counts.tolist()} channels of the experts; all that stay need equally many"
+            )
+
+
+def _check_heads(arch: Arch, masks: Masks) -> None:
+    """Raise UserError unless single query heads are those of the groups that stay, equally many of each."""
+    for axis in [axis for axis in arch.axes if axis.heads_key in masks]:
+        counts = masks[axis.heads_key].view(axis.units, axis.queries).sum(1)
+        if not torch.equal(counts > 0, masks[axis.key].to(counts.device)):
+            raise UserError(f"{axis.heads_key}: the groups that keep query heads aren't those that {axis.key} keeps")
+        if len(set(counts.tolist()) - {0}) > 1:
+            raise UserError(
+                f"{axis.heads_key}: the mask keeps {counts.tolist()} query heads of the groups; all that stay need "
+                "equally many"
             )
 
 
@@ -106,10 +139,31 @@ def compose(before: Masks, after: Masks) -> Masks:
     """Masks of the original model from those of a first and of a second pruning."""
     composed = {}
     for key, first in before.items():
+        if key.endswith(f".{QUERY_HEADS}"):
+            continue
         composed[key] = first.clone()
         if first.any():  # what is gone already has no axis any more
             composed[key][first] = after[key]
+        if key.endswith(f".{KV_GROUPS}"):
+            composed |= _composed_heads(key.removesuffix(KV_GROUPS) + QUERY_HEADS, first, before, after, key)
     return composed
+
+
+def _composed_heads(name: str, groups: Tensor, before: Masks, after: Masks, key: str) -> Masks:
+    """Which query heads stay of a layer, under their key, where either pruning cut some."""
+    first, second = before.get(name), after.get(name)
+    if first is None and second is None:
+        return {}
+    if not groups.any():
+        return {} if first is None else {name: first.clone()}
+    if first is None:
+        assert second is not None
+        first = groups.repeat_interleave(second.numel() // after[key].numel())
+    if second is None:
+        second = after[key].repeat_interleave(int(first.sum()) // after[key].numel())
+    composed = first.clone()
+    composed[first] = second
+    return {name: composed}
 
 
 class ShownMasks(dict[str, Tensor]):

@@ -19,7 +19,7 @@ from seap.compensation.compensate import Repairs, map_inputs
 from seap.errors import UserError
 from seap.files import read_about, read_one, tensor_names, write_tensors
 from seap.models.arch import Arch, describe
-from seap.models.axes import Axis, Masks, Slice
+from seap.models.axes import QUERY_HEADS, Axis, Masks, Slice
 from seap.models.loader import load
 from seap.pruning.checkpoint import MASK_FILE, previous
 from seap.selection.mask import check_fits, check_masks, load_masks, realised_sparsity
@@ -172,7 +172,15 @@ def load_networks(source: Path, model: Any) -> dict[str, Network]:
 
 
 def refuse_gone(masks: Masks) -> None:
-    """Raise UserError for masks that take whole sub-blocks away, which one model in memory doesn't switch."""
+    """Raise UserError for masks that take whole sub-blocks or single query heads away.
+
+    One model in memory switches whole units alone.
+    """
+    if key := next((key for key in masks if key.endswith(f".{QUERY_HEADS}")), None):
+        raise UserError(
+            f"{key}: part of a KV group's query heads are cut, and switching one model between tasks moves whole "
+            "groups; serve that checkpoint alone, or prune without --heads query"
+        )
     if key := next((key for key, mask in masks.items() if not mask.any()), None):
         raise UserError(
             f"{key}: nothing of it is kept, and switching one model between tasks takes no whole sub-block out; serve "
