@@ -11,7 +11,8 @@
 Shapes: C inputs of the consumer, k of them kept, O outputs. W_k and W_d are its columns of kept and removed inputs.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -109,9 +110,69 @@ def ridge_or_bias(weight: Tensor, moments: Moments, keep: Tensor) -> Repair:
         return ridge(weight, moments, keep, UNTESTED_DAMPING)
     fit, held = moments.without_held(), moments.held
     plain = output_error(weight, held, keep, mean_bias(weight, fit, keep))
-    errors = {d: output_error(weight, held, keep, ridge(weight, fit, keep, d)) for d in DAMPING}
-    best = min(errors, key=lambda damping: errors[damping])
-    return ridge(weight, moments, keep, best) if errors[best] <= plain else mean_bias(weight, moments, keep)
+    best, least = lowest(DAMPING, held_out_error(weight, fit, held, keep))
+    return ridge(weight, moments, keep, best) if least <= plain else mean_bias(weight, moments, keep)
+
+
+def held_out_error(weight: Tensor, fit: Moments, held: Moments, keep: Tensor) -> Callable[[float], float]:
+    """damping → `output_error` on held-out moments of `ridge` on others: of what is kept alone, the rest once.
+
+    With R = W_d C_dk (C_kk + λI)⁻¹ what ridge adds to the kept columns, and C' the held-out covariance,
+    E‖W_d h_d − R h_k‖² = tr(W_d C'_dd W_dᵀ) − 2 tr(R C'_kd W_dᵀ) + tr(R C'_kk Rᵀ), and the shift of the means.
+    """
+    size = keep.numel() // fit.num_blocks
+    parts = list(zip(weight.split(size, 1), fit.split(), held.split(), keep.split(size), strict=True))
+    blocks = [_Kept.of(*part) for part in parts]
+    drift = held.mean - fit.mean
+    gone = weight[:, ~keep] @ drift[~keep]
+
+    def error(damping: float) -> float:
+        added = [block.added(damping) for block in blocks]
+        shift = gone - torch.cat(added, 1) @ drift[keep]
+        return sum(block.error(own) for block, own in zip(blocks, added, strict=True)) + float(shift.square().sum())
+
+    return error
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The second moments of a block's kept inputs, and what they share with what goes, on both kinds of rows."""
+
+    fitted_to: Tensor  # W_d C_dk (O, k)
+    inner: Tensor  # C_kk (k, k)
+    held_to: Tensor  # W_d C'_dk (O, k)
+    held_inner: Tensor  # C'_kk (k, k)
+    left: float  # tr(W_d C'_dd W_dᵀ)
+
+    @classmethod
+    def of(cls, weight: Tensor, fit: Moments, held: Moments, keep: Tensor) -> "_Kept":
+        gone, own, other = weight[:, ~keep], fit.covariance, held.covariance
+        left = float(((gone @ other[~keep][:, ~keep]) * gone).sum())
+        to, held_to = (gone @ covariance[~keep][:, keep] for covariance in (own, other))
+        return cls(to, own[keep][:, keep], held_to, other[keep][:, keep], left)
+
+    def added(self, damping: float) -> Tensor:
+        """R (O, k)."""
+        return solve_damped(self.inner, self.fitted_to, damping) if self.fitted_to.any() else self.fitted_to
+
+    def error(self, added: Tensor) -> float:
+        return self.left + float(((added @ self.held_inner) * added).sum() - 2 * (added * self.held_to).sum())
+
+
+def lowest(values: Sequence[float], error: Callable[[float], float]) -> tuple[float, float]:
+    """The value of least error, and that error, where errors fall and then rise: from the middle downhill."""
+    found: dict[int, float] = {}
+
+    def at(place: int) -> float:
+        if place not in found:
+            found[place] = error(values[place]) if 0 <= place < len(values) else math.inf
+        return found[place]
+
+    place = len(values) // 2
+    step = -1 if at(place - 1) < at(place) else 1
+    while at(place + step) < at(place):
+        place += step
+    return values[place], at(place)
 
 
 def nystrom(weight: Tensor, moments: Moments, keep: Tensor) -> Repair:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from seap.activations.ranks import Ranks, agreed, exchanged, gathered, summed
-from seap.compensation.compensate import Repair
+from seap.compensation.compensate import Repair, lowest
 from seap.compensation.damped import solve_damped
 
 DAMPING = (1e-3, 1e-2, 1e-1, 1.0)  # λ over the mean of the covariance's diagonal
@@ -42,12 +42,16 @@ class CrossMoments:
         h, t = self.means
         return self.sums[2] / self.count - torch.outer(h, h), self.sums[3] / self.count - torch.outer(t, h)
 
-    def error(self, weight: Tensor, bias: Tensor) -> float:
-        """E‖t − W h − b‖²."""
+    def judging(self) -> Callable[[Tensor, Tensor], float]:
+        """W, b → E‖t − W h − b‖²."""
         (h, t), (inner, cross) = self.means, self.centred
         spread = float(self.sums[4]) / self.count - float(t.square().sum())
-        explained = ((weight @ inner) * weight).sum() - 2 * (weight * cross).sum()
-        return spread + float(explained) + float((t - weight @ h - bias).square().sum())
+
+        def error(weight: Tensor, bias: Tensor) -> float:
+            explained = ((weight @ inner) * weight).sum() - 2 * (weight * cross).sum()
+            return spread + float(explained) + float((t - weight @ h - bias).square().sum())
+
+        return error
 
     def raw_error(self, weight: Tensor) -> float:
         """E‖t − W h‖², without means."""
@@ -72,9 +76,11 @@ def over(moments: CrossMoments, ranks: Ranks) -> CrossMoments:
 
 
 def best_damping(error: Callable[[float], float], ranks: Ranks) -> tuple[float, float]:
-    """The damping of least error, and that error. Ranks that have the same sums try some each."""
+    """The damping of least error, and that error. Of ranks that have the same sums each tries some."""
+    if ranks.size == 1:
+        return lowest(DAMPING, error)
     found = gathered({f"{damping:g}": error(damping) for damping in ranks.deal(DAMPING)}, ranks)
-    return min(((damping, found[f"{damping:g}"]) for damping in DAMPING), key=lambda one: one[1])
+    return lowest(DAMPING, lambda damping: found[f"{damping:g}"])
 
 
 def refit(
@@ -91,20 +97,27 @@ def refit(
     """
     old = weight if start.weight is None else start.weight
 
-    def solved(moments: CrossMoments, damping: float) -> Repair:
+    def solving(moments: CrossMoments) -> Callable[[float], Repair]:
         (h, t), (inner, cross) = moments.means, moments.centred
-        new = old + solve_damped(inner, cross - old @ inner, damping)
-        return Repair(t - new @ h, new, f"sequential {damping:g}")
+        missing = cross - old @ inner
+
+        def solved(damping: float) -> Repair:
+            new = old + solve_damped(inner, missing, damping)
+            return Repair(t - new @ h, new, f"sequential {damping:g}")
+
+        return solved
+
+    solved, judged = solving(fit), held.judging() if held.count else None
 
     def error(damping: float) -> float:
-        tried = solved(fit, damping)
-        assert tried.weight is not None
-        return held.error(tried.weight, tried.bias)
+        tried = solved(damping)
+        assert tried.weight is not None and judged is not None
+        return judged(tried.weight, tried.bias)
 
-    if not held.count:
-        return agreed(lambda: solved(fit, DAMPING[-1]), ranks)
+    if judged is None:
+        return agreed(lambda: solved(DAMPING[-1]), ranks)
     best, least = best_damping(error, ranks)
-    return agreed(lambda: solved(fit + held, best) if least < held.error(old, start.bias) else None, ranks)
+    return agreed(lambda: solving(fit + held)(best) if least < judged(old, start.bias) else None, ranks)
 
 
 def corrected_inputs(
@@ -119,11 +132,14 @@ def corrected_inputs(
     """
     if not held.count:
         return None
-    best, least = best_damping(lambda damping: held.raw_error(_mapped(fit, damping)), ranks)
+    mapped = _mapping(fit)
+    best, least = best_damping(lambda damping: held.raw_error(mapped(damping)), ranks)
     eye = torch.eye(fit.sums[2].shape[0], dtype=torch.float64)
-    return agreed(lambda: _mapped(fit + held, best) if least < held.raw_error(eye) else None, ranks)
+    return agreed(lambda: _mapping(fit + held)(best) if least < held.raw_error(eye) else None, ranks)
 
 
-def _mapped(moments: CrossMoments, damping: float) -> Tensor:
+def _mapping(moments: CrossMoments) -> Callable[[float], Tensor]:
+    """damping → M."""
     inner, cross = moments.sums[2] / moments.count, moments.sums[3] / moments.count
-    return torch.eye(len(inner), dtype=torch.float64) + solve_damped(inner, cross - inner, damping)
+    missing, eye = cross - inner, torch.eye(len(inner), dtype=torch.float64)
+    return lambda damping: eye + solve_damped(inner, missing, damping)

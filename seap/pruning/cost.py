@@ -11,17 +11,16 @@ from typing import Any
 
 from seap.activations.calibration import num_blocks
 from seap.activations.layerwise import HELD_PERIOD
-from seap.compensation import compensate, cross
 from seap.methods import CLOSED_FORMS, FIRST_ORDER, MEASURED, RECONSTRUCTING, RUNNING, Method
 from seap.models.arch import Arch, choose_axes, describe, embedding_params
 from seap.models.axes import CHANNELS, Axis
 from seap.pruning.work import NOTHING, Done, Stage, Text, merged
 from seap.selection.budgets import is_protected, least_kept, may_go
-from seap.selection.curves import closed_widths
 from seap.selection.damage import probe_widths
 from seap.selection.options import Pruning
-from seap.selection.slopes import DESCENT, NEAR, can_descend
+from seap.selection.slopes import DESCENT, can_descend
 
+TRIED = 3.5  # dampings of a ridge on the way to the best (`compensate.lowest`)
 HALF_OF_A_MATRIX = 0.53  # of second moments that is computed, in tiles from the diagonal on
 
 
@@ -124,7 +123,7 @@ def ranking(shape: Shape, method: Method, options: Pruning, text: Text, moments:
             Stage(name="scores", solves=sum(_removal(shape, axis, method, moments) for axis in shape.arch.axes))
         )
     if options.closed_curves:
-        stages.append(Stage(name="damage", solves=sum(_closed(shape, axis, options, moments) for axis in shape.axes)))
+        stages.append(Stage(name="damage", solves=sum(_closed(shape, axis, moments) for axis in shape.axes)))
     elif method.allocate in MEASURED:
         stages.append(_probes(shape, method, options, text, moments))
     return stages
@@ -144,25 +143,21 @@ def running(shape: Shape, method: Method, text: Text) -> Stage:
     )
 
 
-def _closed(shape: Shape, axis: Axis, options: Pruning, moments: str) -> float:
+def _closed(shape: Shape, axis: Axis, moments: str) -> float:
     """Operations of an axis's damage in closed form (`selection/curves.py`)."""
     blocks = num_blocks(axis, moments)
     size, outputs = axis.num_inputs / blocks, shape.hidden
-    found = 0.0
-    gone = may_go(shape.arch, axis, options)
-    for width in closed_widths(axis, least_kept(axis, options), max(options.round_to, 1), may_go=gone):
-        k = width / axis.units * size
-        found += outputs * k**2 + 2 * outputs * k * (size - k) + 2 * outputs * size**2 + 2 * outputs**2 * size
-    return blocks * (size**3 / 3 + found)
+    weighing = 4 * outputs * size**2 + 2 * outputs**2 * size  # V and Vᵀ F V
+    return blocks * (size**3 / 3 + 2 * size**3 + weighing)
 
 
 def _removal(shape: Shape, axis: Axis, method: Method, moments: str) -> float:
     """Operations of removing all units of an axis one after the other (`scoring/obs.py`)."""
     blocks = num_blocks(axis, moments)
     size = axis.num_inputs / blocks
-    inverse = size**3 / 3 + 2 * size**3
+    inverse = size**3
     if method.score == "leverage":
-        return blocks * inverse
+        return blocks * (size**3 / 3 + 2 * size**3)
     removing = 2 * (0.55 * shape.hidden * size**2 + 0.42 * size**3)
     weighing = 2.0 * shape.hidden**2 * axis.num_inputs if method.score == "obs-fisher" else 0.0
     return blocks * (inverse + removing) + weighing
@@ -232,7 +227,7 @@ def choosing(shape: Shape, method: Method, options: Pruning, text: Text, moments
 
 
 def _descents(shape: Shape, options: Pruning, text: Text, moments: str) -> Stage:
-    """Slopes of all axes, some times: forward and back with all channels, and each axis's errors at some widths."""
+    """Slopes of all axes, some times: forward and back with all channels, and a factor of each axis."""
     steps = options.spent.descents
     part = text.of(min(DESCENT * options.spent.probe_tokens, text.tokens * (1 - 1 / HELD_PERIOD)))
     products = solves = 0.0
@@ -240,8 +235,7 @@ def _descents(shape: Shape, options: Pruning, text: Text, moments: str) -> Stage
         products += 2.0 * part.tokens * shape.hidden * axis.num_inputs
         blocks = num_blocks(axis, moments)
         size = axis.num_inputs / blocks
-        k = min((1 - options.sparsity) * size, size)
-        solves += blocks * (size**3 / 3 + len(NEAR) * shape.hidden * (k**2 + 2 * k * (size - k) + 2 * size))
+        solves += blocks * (size**3 / 3 + 3 * shape.hidden * size**2)
     return Stage(
         name="slopes",
         forward=(1 + 2 * steps) * part.tokens,  # the dense model once
@@ -263,9 +257,7 @@ def repairing(shape: Shape, method: Method, options: Pruning, text: Text, moment
     """What each sparsity costs once it is known what stays: repairs, and the refit layer after layer."""
     kept, stages = 1 - options.sparsity, []
     if method.compensate == "ridge":
-        tried = len(compensate.DAMPING) + 1
-        errors = sum(2.0 * shape.hidden * axis.num_inputs**2 / num_blocks(axis, moments) for axis in shape.axes)
-        solves = tried * (errors + sum(_solve(shape, axis, kept, moments) for axis in shape.axes))
+        solves = sum(_best_ridge(shape, axis, kept, moments) for axis in shape.axes)
         stages.append(Stage(name="repair", solves=solves))
     if method.compensate == "nystrom":
         stages.append(Stage(name="repair", solves=sum(_solve(shape, axis, kept, moments) for axis in shape.axes)))
@@ -274,15 +266,24 @@ def repairing(shape: Shape, method: Method, options: Pruning, text: Text, moment
     return stages
 
 
+def _best_ridge(shape: Shape, axis: Axis, kept: float, moments: str) -> float:
+    """The ridge solution whose damping is best on held-out rows, and what the bias alone would leave."""
+    blocks, outputs = num_blocks(axis, moments), shape.hidden
+    size = axis.num_inputs / blocks
+    k, gone = kept * size, (1 - kept) * size
+    once = 2 * outputs * (2 * gone * k + gone**2 + size**2)
+    return blocks * (once + TRIED * (k**3 / 3 + 4 * outputs * k**2)) + _solve(shape, axis, kept, moments)
+
+
 def _refit(shape: Shape, text: Text, kept: float) -> Stage:
-    """Layer after layer: the dense layer, the pruned one in parts, moments between the two, four dampings each."""
+    """Layer after layer: the dense layer, the pruned one in parts, moments between the two, some dampings each."""
     moments = solves = 0.0
     for axis in shape.axes:
         k = kept * axis.num_inputs
         size, outputs = (shape.hidden, shape.hidden), (k, shape.hidden)
         for inputs, targets in (size, outputs):
             moments += 2.0 * text.tokens * (inputs**2 + targets * inputs)
-            one = inputs**3 / 3 + 2 * targets * inputs**2
-            solves += (len(cross.DAMPING) + 1) * (one + 4 * targets * inputs**2)
+            square = 2 * targets * inputs**2  # a solution with a factor that is there, or its error
+            solves += (TRIED + 1) * inputs**3 / 3 + (2 * TRIED + 4) * square
     passes = 4 * text.batches * shape.num_layers
     return Stage(name="refit", forward=text.tokens * (2 + 1.9 * kept), passes=passes, moments=moments, solves=solves)

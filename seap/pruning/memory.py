@@ -15,9 +15,9 @@ from seap.methods import CLOSED_FORMS, FIRST_ORDER, MEASURED
 from seap.models.loader import free_memory
 from seap.pruning.cost import Shape
 from seap.pruning.work import Text
-from seap.selection.budgets import least_kept
-from seap.selection.damage import CACHED_BYTES, probe_widths
+from seap.selection.damage import CACHED_BYTES
 from seap.selection.options import Pruning
+from seap.selection.repairing import REMEMBERED
 from seap.selection.slopes import DESCENT
 from seap.text.options import Calibration
 
@@ -83,13 +83,13 @@ def matrices_of(shape: Shape, options: Pruning, calibration: Calibration, tasks:
 
 
 def _probing(shape: Shape, options: Pruning, tokens: int) -> float:
-    """States, logits, what the dense model says, and the repairs at every width."""
+    """States, logits, what the dense model says, and the repairs that are kept."""
     logits = float(FLOAT * tokens * shape.vocabulary)
     repairs = 0.0
     if options.resolved().compensate in CLOSED_FORMS:
-        for axis in shape.axes:
-            widths = probe_widths(axis, least_kept(axis, options), max(options.round_to, 1))
-            repairs += sum(8.0 * shape.hidden * axis.num_inputs * width / axis.units for width in widths)
+        kept = 1 - (options.sparsity if options.closed_curves else 0.5)  # measured at every width
+        one = sum(FLOAT * shape.hidden * axis.num_inputs * kept for axis in shape.axes)
+        repairs = REMEMBERED * one + max((8.0 * shape.hidden * axis.num_inputs for axis in shape.axes), default=0.0)
     states = FLOAT * tokens * shape.hidden * (shape.num_layers + 1)
     return states + (LOGITS - 1) * logits + min(logits, CACHED_BYTES) + repairs
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from seap.activations.moments import Moments
-from seap.compensation.damped import solve_damped
+from seap.compensation.damped import factor_damped
 
 DAMPING = 1e-3  # over the mean of the covariance's diagonal
 ROUNDS = 48  # a round removes at most one 48th of what is left, at least one unit
@@ -41,7 +41,7 @@ def removal(weight: Tensor, moments: Moments, unit_inputs: int, *, rounds: int |
     if not moments.covariance.any():  # an expert that no token was routed to
         units = weight.shape[1] // unit_inputs
         return Removal(torch.arange(units), torch.zeros(units, dtype=torch.float64))
-    inverse = solve_damped(moments.covariance, torch.eye(weight.shape[1], dtype=torch.float64), DAMPING)
+    inverse = torch.cholesky_inverse(factor_damped(moments.covariance, DAMPING))
     weight = weight.clone()
     units = weight.shape[1] // unit_inputs
     rounds = rounds or (ROUNDS if units <= FEW_UNITS else ROUNDS // 2)
@@ -65,10 +65,11 @@ def removal_costs(weight: Tensor, inverse: Tensor, unit_inputs: int) -> Tensor:
     """(U,): trace(W_g (G_gg)⁻¹ W_gᵀ) of every unit. weight (O, C), inverse (C, C)."""
     if unit_inputs == 1:
         return weight.square().sum(0) / inverse.diagonal()
-    outputs, units = weight.shape[0], weight.shape[1] // unit_inputs
-    blocks = inverse.view(units, unit_inputs, units, unit_inputs).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-    columns = weight.view(outputs, units, unit_inputs).permute(1, 2, 0)  # (U, s, O)
-    return (columns * torch.linalg.solve(blocks, columns)).sum((1, 2))
+    costs = torch.empty(weight.shape[1] // unit_inputs, dtype=weight.dtype)
+    for unit, columns in enumerate(weight.split(unit_inputs, 1)):  # one by one: MKL's LU of a batch may hang
+        inputs = slice(unit * unit_inputs, (unit + 1) * unit_inputs)
+        costs[unit] = (columns * torch.linalg.solve(inverse[inputs, inputs], columns.t()).t()).sum()
+    return costs
 
 
 def _remove_(weight: Tensor, inverse: Tensor, chosen: Tensor, unit_inputs: int) -> None:

@@ -9,8 +9,13 @@ e = (W − W') h − b is linear in the inputs h, so that its second moments are
 D = W − W', C the covariance of the held-out inputs and s the mean error. Nothing is run.
 
 The units kept at a smaller width are among those kept at a larger one. So with the inputs in the order in which they
-stay, one Cholesky factor L of C + λI serves every width: W' = W_k + W_d L_dk L_kk⁻¹. λ is over the mean variance of all
-inputs here, of the kept ones where a repair is made.
+stay, one Cholesky factor L of C + λI serves every width. Of W' = W_k + W_d L_dk L_kk⁻¹ the error is that of a trailing
+part: [−L_dk L_kk⁻¹, I] = L_dd (L⁻¹)_d, hence D = V_d (L⁻¹)_d with V = W L, and
+
+    tr(F D C Dᵀ) = Σ_{i,j ∈ d} (Vᵀ F V)_ij (L⁻¹ C L⁻ᵀ)_ij
+
+so that the damage at all widths is one matrix summed up from its end. λ is over the mean variance of all inputs here,
+of the kept ones where a repair is made.
 
 Errors of different blocks of inputs (and of different experts) count as uncorrelated, and so do those of different
 tokens. Where a norm stands behind the consumer (Gemma 2 and 3, OLMo 2), F differs from token to token with the output
@@ -37,7 +42,7 @@ from seap.scoring.score import Scores
 from seap.selection.damage import Curve, Curves
 from seap.selection.mask import unit_places
 
-SHARES = (0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)  # of the units, beside the least that must stay
+SHARES = tuple(share / 32 for share in range(31, 0, -1))  # of the units, beside the least that must stay
 
 
 @dataclass(frozen=True)
@@ -51,20 +56,35 @@ class Block:
     places: Tensor  # int64 (C,): an input stays at every width above its place
     is_repaired: bool
 
-    def errors(self, widths: Sequence[int]) -> Iterator[Tensor]:
-        """D (O, C) of each width, W − W'."""
-        factor = None
-        if self.is_repaired:
-            factor = factor_damped(self.fit.covariance[self.order][:, self.order], UNTESTED_DAMPING)
-        for width in widths:
-            kept = int((self.places < width).sum())
-            gone = self.weight[:, kept:]
-            if factor is None or not kept:
-                yield torch.cat([torch.zeros_like(self.weight[:, :kept]), gone], 1)
-                continue
-            reach = gone @ factor[kept:, :kept]
-            moved = torch.linalg.solve_triangular(factor[:kept, :kept], reach, upper=False, left=False)
-            yield torch.cat([-moved, gone], 1)
+    def num_kept(self, widths: Sequence[int]) -> list[int]:
+        """How many of the inputs stay at each width."""
+        return [int((self.places < width).sum()) for width in widths]
+
+    def factored(self) -> "Factored":
+        """With L where what goes is predicted from what stays, else as it is."""
+        if not self.is_repaired:
+            return Factored(self.weight, None)
+        factor = factor_damped(self.fit.covariance[self.order][:, self.order], UNTESTED_DAMPING)
+        return Factored(self.weight @ factor, factor)
+
+
+@dataclass(frozen=True)
+class Factored:
+    """D = V_d (L⁻¹)_d of every width, d being what goes: the last inputs in the order in which they stay."""
+
+    reach: Tensor  # V (O, C)
+    factor: Tensor | None  # L (C, C), lower; None: 1
+
+    def over(self, columns: Tensor) -> Tensor:
+        """L⁻¹ M of columns M (C, n)."""
+        if self.factor is None:
+            return columns
+        return torch.linalg.solve_triangular(self.factor, columns, upper=False)
+
+
+def from_the_end(values: Tensor) -> Tensor:
+    """(C,) → (C + 1,): the sums of the last values, of all of them first, of none last."""
+    return torch.cat([values.flip(0).cumsum(0).flip(0), values.new_zeros(1)])
 
 
 def closed_curves(
@@ -139,12 +159,21 @@ def damage_at(blocks: Iterable[Block], sensitivity: Tensor, widths: Sequence[int
     has_bias: whether the consumer's bias makes up for the mean error on the rows that a repair is fitted on.
     """
     information = sensitivity.double()
-    spread = [0.0 for _ in widths]
-    shift = [torch.zeros(len(information), dtype=torch.float64) for _ in widths]
+    spread = torch.zeros(len(widths), dtype=torch.float64)
+    shift = torch.zeros(len(information), len(widths), dtype=torch.float64)
     for block in blocks:
-        covariance = block.held.covariance[block.order][:, block.order]
+        found, kept = block.factored(), block.num_kept(widths)
+        spread += _weighed(found, information, block.held.covariance[block.order][:, block.order])[kept]
         drift = (block.held.mean - block.fit.mean if has_bias else block.held.mean)[block.order]
-        for i, error in enumerate(block.errors(widths)):
-            spread[i] += float(((information @ error) * (error @ covariance)).sum())
-            shift[i] += error @ drift
-    return [max(a + float(s @ information @ s), 0.0) / 2 for a, s in zip(spread, shift, strict=True)]
+        moved = found.reach * found.over(drift[:, None])[:, 0]
+        for place, first in enumerate(kept):
+            shift[:, place] += moved[:, first:].sum(1)
+    total = spread + (shift * (information @ shift)).sum(0)
+    return [max(float(value), 0.0) / 2 for value in total]
+
+
+def _weighed(found: Factored, information: Tensor, covariance: Tensor) -> Tensor:
+    """(C + 1,): tr(F D C Dᵀ) of every number of inputs kept, of one block."""
+    product = found.over(found.over(covariance).t())
+    product.mul_(found.reach.t() @ (information @ found.reach))
+    return from_the_end(product.diagonal() + 2 * product.triu(1).sum(1))

@@ -1,12 +1,11 @@
 """How an axis cut to some width is repaired while networks are compared: once for each width, then remembered.
 
-Repairs of a whole model take as much as half of its weights in float64. Of a streamed model they lie on a shelf, in the
-dtype that they are computed with in the end, and only those of an axis's latest widths.
+Repairs of a whole model take as much as half of its weights. So only those of an axis's latest widths are kept, in the
+dtype that they are computed with in the end; of a streamed model they lie on a shelf.
 """
 
+import itertools
 from functools import partial
-
-import torch
 
 from seap.activations.stats import Statistics
 from seap.compensation.compensate import (
@@ -35,12 +34,11 @@ QUICK: dict[str, Compensation] = {
     "bias": mean_bias,
     "nystrom": nystrom,
 }
-REMEMBERED = 3  # widths of an axis whose repairs a streamed model keeps: the best so far, and those just tried
+REMEMBERED = 3  # widths of an axis whose repairs are kept: the best so far, and those just tried
 
 
 def repairing(arch: Arch, method: Method, scores: Scores, pooled: Statistics) -> RepairTo:
-    """What an axis becomes at a width; each answer is computed once."""
-    known: dict[tuple[Axis, int], Cut] = {}
+    """What an axis becomes at a width."""
 
     def found(axis: Axis, width: int) -> Cut:
         keep = kept_inputs(axis, choose_units([axis], scores, {axis.key: width})[axis.key])
@@ -50,37 +48,35 @@ def repairing(arch: Arch, method: Method, scores: Scores, pooled: Statistics) ->
             release(arch.model, arch.layers[axis.layer].parameters())
         return keep, repair
 
-    def remembered(axis: Axis, width: int) -> Cut:
-        if (axis, width) not in known:
-            known[axis, width] = found(axis, width)
-        return known[axis, width]
-
-    return remembered if streamed(arch.model) is None else _on_a_shelf(arch, found)
+    return _remembered(arch, found)
 
 
-def _on_a_shelf(arch: Arch, found: RepairTo) -> RepairTo:
+def _remembered(arch: Arch, found: RepairTo) -> RepairTo:
     """The latest answers of each axis, their weights in the dtype of the work."""
     plan = streamed(arch.model)
-    assert plan is not None
-    most = sum(axis.num_inputs * arch.weight(axis.layer, axis.consumer).shape[0] for axis in arch.axes)
-    shelf = shelf_for(arch.model, REMEMBERED * most * torch.empty(0, dtype=plan.dtype).element_size(), "repairs")
-    widths: dict[str, dict[int, Cut]] = {}
+    weights = [arch.weight(axis.layer, axis.consumer) for axis in arch.axes]
+    dtype = plan.dtype if plan is not None else weights[0].dtype
+    most = sum(axis.num_inputs * weight.shape[0] for axis, weight in zip(arch.axes, weights, strict=True))
+    shelf = shelf_for(arch.model, REMEMBERED * most * dtype.itemsize, "repairs")
+    latest: dict[str, dict[tuple[Axis, int], Cut]] = {}  # by axis key; which experts an axis still has may differ
+    names: dict[tuple[Axis, int], str] = {}
+    numbers = itertools.count()
 
     def remembered(axis: Axis, width: int) -> Cut:
-        own = widths.setdefault(axis.key, {})
-        if width in own:
-            own[width] = own.pop(width)  # the latest is the last
-            return own[width]
+        own, asked = latest.setdefault(axis.key, {}), (axis, width)
+        if asked in own:
+            own[asked] = own.pop(asked)  # the latest is the last
+            return own[asked]
         while len(own) >= REMEMBERED:
             oldest = next(iter(own))
-            _, repair = own.pop(oldest)
-            if repair is not None and repair.weight is not None:
-                del shelf[f"{axis.key}.{oldest}"]
+            del own[oldest]
+            if oldest in names:
+                del shelf[names.pop(oldest)]
         keep, repair = found(axis, width)
         if repair is not None and repair.weight is not None:
-            weight = shelf.put(f"{axis.key}.{width}", repair.weight.to(plan.dtype))
-            repair = Repair(repair.bias, weight, repair.about)
-        own[width] = keep, repair
-        return own[width]
+            names[asked] = f"{axis.key}.{next(numbers)}"
+            repair = Repair(repair.bias, shelf.put(names[asked], repair.weight.to(dtype)), repair.about)
+        own[asked] = keep, repair
+        return own[asked]
 
     return remembered

@@ -31,12 +31,12 @@ from seap.models.axes import Axis
 from seap.models.shelf import shelf_for
 from seap.scoring.score import Scores
 from seap.scoring.sensitivity import Backward
-from seap.selection.curves import blocks_of
+from seap.selection.curves import Block, blocks_of, from_the_end
 from seap.selection.damage import Curve, Judge, RepairTo, simulated
 from seap.selection.mask import unit_places
 
 DESCENT = 2  # times the probe tokens: tokens that slopes are measured on
-NEAR = (0.5, 0.65, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)  # widths, over the one at hand, at which a slope is worked out
+NEAR = tuple(2 ** (step / 8) for step in range(-8, 9))  # widths, over the one at hand, at which a slope is worked out
 
 
 @dataclass(frozen=True)
@@ -140,12 +140,17 @@ class Slopes:
         widths = sorted(near | none | {here})
         weight, places = weight_of(self.judge.arch, axis), unit_places(axis, self.scores)
         blocks = list(blocks_of(axis, weight, self.statistics, places, self.compensate))
-        change = [0.0] * len(widths)
+        change = torch.zeros(len(widths), dtype=torch.float64)
         for block, product in zip(blocks, found.product.split(len(blocks[0].order), 1), strict=True):
             gradient = product[:, block.order]
             if self.compensate != "none":
                 gradient = gradient - torch.outer(found.mean, block.fit.mean[block.order])
-            for place, missing in enumerate(block.errors(widths)):
-                change[place] -= float((gradient * missing).sum())
-        at_hand = change[widths.index(here)]
-        return Slope(tuple(widths), tuple(value - at_hand for value in change), self.curves[axis.key], here)
+            change -= first_order(block, gradient)[block.num_kept(widths)]
+        change -= change[widths.index(here)].clone()
+        return Slope(tuple(widths), tuple(change.tolist()), self.curves[axis.key], here)
+
+
+def first_order(block: Block, gradient: Tensor) -> Tensor:
+    """(C + 1,): ⟨G, D⟩ of every number of inputs kept, D being what is missing then. gradient: G (O, C)."""
+    found = block.factored()
+    return from_the_end((found.over(gradient.t()) * found.reach.t()).sum(1))

@@ -5,7 +5,16 @@ import torch
 from correlated import moments
 
 from seap.activations.moments import Moments
-from seap.compensation.compensate import mean_bias, nystrom, output_error, ridge, ridge_or_bias
+from seap.compensation.compensate import (
+    DAMPING,
+    held_out_error,
+    lowest,
+    mean_bias,
+    nystrom,
+    output_error,
+    ridge,
+    ridge_or_bias,
+)
 
 
 def test_ridge_is_the_least_squares_solution() -> None:
@@ -65,3 +74,28 @@ def test_nystrom_is_least_squares_about_zero_without_a_bias() -> None:
     expected = (torch.linalg.pinv(gram[keep][:, keep]) @ gram[keep] @ weight.t()).t()
     assert found.weight is not None and not found.bias.any()
     torch.testing.assert_close(found.weight, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("keep", [[1, 0, 1, 1, 0, 1, 0, 1], [0, 0, 0, 0, 1, 1, 1, 0], [1, 1, 1, 1, 0, 1, 1, 0]])
+def test_the_error_of_a_damping_needs_no_weight_of_what_goes(blocks: int, keep: list[int]) -> None:
+    generator = torch.Generator().manual_seed(7)
+    rows = torch.randn(50, 8, generator=generator, dtype=torch.float64) @ torch.randn(8, 8, generator=generator).double()
+    fit, held = (Moments.of(part + 1, second=True, blocks=blocks) for part in (rows[:35], rows[35:]))
+    weight, mask = torch.randn(5, 8, generator=generator, dtype=torch.float64), torch.tensor(keep).bool()
+    error = held_out_error(weight, fit, held, mask)
+    for damping in DAMPING:
+        expected = output_error(weight, held, mask, ridge(weight, fit, mask, damping))
+        assert error(damping) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("best", range(5))
+def test_the_lowest_of_a_valley_is_found_in_few_steps(best: int) -> None:
+    asked = []
+
+    def error(value: float) -> float:
+        asked.append(value)
+        return abs(value - best)
+
+    assert lowest([0, 1, 2, 3, 4], error) == (best, 0)
+    assert len(asked) == len(set(asked)) <= 4

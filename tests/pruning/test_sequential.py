@@ -47,7 +47,7 @@ def test_moments_give_the_errors_of_the_rows() -> None:
     moments.update_(h[20:], t[20:])
     left = t.double() - h.double() @ weight.t()
     assert moments.raw_error(weight) == pytest.approx(float(left.square().sum(1).mean()), rel=1e-5)
-    assert moments.error(weight, bias) == pytest.approx(float((left - bias).square().sum(1).mean()), rel=1e-5)
+    assert moments.judging()(weight, bias) == pytest.approx(float((left - bias).square().sum(1).mean()), rel=1e-5)
 
 
 def test_a_refit_finds_the_targets_and_is_none_where_it_does_not_help() -> None:

@@ -1,5 +1,8 @@
 """OBS scores against the errors that they say."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from correlated import moments
@@ -25,3 +28,18 @@ def test_obs_removal_takes_each_unit_once_and_scores_follow_the_order() -> None:
     order = removal(weight, found, 2)
     assert sorted(order.order.tolist()) == list(range(6))
     assert torch.sort(order.scores()).indices.tolist() == order.order.tolist()
+
+
+AS_OF_A_PUBLIC_MODEL = """
+import torch
+from seap.scoring.obs import removal_costs
+torch.set_num_threads(2)
+square = torch.randn(576, 900, dtype=torch.float64)
+print(removal_costs(torch.randn(576, 576, dtype=torch.float64), square @ square.t() / 900, 192).isfinite().all().item())
+"""
+
+
+def test_groups_of_a_public_models_size_are_scored_with_two_threads() -> None:
+    """The LU of a batch of matrices never ends there, once two threads share it."""
+    done = subprocess.run([sys.executable, "-c", AS_OF_A_PUBLIC_MODEL], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split()[-1] == "True", done.stderr[-2000:]

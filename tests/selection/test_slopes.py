@@ -79,7 +79,7 @@ def test_a_slope_says_how_kl_changes_with_a_width(family: str) -> None:
 def test_the_search_descends_first_and_never_ends_worse_for_it() -> None:
     plain, with_slopes = ranked("llama", descents=0), ranked("llama", descents=3)
     assert plain.slopes is None and with_slopes.slopes is not None and with_slopes.judge is not None
-    budgets = budgets_of(with_slopes.free, with_slopes.masks(0.4))
+    budgets = budgets_of(with_slopes.free, with_slopes.masks(0.6))
     start = budgets_of(plain.free, _unsearched(plain))
     assert with_slopes.repair_to is not None
     with evaluation(with_slopes.arch.model):
@@ -90,7 +90,7 @@ def test_the_search_descends_first_and_never_ends_worse_for_it() -> None:
 
 
 def _unsearched(found: Ranking) -> Masks:
-    return replace(found, options=replace(found.options, allocate="damage"), known={}).masks(0.4)
+    return replace(found, options=replace(found.options, allocate="damage"), known={}).masks(0.6)
 
 
 def test_axes_of_experts_are_not_descended() -> None:
