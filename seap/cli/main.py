@@ -10,6 +10,7 @@ from cyclopts import CycloptsError, Parameter
 from rich.markup import escape
 
 from seap import threads
+from seap.allocation import keep_freed
 from seap.cli import bench as bench  # the commands of these eight join the application
 from seap.cli import corpus as corpus
 from seap.cli import deploy as deploy
@@ -280,6 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     stop_cleanly()
     threads.prepare()
+    keep_freed()
     errors.quiet = False
     try:
         asked = Globals.of(arguments)

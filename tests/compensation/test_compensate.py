@@ -80,7 +80,9 @@ def test_nystrom_is_least_squares_about_zero_without_a_bias() -> None:
 @pytest.mark.parametrize("keep", [[1, 0, 1, 1, 0, 1, 0, 1], [0, 0, 0, 0, 1, 1, 1, 0], [1, 1, 1, 1, 0, 1, 1, 0]])
 def test_the_error_of_a_damping_needs_no_weight_of_what_goes(blocks: int, keep: list[int]) -> None:
     generator = torch.Generator().manual_seed(7)
-    rows = torch.randn(50, 8, generator=generator, dtype=torch.float64) @ torch.randn(8, 8, generator=generator).double()
+    rows = (
+        torch.randn(50, 8, generator=generator, dtype=torch.float64) @ torch.randn(8, 8, generator=generator).double()
+    )
     fit, held = (Moments.of(part + 1, second=True, blocks=blocks) for part in (rows[:35], rows[35:]))
     weight, mask = torch.randn(5, 8, generator=generator, dtype=torch.float64), torch.tensor(keep).bool()
     error = held_out_error(weight, fit, held, mask)

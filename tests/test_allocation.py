@@ -1,0 +1,41 @@
+"""Memory that was freed is used again, which the number of pages that the system handed out tells."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from paths import ROOT
+
+COUNT = """
+import resource, sys
+from seap.allocation import keep_freed
+if sys.argv[1] == "kept":
+    print(keep_freed())
+import torch
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(16 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+def run(how: str, environment: dict[str, str] | None = None) -> list[str]:
+    words = [sys.executable, "-c", COUNT, how]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT, env=environment)
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_blocks_of_a_batch_are_not_handed_out_anew() -> None:
+    [kept, few], [many] = run("kept"), run("plain")
+    if kept != "True":
+        pytest.skip("another C library")
+    assert int(few) < int(many) / 20
+
+
+def test_what_the_user_set_stays() -> None:
+    assert run("kept", os.environ | {"MALLOC_TRIM_THRESHOLD_": "131072"})[0] == "False"
