@@ -99,7 +99,7 @@ def computed(name: str) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"shape": name, "method": method, "params": shape.params, "tokens": TEXT.tokens}
         for place, rates in (("cpu", here), ("gpu_assumed", on_a_gpu(shape))):
             one, two = (_seconds(shape, pruning, rates, count) for count in (1, 2))
-            row[place] = {"seconds": one.wall, "cpu_seconds": one.cpu, "second_sparsity": two.cpu - one.cpu}
+            row[place] = {"seconds": one.wall, "cpu_seconds": one.cpu, "second_sparsity": two.wall - one.wall}
         needs = memory.of(shape, pruning, {"text": TEXT}, Calibration())
         rows.append(row | {"memory_bytes": needs.memory, "disk_bytes": sum(part for _, part, _ in needs.disk)})
     return rows
