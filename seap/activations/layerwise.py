@@ -23,7 +23,8 @@ from seap.text.corpus import Batch, batches
 
 Stub = Callable[..., Any]
 Changed = Callable[[int], contextlib.AbstractContextManager[None]]  # a layer as something else for a while
-LOGIT_BYTES = 1 << 28  # of logits in float32 that are computed at a time where a gradient is taken of them
+LOGIT_BYTES = 1 << 26  # of logits in float32 that are computed at a time; there are some copies of them
+LOGIT_TOKENS = 256  # that are looked at together, however large the vocabulary
 HELD_PERIOD = 5  # one row in so many is held out
 
 
@@ -207,10 +208,19 @@ def finished(arch: Arch, batch: Batch, hidden: Tensor) -> Tensor:
     return logits
 
 
+def vocabulary_of(arch: Arch) -> int:
+    found: int = arch.model.get_input_embeddings().weight.shape[0]
+    return found
+
+
+def few_logits(vocabulary: int, most: int) -> int:
+    """Tokens, at most so many, whose logits take little memory beside a model of that vocabulary."""
+    return min(most, max(LOGIT_BYTES // (4 * vocabulary), LOGIT_TOKENS))
+
+
 def in_pieces(arch: Arch, batch: Batch, hidden: Tensor) -> Iterator[tuple[Batch, Tensor]]:
-    """Some rows of a batch and of its states at a time, so that their logits take LOGIT_BYTES or are of one row."""
-    vocabulary = arch.model.get_input_embeddings().weight.shape[0]
-    step = max(LOGIT_BYTES // (4 * vocabulary * batch.ids.shape[1]), 1)
+    """Some rows of a batch and of its states at a time, with few logits or one row."""
+    step = max(few_logits(vocabulary_of(arch), batch.ids.numel()) // batch.ids.shape[1], 1)
     for i in range(0, len(batch.ids), step):
         rows = slice(i, i + step)
         yield replace(batch, ids=batch.ids[rows], mask=batch.mask[rows], counted=batch.counted[rows]), hidden[rows]

@@ -77,7 +77,9 @@ def pruning_stages(
 ) -> list[Stage]:
     """What pruning to each of the sparsities runs, one calibration and ranking for all. text: task → its text."""
     method = options.resolved()
-    pooled = Text(sum(t.tokens for t in text.values()), sum(t.batches for t in text.values()))
+    tokens = sum(t.tokens for t in text.values())
+    padding = sum(t.tokens * t.padding for t in text.values()) / max(tokens, 1)
+    pooled = Text(tokens, sum(t.batches for t in text.values()))
     stages = []
     if pooled.tokens and not done.calibrated:
         stages.append(calibration(shape, pooled, moments if options.needs_second_moments else None))
@@ -87,7 +89,7 @@ def pruning_stages(
         part = replace(options, sparsity=sparsity)
         stages += [] if done.chosen else choosing(shape, method, part, pooled, moments)
         stages += repairing(shape, method, part, pooled, moments)
-    return merged(stages)
+    return merged(stage.padded(padding) for stage in stages)
 
 
 def calibration(shape: Shape, text: Text, moments: str | None) -> Stage:

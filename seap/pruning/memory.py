@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from seap.activations.calibration import num_blocks
-from seap.activations.layerwise import LOGIT_BYTES
+from seap.activations.layerwise import few_logits
 from seap.activations.stats import IN_MEMORY_BYTES
 from seap.grants import granted_memory
 from seap.methods import CLOSED_FORMS, FIRST_ORDER, MEASURED
@@ -69,7 +69,7 @@ def logits_of(shape: Shape, text: Mapping[str, Text], calibration: Calibration) 
     """Logits of as many rows as are looked at together where a gradient is taken of them."""
     tokens, rows = (sum(getattr(part, name) for part in text.values()) for name in ("tokens", "rows"))
     longest = min(2 * tokens / max(rows, 1), calibration.seq_len)
-    return LOGITS * max(min(LOGIT_BYTES, FLOAT * shape.vocabulary * tokens), FLOAT * shape.vocabulary * longest)
+    return LOGITS * FLOAT * shape.vocabulary * max(few_logits(shape.vocabulary, tokens), longest)
 
 
 def matrices_of(shape: Shape, options: Pruning, calibration: Calibration, tasks: int) -> tuple[float, float]:
@@ -91,15 +91,16 @@ def _probing(shape: Shape, options: Pruning, tokens: int) -> float:
         one = sum(FLOAT * shape.hidden * axis.num_inputs * kept for axis in shape.axes)
         repairs = REMEMBERED * one + max((8.0 * shape.hidden * axis.num_inputs for axis in shape.axes), default=0.0)
     states = FLOAT * tokens * shape.hidden * (shape.num_layers + 1)
-    return states + (LOGITS - 1) * logits + min(logits, CACHED_BYTES) + repairs
+    few = float(FLOAT * shape.vocabulary * few_logits(shape.vocabulary, tokens))
+    return states + (LOGITS - 1) * few + min(logits, CACHED_BYTES) + repairs
 
 
 def _descending(shape: Shape, tokens: int) -> float:
-    """States of the dense and of the cut model, logits of a batch, what the dense model says, a layer's gradients."""
+    """States of the dense and of the cut model, logits of a batch, a layer's gradients and a factor."""
     states = 2.0 * FLOAT * tokens * shape.hidden * (shape.num_layers + 1)
-    said = min(float(FLOAT * tokens * shape.vocabulary), CACHED_BYTES)
+    few = float(FLOAT * shape.vocabulary * few_logits(shape.vocabulary, tokens))
     gradients = max((8.0 * shape.hidden * axis.num_inputs for axis in shape.axes), default=0.0)
-    return states + LOGITS * LOGIT_BYTES + said + 4 * gradients
+    return states + LOGITS * few + 4 * gradients
 
 
 def free(device: str) -> float:

@@ -11,7 +11,7 @@ from seap.files import read_about
 from seap.models import checkpoint_folder, configs, gguf, loader
 from seap.models.options import Loading
 from seap.pruning.work import Text
-from seap.text.corpus import build_corpus, longest_sequence, num_batches
+from seap.text.corpus import build_corpus, longest_sequence, num_batches, num_with_padding
 from seap.text.options import Calibration
 from seap.text.tasks import load_items, parse_spec
 
@@ -42,7 +42,9 @@ class Prospect:
             return Text(tokens, max(tokens // options.batch_tokens, 1))
         seq_len = longest_sequence(self.model, options)
         corpus = build_corpus(parse_spec(spec).name, items, self.tokenizer, options, source=spec, seq_len=seq_len)
-        return Text(corpus.num_tokens, num_batches(corpus.rows, batch_tokens=options.batch_tokens), len(corpus.rows))
+        rows, each = corpus.rows, {"batch_tokens": options.batch_tokens}
+        padding = num_with_padding(rows, **each) / max(sum(map(len, rows)), 1)
+        return Text(corpus.num_tokens, num_batches(rows, **each), len(rows), padding)
 
 
 def prospect(name: str, loading: Mapping[str, Any] | None = None, *, save_dtype: str | None = None) -> Prospect:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from seap.activations.layerwise import few_logits
 from seap.methods import MEASURED, RECONSTRUCTING
 from seap.models.options import Streaming
 from seap.models.shelf import LARGE
@@ -111,12 +112,12 @@ class _Stages:
         kept.add_(self.states(tokens) * (shape.num_layers + 1))
         kept.add_(REMEMBERED * shape.itemsize * sum(float(shape.hidden) * axis.num_inputs for axis in shape.axes))
         logits = float(FLOAT * tokens * shape.vocabulary)
-        kept.memory += (LOGITS - 1) * logits + min(logits, CACHED_BYTES) + self.solving()
+        few = float(FLOAT * shape.vocabulary * few_logits(shape.vocabulary, tokens))
+        kept.memory += (LOGITS - 1) * few + min(logits, CACHED_BYTES) + self.solving()
         if spent.descents and can_descend(shape.axes):
             tokens = min(DESCENT * spent.probe_tokens, self.tokens)
             kept.add_(2 * self.states(tokens) * (shape.num_layers + 1))
-            said = min(float(FLOAT * tokens * shape.vocabulary), CACHED_BYTES)
-            kept.memory += said + max(self.logits, 4 * 8.0 * shape.hidden * self.widest)
+            kept.memory += max(self.logits, 4 * 8.0 * shape.hidden * self.widest)
         return kept
 
     def refit(self) -> Kept:

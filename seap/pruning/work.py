@@ -1,7 +1,7 @@
 """What a run's cost is counted in: stages of work of each kind, and the text that they are of."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,11 @@ class Stage:
         kept = {name: value * factor for name, value in vars(self).items() if name != "name"}
         return Stage(name=self.name, **kept)
 
+    def padded(self, padding: float) -> "Stage":
+        """With so many tokens through the model for each of the text's own."""
+        ran = ("forward", "backward", "positions", "backward_positions")
+        return replace(self, **{name: getattr(self, name) * padding for name in ran})
+
 
 @dataclass(frozen=True)
 class Text:
@@ -33,11 +38,13 @@ class Text:
     tokens: int
     batches: int
     rows: int = 0
+    padding: float = 1.0  # tokens that run for each that there is
 
     def of(self, tokens: float) -> "Text":
         """A part of it, cut to so many tokens."""
         share = min(tokens / max(self.tokens, 1), 1.0)
-        return Text(round(share * self.tokens), max(round(share * self.batches), 1), round(share * self.rows))
+        parts = {"batches": max(round(share * self.batches), 1), "rows": round(share * self.rows)}
+        return replace(self, tokens=round(share * self.tokens), **parts)
 
 
 @dataclass(frozen=True)

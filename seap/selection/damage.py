@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 from tqdm import tqdm
 
-from seap.activations.layerwise import Walk, evaluation, finished, resume, split_rows
+from seap.activations.layerwise import Walk, evaluation, few_logits, finished, resume, split_rows, vocabulary_of
 from seap.activations.ranks import Ranks, summed
 from seap.compensation.compensate import Repair, map_inputs
 from seap.models.arch import Arch
@@ -139,6 +139,7 @@ class Judge:
     dense: dict[int, Tensor] = field(default_factory=dict)
     ranks: Ranks = field(default_factory=Ranks)
     shelf: Shelf = field(default_factory=Shelf)  # where the states are
+    remembers: bool = True  # what the dense model says, which is asked for in every trial
 
     @classmethod
     def on(
@@ -148,19 +149,21 @@ class Judge:
         *,
         batch_tokens: int,
         ranks: Ranks = Ranks(),  # noqa: B008
+        remembers: bool = True,
     ) -> "Judge":
-        """Run the dense model once over the rows."""
+        """Run the dense model once over the rows, in batches of few logits."""
+        batch_tokens = few_logits(vocabulary_of(arch), batch_tokens)
         with evaluation(arch.model):
             walk = Walk.start(arch, rows, batch_tokens=batch_tokens, ranks=ranks)
             shelf = shelf_for(arch.model, walk.state_bytes * (len(arch.layers) + 1), "hidden states")
-            return cls(arch, walk, walk.states(shelf), ranks=ranks, shelf=shelf)
+            return cls(arch, walk, walk.states(shelf), ranks=ranks, shelf=shelf, remembers=remembers)
 
     def _expected(self, index: int) -> Tensor:
         """The dense model's log-probabilities (B, T, V) of a batch."""
         if index in self.dense:
             return self.dense[index]
         found = log_softmax(finished(self.arch, self.walk.batches[index], self.states[-1][index]).float(), -1)
-        if sum(t.nbytes for t in self.dense.values()) + found.nbytes < CACHED_BYTES:
+        if self.remembers and sum(t.nbytes for t in self.dense.values()) + found.nbytes < CACHED_BYTES:
             self.dense[index] = found
         return found
 

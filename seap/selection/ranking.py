@@ -30,7 +30,7 @@ from seap.selection.mixture import QuickNetworks, add_general, check_mixture, ch
 from seap.selection.options import Pruning
 from seap.selection.repairing import repairing
 from seap.selection.search import search
-from seap.selection.slopes import DESCENT, Slopes, can_descend, descended
+from seap.selection.slopes import DESCENT, Slopes, can_descend
 from seap.selection.steps import removal_order
 from seap.selection.timing import Times, axis_times
 from seap.selection.usage import keep_experts
@@ -213,7 +213,7 @@ def _slopes(made: Ranking, pooled: Statistics) -> Slopes | None:
         return None
     assert made.curves is not None
     rows = drawn_rows(split_rows(pooled.rows)[0], DESCENT * options.spent.probe_tokens, made.seed)
-    judge = descended(made.arch, rows, batch_tokens=Calibration.batch_tokens, ranks=made.ranks)
+    judge = Judge.on(made.arch, rows, batch_tokens=Calibration.batch_tokens, ranks=made.ranks, remembers=False)
     return Slopes(judge, made.free, made.curves, made.scores, pooled, method.compensate)
 
 

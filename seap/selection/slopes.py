@@ -22,8 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seap.activations.layerwise import LOGIT_BYTES
-from seap.activations.ranks import Ranks, summed
+from seap.activations.ranks import summed
 from seap.activations.stats import Statistics
 from seap.compensation.compensate import weight_of
 from seap.models.arch import Arch
@@ -54,12 +53,6 @@ class Slope:
         own = np.array(self.curve.at([*widths, self.here]))
         total = np.interp(widths, self.widths, self.change) + self.caution * np.abs(own[:-1] - own[-1])
         return [float(value) for value in total - total.min()]
-
-
-def descended(arch: Arch, rows: Sequence[Sequence[int]], *, batch_tokens: int, ranks: Ranks) -> Judge:
-    """What gradients are taken of, in batches whose logits are small beside a model of that vocabulary."""
-    fitting = LOGIT_BYTES // (4 * arch.model.get_input_embeddings().weight.shape[0])
-    return Judge.on(arch, rows, batch_tokens=min(batch_tokens, max(fitting, 256)), ranks=ranks)
 
 
 def can_descend(axes: Sequence[Axis]) -> bool:

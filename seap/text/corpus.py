@@ -20,6 +20,9 @@ from seap.text.items import Item
 from seap.text.options import Calibration
 from seap.text.rows import CountedRow, counted_of, num_counted
 
+ENOUGH = 512  # tokens of a batch with which a processor is busy
+ALIKE = 0.8  # of a batch's longest row: shorter ones wait for the next batch, since padding costs what tokens cost
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -176,18 +179,31 @@ def _frozen(row: Sequence[int]) -> tuple[int, ...]:
 
 def batches(rows: Sequence[Sequence[int]], *, batch_tokens: int, pad: int = 0) -> Iterator[Batch]:
     """Rows of like length together, each batch at most `batch_tokens` with padding (or one row)."""
-    group: list[Sequence[int]] = []
-    for row in sorted(rows, key=len, reverse=True):
-        if group and len(group[0]) * (len(group) + 1) > batch_tokens:
-            yield _padded(group, pad)
-            group = []
-        group.append(row)
-    if group:
+    for group in _alike(rows, batch_tokens):
         yield _padded(group, pad)
 
 
+def _alike(rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[Sequence[int]]]:
+    """The longest first; a batch that is large enough takes no rows that are much shorter than its first."""
+    group: list[Sequence[int]] = []
+    for row in sorted(rows, key=len, reverse=True):
+        longest = len(group[0]) if group else 0
+        is_full = longest * (len(group) + 1) > batch_tokens
+        if group and (is_full or (longest * len(group) >= ENOUGH and len(row) < ALIKE * longest)):
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
 def num_batches(rows: Sequence[Sequence[int]], *, batch_tokens: int) -> int:
-    return sum(1 for _ in batches(rows, batch_tokens=batch_tokens))
+    return sum(1 for _ in _alike(rows, batch_tokens))
+
+
+def num_with_padding(rows: Sequence[Sequence[int]], *, batch_tokens: int) -> int:
+    """Tokens that run, padding among them."""
+    return sum(len(group) * len(group[0]) for group in _alike(rows, batch_tokens))
 
 
 def _padded(rows: Sequence[Sequence[int]], pad: int) -> Batch:

@@ -1,5 +1,6 @@
 """Whose tokens count: exact in moments, Fisher, damage, refit and loss under any split, merge, batch and rank."""
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import model
+from tiny import MOE, model
 from torch.nn.functional import cross_entropy, log_softmax
 
 from seap.activations.calibration import about_statistics, calibrate
@@ -89,6 +90,23 @@ def test_moments_are_of_the_places_that_count(marked: Any, batch: int, parts: in
             same(one[key].held, held)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("family", sorted(MOE))
+def test_experts_count_the_places_that_count(family: str) -> None:
+    """What comes after the last place that counts changes nothing, since no token looks ahead."""
+    net: Any = model(family).eval()
+    tokens = torch.randint(3, 90, (12, 10), generator=torch.Generator().manual_seed(2)).tolist()
+    marks = (False, True, True, False, True)
+    whole = [CountedRow(tuple(row), (*marks, *[False] * 5)) for row in tokens]
+    cut = [CountedRow(tuple(row[:5]), marks) for row in tokens]
+    options = Calibration(second_moments=True)
+    found, expected = (
+        calibrate(net, Corpus("toy", tuple(rows), "here"), options, progress=False) for rows in (whole, cut)
+    )
+    assert any(axis.usage_key for axis in describe(net).axes)
+    for key in expected:
+        same(found[key], expected[key])
+
+
 @settings(max_examples=8, deadline=None)
 @given(marked=marked_rows, batch=st.integers(1, 60))
 def test_fisher_is_of_the_places_that_count(marked: Any, batch: int) -> None:
@@ -166,6 +184,14 @@ def test_files_keep_what_counts(tmp_path: Path) -> None:
     save_statistics(tmp_path / "a.safetensors", statistics, {"task": "a"})
     found = load_statistics(tmp_path / "a.safetensors")[0].rows
     assert found == rows and [row.counted for row in found] == [row.counted for row in rows]  # type: ignore[attr-defined]
+
+
+def test_what_counts_goes_with_a_row_to_other_processes() -> None:
+    """As Ray's actors and torchrun's ranks get it."""
+    row = row_of([5, 6, 7, 8], [False, True, False, True])
+    found = pickle.loads(pickle.dumps(replace(Corpus("a", (row,), "hash"), contrast=Contrast((row,), (row,)))))
+    for one in (*found.rows, *found.contrast.right, *found.contrast.wrong):
+        assert one == row and one.counted == row.counted
 
 
 def test_rows_are_cut_by_what_counts() -> None:

@@ -101,8 +101,11 @@ def test_a_trial_costs_what_it_costs_in_memory(tmp_path: Path) -> None:
     assert found[0] == found[1] and all(value > 0 for value in found[0][:2]) and found[0][2] == 0
 
 
-def test_of_a_streamed_model_only_the_latest_repairs_are_kept(tmp_path: Path) -> None:
-    arch = describe(loader.load_streamed(str(folder(tmp_path / "dense")), tmp_path / "shards", dtype="float32")[0])
+@pytest.mark.parametrize("stream", [True, False])
+def test_only_the_latest_repairs_are_kept(stream: bool, tmp_path: Path) -> None:
+    name = str(folder(tmp_path / "dense"))
+    loaded = loader.load_streamed(name, tmp_path / "shards", dtype="float32") if stream else loader.load(name)
+    arch = describe(loaded[0].float())
     made: list[tuple[str, int]] = []
 
     def found(axis: Any, width: int) -> Any:
@@ -110,7 +113,7 @@ def test_of_a_streamed_model_only_the_latest_repairs_are_kept(tmp_path: Path) ->
         weight = as_computed(arch.model, arch.weight(axis.layer, axis.consumer))[:, :width].double()
         return torch.arange(axis.num_inputs) < width, repairing.Repair(weight[:, 0], weight)
 
-    to = repairing._on_a_shelf(arch, found)
+    to = repairing._remembered(arch, found)
     axis = arch.axes[1]
     for width in (9, 8, 9, 7, 6, 9, 8):
         keep, repair = to(axis, width)
