@@ -10,6 +10,7 @@ import torch
 from seap.activations.calibration import num_blocks
 from seap.activations.layerwise import few_logits
 from seap.activations.stats import IN_MEMORY_BYTES
+from seap.allocation import KEPT_END
 from seap.grants import granted_memory
 from seap.methods import CLOSED_FORMS, FIRST_ORDER, MEASURED
 from seap.models.loader import free_memory
@@ -23,6 +24,7 @@ from seap.text.options import Calibration
 
 LOGITS = 5  # copies of a batch's logits at a time, where there is a gradient; 4 without
 FLOAT = 4  # bytes of activations and logits
+LIBRARIES = 4e8  # Python, torch, transformers
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Ca
     if method.sequential:
         stages.append(4 * hidden + sum(8.0 * shape.hidden * a.num_inputs * (1 - options.sparsity) for a in shape.axes))
     disk = (("second moments", on_disk, Path(tempfile.gettempdir())),) if on_disk else ()
-    return Needs(held + max(stages), disk)
+    most = max(stages)
+    return Needs(LIBRARIES + held + most + min(KEPT_END, most), disk)
 
 
 def _gradients(shape: Shape, text: Mapping[str, Text], calibration: Calibration) -> float:
