@@ -38,7 +38,7 @@ def check(name: str, deployment: Deployment, *, trust_remote_code: bool = False)
         "damaged": wrong,
         "problems": problems,
         "mend": _mend(problems, deployment.tp, layers),
-        "advice": _advice(layers, deployment.tp),
+        "advice": [*_advice(layers, deployment.tp), *_about_heads(config)],
         "largest_tp": math.gcd(*(count for layer in layers for count in layer.values())),
     }
 
@@ -56,6 +56,28 @@ def widths(config: Any) -> list[dict[str, int]]:
         groups = 0 if ATTENTION in gone else own.get("num_key_value_heads", heads)
         found.append({"kv_groups": groups, "channels": 0 if MLP in gone else channels})
     return found
+
+
+def query_heads(config: Any) -> list[int]:
+    """Query heads of each KV group, layer by layer, of the layers that have an attention."""
+    found = []
+    for layer in range(config.num_hidden_layers):
+        own = modeling_seap.layer_widths(config, layer) if getattr(config, "seap", None) is not None else {}
+        if ATTENTION not in modeling_seap.skipped(config, layer):
+            heads = own.get("num_attention_heads", config.num_attention_heads)
+            groups = own.get("num_key_value_heads", getattr(config, "num_key_value_heads", None))
+            found.append(heads // (groups or heads))
+    return found
+
+
+def _about_heads(config: Any) -> list[str]:
+    found = query_heads(config)
+    if len(set(found)) < 2:
+        return []
+    return [
+        f"layers have {min(found)} to {max(found)} query heads in each KV group, which was tried with transformers "
+        "alone: compare the engine's answers with its"
+    ]
 
 
 def _uneven(layers: Sequence[Mapping[str, int]], tp: int) -> list[dict[str, Any]]:

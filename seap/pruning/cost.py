@@ -15,7 +15,7 @@ from seap.methods import CLOSED_FORMS, FIRST_ORDER, MEASURED, RECONSTRUCTING, RU
 from seap.models.arch import Arch, choose_axes, describe, embedding_params
 from seap.models.axes import CHANNELS, Axis
 from seap.pruning.work import NOTHING, Done, Stage, Text, merged
-from seap.selection.budgets import is_protected, least_kept, may_go
+from seap.selection.budgets import is_protected, least_kept, may_go, variants
 from seap.selection.damage import probe_widths
 from seap.selection.options import Pruning
 from seap.selection.slopes import DESCENT, can_descend
@@ -121,11 +121,12 @@ def ranking(shape: Shape, method: Method, options: Pruning, text: Text, moments:
     if method.score in RUNNING:
         stages.append(running(shape, method, text))
     if method.score in RECONSTRUCTING:
-        stages.append(
-            Stage(name="scores", solves=sum(_removal(shape, axis, method, moments) for axis in shape.arch.axes))
-        )
+        heads = [axis for axis in shape.arch.axes if options.heads == "query" and axis.queries > 1]  # once more by head
+        solves = sum(_removal(shape, axis, method, moments) for axis in (*shape.arch.axes, *heads))
+        stages.append(Stage(name="scores", solves=solves))
     if options.closed_curves:
-        stages.append(Stage(name="damage", solves=sum(_closed(shape, axis, moments) for axis in shape.axes)))
+        each = [own for axis in shape.axes for own in variants(axis, options)]
+        stages.append(Stage(name="damage", solves=sum(_closed(shape, axis, moments) for axis in each)))
     elif method.allocate in MEASURED:
         stages.append(_probes(shape, method, options, text, moments))
     return stages
@@ -169,12 +170,13 @@ def _probes(shape: Shape, method: Method, options: Pruning, text: Text, moments:
     """The damage of every axis at some widths: the layers from it on, the output layer, KL over the vocabulary."""
     part = probed(options, text)
     forward, probes, solves = float(part.tokens), 0, 0.0
-    for axis in shape.axes:
-        gone = may_go(shape.arch, axis, options)
+    for axis in [own for each in shape.axes for own in variants(each, options)]:
+        gone = axis.curve_key == axis.key and may_go(shape.arch, axis, options)
         widths = probe_widths(axis, least_kept(axis, options), max(options.round_to, 1), may_go=gone)
         probes += len(widths)
         forward += len(widths) * part.tokens * (1 - axis.layer / shape.num_layers)
-        solves += sum(_solve(shape, axis, width / axis.units, moments) for width in widths) * _repairs(method)
+        whole = axis.units * axis.queries / axis.heads
+        solves += sum(_solve(shape, axis, width / whole, moments) for width in widths) * _repairs(method)
     return Stage(
         name="damage",
         forward=forward,
@@ -212,7 +214,8 @@ def choosing(shape: Shape, method: Method, options: Pruning, text: Text, moments
         stages.append(Stage(name="layers", forward=forward, passes=passes))
     if method.allocate in MEASURED:
         step = max(options.round_to, 1)
-        variables = sum(axis.units / (step if axis.unit_inputs == 1 else 1) for axis in shape.axes)
+        each = [own for axis in shape.axes for own in variants(axis, options)]
+        variables = sum(own.units / (step if own.unit_inputs == 1 else 1) for own in each)
         stages.append(Stage(name="widths", variables=variables))
     if method.allocate == "search":
         part, trials = probed(options, text), options.spent.search_evaluations + 1
@@ -237,7 +240,7 @@ def _descents(shape: Shape, options: Pruning, text: Text, moments: str) -> Stage
         products += 2.0 * part.tokens * shape.hidden * axis.num_inputs
         blocks = num_blocks(axis, moments)
         size = axis.num_inputs / blocks
-        solves += blocks * (size**3 / 3 + 3 * shape.hidden * size**2)
+        solves += len(variants(axis, options)) * blocks * (size**3 / 3 + 3 * shape.hidden * size**2)
     return Stage(
         name="slopes",
         forward=(1 + 2 * steps) * part.tokens,  # the dense model once

@@ -108,6 +108,19 @@ ACTIVATION_SCORES: dict[str, Callable[[Axis, Tensor, Moments], Tensor]] = {
     "obs-fisher": _obs,
     "leverage": _leverage,
 }
+OF_UNITS = ("obs", "obs-fisher")  # whose inputs score alike within a unit
+
+
+def _dealt(axis: Axis, groups: Tensor, heads: Tensor) -> Tensor:
+    """Scores (C,) whose sum over a KV group is that of `groups`, and is dealt to its query heads as `heads` are.
+
+    So groups are in the same order whether single heads may go or not.
+    """
+    group, head = (part.view(axis.units, axis.queries, -1).sum(2) for part in (groups, heads))
+    shares = head.clamp_min(torch.finfo(torch.float64).tiny)
+    each = group.sum(1, keepdim=True) * shares / shares.sum(1, keepdim=True)
+    size = axis.unit_inputs // axis.queries
+    return each.flatten().repeat_interleave(size) / size
 
 
 def _random(axis: Axis, seed: int) -> Tensor:
@@ -125,12 +138,14 @@ def score_inputs(
     sensitivity: Mapping[str, Tensor] | None = None,
     axes: Sequence[Axis] | None = None,
     masks: Mapping[str, Tensor] | None = None,
+    by_head: bool = False,
     progress: bool = False,
 ) -> Scores:
     """Score every input of every consumer.
 
     sensitivity: for `obs-fisher`, axis key → F (O, O) of `measure_sensitivity`. axes: only of these. masks: the units
-    that are there, for scores of gradients.
+    that are there, for scores of gradients. by_head: whether the query heads of a KV group are told apart by scores
+    that are of whole units (`obs`, `random`).
 
     Returns axis key → float64 (C,) on the CPU. Raises ValueError when a score isn't finite, with the axis named.
     """
@@ -142,6 +157,7 @@ def score_inputs(
         weight = as_computed(arch.model, arch.weight(axis.layer, axis.consumer).detach())
         if name == "random":
             score = _random(axis, seed)
+            score = _dealt(axis, score, _random(axis.each_head(), seed)) if by_head and axis.queries > 1 else score
         elif name == "magnitude":
             score = _l2_squared(weight).sqrt()
         else:
@@ -151,6 +167,9 @@ def score_inputs(
                 weight = root(sensitivity[axis.key]).double() @ weight.cpu().double()
                 release(arch.model, [sensitivity[axis.key]])
             score = ACTIVATION_SCORES[name](axis, weight, statistics[axis.key])
+            if by_head and axis.queries > 1 and name in OF_UNITS:
+                own = ACTIVATION_SCORES[name](axis.each_head(), weight, statistics[axis.key])
+                score = _dealt(axis, score, own)
         scores[axis.key] = _finite(arch, axis, name, score.cpu())
         release(arch.model, arch.layers[axis.layer].parameters())
     return scores

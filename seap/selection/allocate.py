@@ -18,17 +18,19 @@ from seap.selection.budgets import (
     Budgets,
     check_drop,
     check_met,
+    check_query_heads,
     check_reachable,
     is_protected,
     least_kept,
     may_go,
     spread,
+    variants,
 )
 from seap.selection.damage import Costs
 from seap.selection.options import Pruning
 from seap.selection.timing import Times
 from seap.selection.whole_layers import layer_budgets
-from seap.selection.widths import least_damage, one_width, within_time
+from seap.selection.widths import Choice, Choices, least_damage, one_width, within_time
 
 
 def logistic(x: float) -> float:
@@ -125,26 +127,31 @@ def grid(axis: Axis, options: Pruning, *, may_go: bool = False) -> list[int]:
     ]
 
 
-def _by_damage(
-    axes: Sequence[Axis], grids: Sequence[list[int]], curves: Costs, options: Pruning, target: float
-) -> Budgets:
+def _by_head(axis: Axis, widths: Sequence[int], options: Pruning) -> list[Choice]:
+    """Widths of an axis with every number of query heads that it may keep."""
+    return [(own, width) for own in variants(axis, options) for width in widths if width or own.curve_key == own.key]
+
+
+def _by_damage(axes: Sequence[Axis], choices: Choices, curves: Costs, options: Pruning, target: float) -> Budgets:
     """Budgets of least damage, met within one unit.
 
-    Sub-blocks that go whole at that stay gone, unless they alone are more than the target; of the other axes the widths
-    are rounded so that they make up the rest.
+    Sub-blocks that go whole at that stay gone, and query heads too, unless they alone are more than the target; of the
+    other axes the widths are rounded so that they make up the rest.
     """
-    choices = [list(widths) for widths in grids]
     while True:
-        widths = least_damage(axes, choices, curves, target)
-        gone = [i for i, width in enumerate(widths) if width == 0]
-        left = target - sum(axes[i].params for i in gone)
-        if not gone or left >= -min(axis.unit_params for axis in axes) / 2:
+        chosen = least_damage(choices, curves, target)
+        settled = [axis.whole_params - axis.params * (width > 0) for axis, width in chosen]  # of what isn't rounded
+        left = target - sum(settled)
+        if not any(settled) or left >= -min(axis.unit_params for axis in axes) / 2:
             break
-        largest = max(gone, key=lambda i: axes[i].params)
-        choices[largest].remove(0)
-    rest = [(axis, width) for axis, width in zip(axes, widths, strict=True) if width]
+        most = settled.index(max(settled))
+        now, width = chosen[most]
+        choices = [list(own) for own in choices]
+        choices[most] = [(a, w) for a, w in choices[most] if a.heads != now.heads or bool(w) != bool(width)]
+    rest = [(axis, width) for axis, width in chosen if width]
     shares = [1 - width / axis.units for axis, width in rest]
-    found = {axes[i].key: 0 for i in gone}
+    found = {axis.key: 0 for axis, width in chosen if not width}
+    found |= {axis.heads_key: axis.heads for axis, _ in chosen if axis.heads_key and options.heads == "query"}
     return found | spread([axis for axis, _ in rest], shares, options, left)
 
 
@@ -186,6 +193,7 @@ def allocate(
     weights = [by_layer[axis.layer] for axis in axes]
     target = options.sparsity * arch.prunable_params - dropped
     check_drop(arch, axes, options)
+    check_query_heads(arch, axes, options)
     if options.sparsity == 0:
         return {axis.key: axis.units for axis in arch.axes}
     if options.resolved().convention == "seap-reference":
@@ -202,8 +210,9 @@ def allocate(
         grids = [grid(axis, options, may_go=may_go(arch, axis, options)) for axis in free]
         if times is not None:
             return budgets | within_time(free, grids, curves, times, options.sparsity)
-        budgets |= _by_damage(free, grids, curves, options, target)
-    elif options.drop != "none":
+        choices = [_by_head(axis, widths, options) for axis, widths in zip(free, grids, strict=True)]
+        budgets |= _by_damage(free, choices, curves, options, target)
+    elif options.drop != "none" or options.heads != "groups":
         return budgets  # what goes whole isn't known yet, but the target can be met
     else:
         budgets |= ALLOCATIONS[name](axes, weights, options, target, scores)

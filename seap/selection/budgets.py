@@ -29,6 +29,13 @@ def least_kept(axis: Axis, options: Pruning) -> int:
     return min(math.ceil(least / options.round_to) * options.round_to, axis.units)
 
 
+def variants(axis: Axis, options: Pruning) -> list[Axis]:
+    """An axis with every number of query heads per KV group that the options let it keep, all of them first."""
+    if options.heads == "groups":
+        return [axis]
+    return [axis.with_heads(heads) for heads in range(axis.queries, 0, -1)]
+
+
 def may_go(arch: Arch, axis: Axis, options: Pruning) -> bool:
     """Whether the options let an axis lose all its units, with its whole sub-block.
 
@@ -55,6 +62,19 @@ def check_drop(arch: Arch, axes: Sequence[Axis], options: Pruning) -> None:
     raise UserError(
         f"--drop {options.drop}: no sub-block of {arch.family.model_type} can go whole: {why}; leave it out"
     )
+
+
+def check_query_heads(arch: Arch, axes: Sequence[Axis], options: Pruning) -> None:
+    """Raise UserError where --heads query asks for query heads that no group has to spare, or that can't be cut."""
+    if options.heads != "query" or any(axis.queries > 1 for axis in axes):
+        return
+    groups = [axis for axis in arch.axes if axis.name == KV_GROUPS]
+    why = f"only {', '.join(dict.fromkeys(axis.name for axis in axes))} are cut"
+    if not arch.can_cut_heads:
+        why = f"the heads of {arch.family.model_type} can't be cut: {arch.heads_refused}"
+    elif groups and all(axis.queries == 1 for axis in groups):
+        why = "every KV group of this model has one query head, so groups are heads"
+    raise UserError(f"--heads query: {why}; leave it out")
 
 
 def water_fill(weights: Sequence[float], sizes: Sequence[float], caps: Sequence[float], target: float) -> list[float]:
@@ -162,7 +182,7 @@ def _fit_channels(
 
 
 def _removed(axes: Sequence[Axis], budgets: Mapping[str, int]) -> int:
-    return sum((axis.units - budgets[axis.key]) * axis.unit_params for axis in axes)
+    return sum(axis.params - budgets[axis.key] * axis.shaped(budgets).unit_params for axis in axes)
 
 
 def check_reachable(
@@ -171,7 +191,7 @@ def check_reachable(
     """Raise UserError when even the least that every axis must keep is more than the target leaves."""
     least = [0 if may_go(arch, axis, options) else least_kept(axis, options) for axis in axes]
     kept = list(zip(axes, weights, least, strict=True))
-    most = sum((a.units - fewest) * a.unit_params for a, w, fewest in kept if w > 0)
+    most = sum(a.params - fewest * variants(a, options)[-1].unit_params for a, w, fewest in kept if w > 0)
     movable = [a for a, w, fewest in kept if w > 0 and fewest < a.units]
     slack = min((a.unit_params for a in movable), default=0)
     if target <= most + slack / 2:

@@ -39,7 +39,7 @@ from seap.models.arch import Arch
 from seap.models.axes import KV_GROUPS, Axis
 from seap.models.residency import release
 from seap.scoring.score import Scores
-from seap.selection.damage import Curve, Curves
+from seap.selection.damage import Curves, whole_curve
 from seap.selection.mask import unit_places
 
 SHARES = tuple(share / 32 for share in range(31, 0, -1))  # of the units, beside the least that must stay
@@ -107,21 +107,26 @@ def closed_curves(
     """
     curves: Curves = {}
     for axis in axes:
-        widths = closed_widths(axis, least[axis.key], step, may_go=axis.key in may_go)
+        widths = closed_widths(axis, least[axis.key], step, may_go=axis.curve_key in may_go)
         weight, places = weight_of(arch, axis), unit_places(axis, scores)
         blocks = blocks_of(axis, weight, statistics, places, compensate)
         damage = damage_at(blocks, sensitivity[axis.key], widths, has_bias=compensate != "none" and not axis.usage_key)
         if widths[:1] == [0] and axis.is_normed:  # nothing makes up for it
             blocks = blocks_of(axis, weight, statistics, places, "none")
             damage = [*damage_at(blocks, sensitivity[axis.key], [0], has_bias=False), *damage[1:]]
-        curves[axis.key] = Curve((*widths, axis.units), (*damage, 0.0))
+        curves[axis.curve_key] = whole_curve(axis, widths, damage)
         release(arch.model, [sensitivity[axis.key], *arch.layers[axis.layer].parameters()])
     return curves
 
 
 def closed_widths(axis: Axis, least: int, step: int, *, may_go: bool = False) -> list[int]:
-    """Widths below the whole to work out: every number of KV groups up to 16, else shares of the units; and 0."""
+    """Widths below the whole to work out: every number of KV groups up to 16, else shares of the units; and 0.
+
+    With fewer query heads all groups aren't the whole, and are worked out too.
+    """
     none = [0] if may_go else []
+    if axis.curve_key != axis.key:
+        return [*closed_widths(axis.with_heads(axis.queries), least, step), axis.units]
     if axis.name == KV_GROUPS and axis.units <= 16:
         return [*none, *range(least, axis.units)]
     shares = {max(round(axis.units * share / step) * step, least) for share in SHARES}
@@ -129,11 +134,11 @@ def closed_widths(axis: Axis, least: int, step: int, *, may_go: bool = False) ->
 
 
 def blocks_of(axis: Axis, weight: Tensor, statistics: Source, places: Tensor, compensate: str) -> Iterator[Block]:
-    """An axis's inputs block by block. weight (O, C) float64; places (E, U) of `unit_places`."""
+    """An axis's inputs block by block. weight (O, C) float64; places (E, U) or (1, G·Q) of `unit_places`."""
     moments = fitting(axis, statistics[axis.key])
     parts = moments.split()
     size = weight.shape[1] // len(parts)
-    each = places.flatten().repeat_interleave(axis.unit_inputs).split(size)
+    each = places.flatten().repeat_interleave(axis.num_inputs // places.numel()).split(size)
     seen = _tokens_seen(axis, statistics, len(parts))
     for columns, own, place, tokens in zip(weight.split(size, 1), parts, each, seen, strict=True):
         order = torch.sort(place, stable=True).indices

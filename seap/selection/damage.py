@@ -31,7 +31,7 @@ CACHED_BYTES = 1 << 30  # dense log-probabilities kept between probes; beyond it
 
 @dataclass(frozen=True)
 class Curve:
-    """Damage of one axis at measured widths, ascending; the last is the whole axis, at 0."""
+    """Damage of one axis at measured widths, ascending; the last is the whole axis, at 0 with all query heads."""
 
     widths: tuple[int, ...]
     damage: tuple[float, ...]
@@ -41,7 +41,7 @@ class Curve:
         from scipy.interpolate import PchipInterpolator
 
         if len(self.widths) == 1:
-            return [0.0 for _ in widths]
+            return [self.damage[0] for _ in widths]
         roots = torch.tensor(self.damage, dtype=torch.float64).clamp_min(0).sqrt().tolist()
         for i in range(len(roots) - 2, -1, -1):
             roots[i] = max(roots[i], roots[i + 1])  # less width is never better but by noise
@@ -58,7 +58,7 @@ class Cost(Protocol):
     def at(self, widths: Sequence[int]) -> list[float]: ...
 
 
-Curves = dict[str, Curve]  # axis key → curve
+Curves = dict[str, Curve]  # curve key → curve
 Costs = Mapping[str, Cost]
 Cut = tuple[Tensor, Repair | None]  # kept inputs (C,), repair
 RepairTo = Callable[[Axis, int], Cut]  # axis, width → what it becomes
@@ -238,9 +238,21 @@ def drawn_rows(rows: Sequence[Sequence[int]], num_tokens: int, seed: int) -> lis
     return taken
 
 
+def whole_curve(axis: Axis, widths: Sequence[int], damage: Sequence[float]) -> Curve:
+    """The curve of an axis from its damage at widths below the whole, which costs nothing with all query heads."""
+    if axis.curve_key != axis.key:
+        return Curve(tuple(widths), tuple(damage))
+    return Curve((*widths, axis.units), (*damage, 0.0))
+
+
 def probe_widths(axis: Axis, least: int, step: int, *, may_go: bool = False) -> list[int]:
-    """Widths to measure, below the whole: every number of KV groups up to 8, a few shares of the channels; and 0."""
+    """Widths to measure, below the whole: every number of KV groups up to 8, a few shares of the channels; and 0.
+
+    With fewer query heads, of which all groups aren't the whole, every number of groups.
+    """
     none = [0] if may_go else []
+    if axis.curve_key != axis.key:
+        return list(range(least, axis.units + 1))
     if axis.name == KV_GROUPS and axis.units <= 8:
         return [*none, *range(least, axis.units)]
     shares = {max(round(axis.units * share / step) * step, least) for share in KEPT_SHARES}
@@ -261,16 +273,16 @@ def measure_curves(
 
     may_go: keys of the axes that may lose all their units; their curves begin at 0.
     """
-    widths = {axis.key: probe_widths(axis, least[axis.key], step, may_go=axis.key in may_go) for axis in axes}
+    widths = {a.curve_key: probe_widths(a, least[a.key], step, may_go=a.curve_key in may_go) for a in axes}
     bar = tqdm(total=sum(map(len, widths.values())), desc="damage", unit="probe", disable=not progress, leave=False)
     curves: Curves = {}
     with evaluation(judge.arch.model):
         for axis in axes:
             found = []
-            for width in widths[axis.key]:
+            for width in widths[axis.curve_key]:
                 with simulated(judge.arch, axis, *repair_to(axis, width)):
                     found.append(judge.divergence(axis.layer))
                 bar.update()
-            curves[axis.key] = Curve((*widths[axis.key], axis.units), (*found, 0.0))
+            curves[axis.curve_key] = whole_curve(axis, widths[axis.curve_key], found)
     bar.close()
     return curves

@@ -3,7 +3,7 @@
 from typing import Literal, TypedDict
 
 from seap.methods import Allocate, Compensate, Convention, CurvesFrom, EffortName, MaskOf, Score
-from seap.selection.options import AxisName, Cost, Drop
+from seap.selection.options import AxisName, Cost, Drop, Heads
 from seap.text.keywords import CalibrationKeywords
 
 
@@ -28,6 +28,7 @@ class ChoicesKeywords(TypedDict, total=False):
     min_kv_groups: int
     min_channels: int
     drop: Drop
+    heads: Heads
     effort: EffortName
     curves: CurvesFrom | None
     cost: Cost

@@ -112,7 +112,8 @@ class QuickNetworks:
             )
             for name, part in statistics.items()
         }
-        quick = replace(options, allocate="logistic", sequential=False, worst_task=False, mix=0.0, cost="params")
+        plain: dict[str, Any] = {"drop": "none", "heads": "groups", "cost": "params"}  # what logistic widths can be
+        quick = replace(options, allocate="logistic", sequential=False, worst_task=False, mix=0.0, **plain)
         return cls(arch, quick, make_masks, judges)
 
     def divergences(self, statistics: Mapping[str, Statistics], **changes: Any) -> dict[str, float]:

@@ -35,6 +35,7 @@ from seap.shares import FIRST, Share, share
 
 Cost = Literal["params", "milliseconds"]
 Drop = Literal["none", "attention", "mlp", "both"]
+Heads = Literal["groups", "query"]
 AxisName = Literal["kv_groups", "channels", "expert_channels"]
 
 
@@ -101,6 +102,9 @@ class Choices:
     drop: Drop = "none"
     """What may also go whole where that costs least, with its norm and its KV cache: a layer's attention, its MLP, or
     both (with --allocate damage or search). The mean of what it wrote stays, unless --compensate none."""
+    heads: Heads = "groups"
+    """How attention is cut: KV groups with all their query heads; or query: groups, and query heads in those that stay,
+    equally many of each group of a layer (with --allocate damage or search)."""
     effort: Annotated[EffortName, FIRST] = "standard"
     """What is spent on the choice of units and widths: quick (closed forms, no refit), standard, thorough. The options
     below that are left out come from it, and so do the search and the refit of methods that have them."""
@@ -143,6 +147,7 @@ class Pruning(Choices, Amount):
             one_of("curves", self.curves, CurvesFrom)
         one_of("cost", self.cost, Cost)
         one_of("drop", self.drop, Drop)
+        one_of("heads", self.heads, Heads)
         if self.drop != "none" and self.resolved().allocate not in MEASURED:
             raise UserError(
                 f"--drop {self.drop} weighs a whole sub-block's damage against that of units, which --allocate "
@@ -283,6 +288,21 @@ LEAST = {
 def _check_goes_together(options: Pruning) -> None:
     """Raise UserError for choices of stages that mean nothing beside each other."""
     method = options.resolved()
+    if options.heads == "query" and method.allocate not in MEASURED:
+        raise UserError(
+            "--heads query weighs the damage of query heads against that of groups, which --allocate "
+            f"{method.allocate} doesn't measure; choose --allocate damage or search"
+        )
+    if options.heads == "query" and options.cost != "params":
+        raise UserError(
+            f"--heads query: what query heads take is known in parameters alone, not with --cost {options.cost}; leave "
+            "one of them out"
+        )
+    if options.heads == "query" and method.score in RUNNING:
+        raise UserError(
+            f"--heads query ranks single query heads, which --score {method.score} doesn't; use --score obs-fisher, "
+            "obs or wifv"
+        )
     if method.allocate == "one-width" and any(options.protected(100)):
         raise UserError("--allocate one-width cuts every layer alike; leave out --protect-first and --protect-last")
     if method.allocate == "iterative" and method.score not in FIRST_ORDER:

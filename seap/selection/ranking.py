@@ -22,7 +22,7 @@ from seap.scoring.score import Scores, mix, score_inputs
 from seap.scoring.sensitivity import measure_sensitivity
 from seap.selection.allocate import allocate
 from seap.selection.behind import masks_behind
-from seap.selection.budgets import Budgets, is_protected, least_kept, may_go
+from seap.selection.budgets import Budgets, is_protected, least_kept, may_go, variants
 from seap.selection.curves import closed_curves
 from seap.selection.damage import Costs, Curves, Judge, RepairTo, drawn_rows, measure_curves, probe_rows
 from seap.selection.mask import choose_units
@@ -58,7 +58,7 @@ def combine_scores(
     others are mixed themselves (SEAP-gen).
     """
     given: dict[str, Any] = {"seed": seed, "sensitivity": sensitivity, "axes": axes, "masks": masks}
-    given["progress"] = progress
+    given |= {"progress": progress, "by_head": options.heads == "query"}
     one_by_one = method.mask in ("general", "general-raw") and method.score not in (*RECONSTRUCTING, *RUNNING)
     if one_by_one and statistics:
         each = {task: score_inputs(arch, part, method.score, **given) for task, part in statistics.items()}
@@ -100,6 +100,11 @@ class Ranking:
             return None
         parts = {task: Statistics({key: part[key] for key in keys}) for task, part in self.statistics.items()}
         return pool(parts, self.options)
+
+    @property
+    def variants(self) -> list[Axis]:
+        """The free axes, each with every number of query heads that it may keep."""
+        return [own for axis in self.free for own in variants(axis, self.options)]
 
     @property
     def least(self) -> dict[str, int]:
@@ -162,7 +167,8 @@ class Ranking:
 
 
 def _of(axes: Sequence[Axis], budgets: Budgets) -> Budgets:
-    return {axis.key: budgets[axis.key] for axis in axes}
+    keys = [key for axis in axes for key in (axis.key, axis.heads_key)]
+    return {key: budgets[key] for key in keys if key in budgets}
 
 
 def rank(
@@ -233,9 +239,10 @@ def _curves(made: Ranking, pooled: Statistics, sensitivity: Mapping[str, Tensor]
     assert made.repair_to is not None
     if not options.closed_curves:
         assert made.judge is not None
-        return measure_curves(made.judge, made.free, least, step, made.repair_to, may_go=made.may_go, progress=progress)
+        gone = made.may_go
+        return measure_curves(made.judge, made.variants, least, step, made.repair_to, may_go=gone, progress=progress)
     compensate, gone = options.resolved().compensate, made.may_go
-    own = [axis for axis in made.free if made.ranks.owns(axis.layer)]
+    own = [axis for axis in made.variants if made.ranks.owns(axis.layer)]
     found = closed_curves(arch, own, least, step, made.scores, pooled, sensitivity, compensate, may_go=gone)
     return gathered(found, made.ranks)
 

@@ -41,7 +41,7 @@ def repairing(arch: Arch, method: Method, scores: Scores, pooled: Statistics) ->
     """What an axis becomes at a width."""
 
     def found(axis: Axis, width: int) -> Cut:
-        keep = kept_inputs(axis, choose_units([axis], scores, {axis.key: width})[axis.key])
+        keep = kept_inputs(axis, axis.mask_of(choose_units([axis], scores, {axis.key: width})))
         repair = None
         if method.compensate in QUICK and can_repair(axis, method.compensate, keep):
             repair = repair_axis(axis, weight_of(arch, axis), pooled, keep, QUICK[method.compensate])

@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from seap.activations.layerwise import evaluation
-from seap.models.axes import KV_GROUPS, Axis
+from seap.models.axes import KV_GROUPS, QUERY_HEADS, Axis
 from seap.selection.budgets import Budgets
 from seap.selection.damage import Costs, Curve, Judge, RepairTo
 from seap.selection.slopes import Slopes
@@ -29,7 +29,8 @@ Allocated = Callable[[Costs], Budgets]  # what widths cost → the cheapest budg
 
 def divergence_of(judge: Judge, axes: Sequence[Axis], budgets: Mapping[str, int], repair_to: RepairTo) -> float:
     """KL(dense ‖ model with all axes cut to these widths) per token, without surgery."""
-    cut = [axis for axis in axes if budgets[axis.key] < axis.units or axis.num_kept < axis.experts]
+    shaped = [axis.shaped(budgets) for axis in axes]
+    cut = [a for a in shaped if budgets[a.key] < a.units or a.num_kept < a.experts or a.heads < a.queries]
     return judge.divergence_with(cut, lambda axis: repair_to(axis, budgets[axis.key]))
 
 
@@ -52,7 +53,21 @@ def moved(
 
 
 def _params(axes: Sequence[Axis], budgets: Mapping[str, int]) -> int:
-    return sum(budgets[axis.key] * axis.unit_params for axis in axes)
+    return sum(budgets[axis.key] * axis.shaped(budgets).unit_params for axis in axes)
+
+
+def movable(axes: Sequence[Axis], budgets: Mapping[str, int]) -> dict[str, Axis]:
+    """What moves are between, by the key of its budget: units at what they cost with their query heads.
+
+    And the query heads of all groups of a layer, of which each takes one from or gives one to every group.
+    """
+    found = {}
+    for axis in (axis.shaped(budgets) for axis in axes):
+        found[axis.key] = axis
+        if axis.heads_key in budgets:
+            params = budgets[axis.key] * axis.head_params
+            found[axis.heads_key] = replace(axis, name=QUERY_HEADS, units=axis.queries, unit_params=params)
+    return found
 
 
 def directions(axes: Sequence[Axis]) -> list[dict[str, float]]:
@@ -117,6 +132,8 @@ def descend_(state: Search, slopes: Slopes, allocated: Allocated, least: Mapping
 def tilt_(state: Search, curves: Mapping[str, Curve], allocated: Allocated, trials: int) -> None:
     """Trials of what the curves' allocation becomes with all curves tilted together, one direction after the other."""
     factors, size = dict.fromkeys((axis.key for axis in state.axes), 0.0), math.log(2)
+    numbers = [own for axis in state.axes for own in map(axis.with_heads, range(axis.queries, 0, -1))]
+    owners = {own.curve_key: own.key for own in numbers if own.curve_key in curves}
     until = state.left - trials
     while state.left > until and size > 0.1:
         gained = False
@@ -124,7 +141,7 @@ def tilt_(state: Search, curves: Mapping[str, Curve], allocated: Allocated, tria
             if state.left <= until:
                 return
             new = {key: value + sign * size * direction[key] for key, value in factors.items()}
-            budgets = allocated({key: curves[key].times(math.exp(value)) for key, value in new.items()})
+            budgets = allocated({key: curves[key].times(math.exp(new[own])) for key, own in owners.items()})
             if tuple(budgets.values()) in state.tried:
                 continue
             if state.attempt(budgets):
@@ -139,10 +156,12 @@ def move_(state: Search, least: Mapping[str, int], step: int, generator: random.
     if len(axes) < 2:
         return
     size = max(axis.params for axis in axes) / 8
-    weights = {(giver.key, taker.key): 1.0 for giver in axes for taker in axes if giver.key != taker.key}
-    by_key = {axis.key: axis for axis in axes}
+    by_key = movable(axes, start)
+    weights = {(giver, taker): 1.0 for giver in by_key for taker in by_key if giver != taker}
+    least = dict.fromkeys(by_key, 1) | dict(least)
     drift = min(axis.unit_params * (step if axis.unit_inputs == 1 else 1) for axis in axes) / 2
     while state.left:
+        by_key = movable(axes, state.best)
         for _ in range(200):
             pair = generator.choices(list(weights), list(weights.values()))[0]
             params = size * generator.uniform(0.3, 1)

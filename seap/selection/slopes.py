@@ -9,7 +9,9 @@ to second order by about
 D = W − W' being what is missing of the consumer's weight at a width, and m the mean input, for which the bias makes up
 (0 where there is none). The first term is exact to first order and holds what all other axes do; the second is the
 axis's own curve: its units are nested and reconstruction is a projection, so that the error of the wider one and what
-the narrower one adds to it are uncorrelated.
+the narrower one adds to it are uncorrelated. With query heads a width is a number of groups and one of heads in each;
+where neither set of heads holds the other, each adds its own errors to those of what both keep, m:
+2 damage(m) − damage(o) − damage(c).
 
 Shapes: C inputs of the consumer, O outputs, N tokens.
 """
@@ -47,12 +49,18 @@ class Slope:
     curve: Curve
     here: int
     caution: float = 1.0  # times the second order
+    apart: tuple[Curve, Curve] | None = None  # of another number of query heads: of that at hand, and of the fewer
 
     def at(self, widths: Sequence[int]) -> list[float]:
-        """Changes of KL, moved so that the least is 0."""
+        """Changes of KL."""
         own = np.array(self.curve.at([*widths, self.here]))
-        total = np.interp(widths, self.widths, self.change) + self.caution * np.abs(own[:-1] - own[-1])
-        return [float(value) for value in total - total.min()]
+        second = np.abs(own[:-1] - own[-1])
+        if self.apart is not None:
+            hand, fewer = self.apart
+            both = np.array(fewer.at([min(width, self.here) for width in widths]))
+            second = np.maximum(2 * both - own[:-1] - np.array(hand.at([self.here])), 0)
+        total = np.interp(widths, self.widths, self.change) + self.caution * second
+        return [float(value) for value in total]
 
 
 def can_descend(axes: Sequence[Axis]) -> bool:
@@ -82,8 +90,8 @@ def gradients_at(
     @contextlib.contextmanager
     def cut(layer: int) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            for axis in axes:
-                if axis.layer == layer and budgets[axis.key] < axis.units:
+            for axis in (axis.shaped(budgets) for axis in axes if axis.layer == layer):
+                if budgets[axis.key] < axis.units or axis.heads < axis.queries:
                     stack.enter_context(simulated(arch, axis, *repair_to(axis, budgets[axis.key]), whole=True))
             yield
 
@@ -120,17 +128,31 @@ class Slopes:
     compensate: str
 
     def at(self, budgets: Mapping[str, int], least: Mapping[str, int], repair_to: RepairTo) -> dict[str, Slope]:
-        """Axis key → slope at these widths."""
-        found = {}
+        """Curve key → slope at these widths."""
+        found: dict[str, Slope] = {}
         for axis, gradient in gradients_at(self.judge, self.axes, budgets, repair_to):
-            found[axis.key] = self.slope(axis, gradient, budgets[axis.key], least[axis.key])
+            found |= self.slopes(axis.shaped(budgets), gradient, budgets[axis.key], least[axis.key])
         return found
 
-    def slope(self, axis: Axis, found: Gradient, here: int, least: int) -> Slope:
-        """Of one axis that stands at a width."""
-        near = {min(max(round(here * share), least), axis.units) for share in NEAR}
-        none = {0} & {*self.curves[axis.key].widths}  # where its whole sub-block may go
-        widths = sorted(near | none | {here})
+    def slopes(self, hand: Axis, found: Gradient, here: int, least: int) -> dict[str, Slope]:
+        """Of one axis that stands at a width with the query heads of `hand`, and with other numbers of them."""
+        numbers = (hand.with_heads(count) for count in range(hand.queries, 0, -1))
+        known = {own.heads: self.curves[own.curve_key] for own in numbers if own.curve_key in self.curves}
+        near = {min(max(round(here * share), least), hand.units) for share in NEAR} | {here}
+        made, at_hand = {}, 0.0
+        for heads in sorted(known, key=lambda count: count != hand.heads):  # that at hand first
+            own, curve = hand.with_heads(heads), known[heads]
+            none = {0} & {*curve.widths}  # where its whole sub-block may go
+            widths = sorted((near if heads == hand.heads else near - {0}) | none)
+            change = self._first_order(own, found, widths)
+            at_hand = change[widths.index(here)] if heads == hand.heads else at_hand
+            apart = None if heads == hand.heads else (known[hand.heads], known[min(heads, hand.heads)])
+            moved = tuple(value - at_hand for value in change)
+            made[own.curve_key] = Slope(tuple(widths), moved, curve, here, apart=apart)
+        return made
+
+    def _first_order(self, axis: Axis, found: Gradient, widths: Sequence[int]) -> list[float]:
+        """−⟨E[g hᵀ] − E[g] mᵀ, D⟩ of each width."""
         weight, places = weight_of(self.judge.arch, axis), unit_places(axis, self.scores)
         blocks = list(blocks_of(axis, weight, self.statistics, places, self.compensate))
         change = torch.zeros(len(widths), dtype=torch.float64)
@@ -139,8 +161,8 @@ class Slopes:
             if self.compensate != "none":
                 gradient = gradient - torch.outer(found.mean, block.fit.mean[block.order])
             change -= first_order(block, gradient)[block.num_kept(widths)]
-        change -= change[widths.index(here)].clone()
-        return Slope(tuple(widths), tuple(change.tolist()), self.curves[axis.key], here)
+        told: list[float] = change.tolist()
+        return told
 
 
 def first_order(block: Block, gradient: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 And one width for all layers, for engines that know no other.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,13 +14,24 @@ from seap.selection.damage import Costs
 from seap.selection.knapsack import choose_options
 from seap.selection.timing import Times
 
+Choice = tuple[Axis, int]  # an axis with so many query heads, units kept
+Choices = Sequence[Sequence[Choice]]  # per axis, what it may be given
 
-def least_damage(axes: Sequence[Axis], widths: Sequence[Sequence[int]], curves: Costs, target: float) -> list[int]:
-    """A width for each axis, so that at least `target` parameters go (or as many as can), at the least damage."""
-    removed = [
-        [(axis.units - width) * axis.unit_params for width in kept] for axis, kept in zip(axes, widths, strict=True)
-    ]
-    return _chosen(axes, widths, curves, removed, min(target, sum(map(max, removed))))
+
+def least_damage(choices: Choices, curves: Costs, target: float) -> list[Choice]:
+    """A choice for each axis, so that at least `target` parameters go (or as many as can), at the least damage."""
+    removed = [[float(axis.whole_params - width * axis.unit_params) for axis, width in own] for own in choices]
+    table = [list(zip(part, _damage(own, curves), strict=True)) for part, own in zip(removed, choices, strict=True)]
+    places = choose_options(table, min(target, sum(map(max, removed))))
+    return [own[place] for own, place in zip(choices, places, strict=True)]
+
+
+def _damage(choices: Sequence[Choice], curves: Costs) -> list[float]:
+    """What the choices of an axis cost, moved so that the least is 0: slopes may say less."""
+    found: list[float] = []
+    for key, same in itertools.groupby(choices, key=lambda choice: choice[0].curve_key):
+        found += curves[key].at([width for _, width in same])
+    return [value - min(found) for value in found]
 
 
 def within_time(
@@ -50,7 +62,7 @@ def _chosen(
     removed: Sequence[Sequence[float]],
     target: float,
 ) -> list[int]:
-    damage = [curves[axis.key].at(kept) for axis, kept in zip(axes, widths, strict=True)]
+    damage = [_damage([(axis, width) for width in kept], curves) for axis, kept in zip(axes, widths, strict=True)]
     table = [list(zip(part, costs, strict=True)) for part, costs in zip(removed, damage, strict=True)]
     places = choose_options(table, target)
     return [kept[place] for kept, place in zip(widths, places, strict=True)]

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 import seap
 from seap.compensation.compensate import Repair, Repairs, kept_inputs
 from seap.errors import UserError
+from seap.exports.engines import query_heads
 from seap.exports.options import Export
 from seap.exports.stock import stock_model
 from seap.models.arch import Arch, describe
@@ -246,5 +247,6 @@ def test_gguf_has_the_head_counts_of_every_layer(tmp_path: Path) -> None:
     _, sliced, _ = cut("llama")
     write_gguf(sliced, Vocabulary("none"), tmp_path / "cut.gguf", Export(quantize="f32"))
     fields = gguf.GGUFReader(tmp_path / "cut.gguf").fields
+    assert query_heads(sliced.config) == HEADS
     heads, groups = (fields[f"deci.attention.head_count{end}"].contents() for end in ("", "_kv"))
     assert groups == [1, 2, 1, 2] and heads == [count * own for count, own in zip(groups, HEADS, strict=True)]
