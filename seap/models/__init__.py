@@ -6,7 +6,8 @@ and its `Arch` (`arch.py`), whose layers have axes: KV groups and MLP channels, 
 
 A folder is a stranger's: `kinds.py` says what it is and which of its files are read, `headers.py` what its weights'
 headers say, `configs.py` makes a config that agrees with them, `checkpoint_folder.py` loads it, and `left_out.py` sees
-to it that no weight is dropped in silence; `hub.py` fetches one.
+to it that no weight is dropped in silence; `quantized.py` says how weights are quantized, `dequantize.py` takes them
+back to floats; `hub.py` fetches one.
 
 Open `arch.py` first, `families.py` for the names of a family's submodules, which nothing else knows.
 `modeling_seap.py` builds layers of different widths and travels with every checkpoint. `residency.py` keeps weights

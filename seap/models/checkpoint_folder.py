@@ -1,5 +1,6 @@
 """An opened folder → its model and tokenizer in memory: every weight of the config's, and none dropped in silence."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,9 @@ import torch
 
 from seap.models import configs, kinds, left_out
 from seap.models.configs import Opened
+from seap.models.dequantize import dequantized
 from seap.models.kinds import cant_load
+from seap.models.quantized import GIVE, Quantization
 
 
 def load(
@@ -16,8 +19,15 @@ def load(
     """Model and tokenizer. Raises UserError for what is absent, misshapen or would be lost."""
     if not opened.folder.weights:
         raise cant_load(name, f"it has no weights ({kinds.ONE_FILE}); get them, or give another folder")
+    how = opened.folder.taken_back
+    if how is not None and quantization_config is not None:
+        raise cant_load(name, f"its weights are quantized already ({how.said}); {GIVE}")
     with configs.reading(name, "its weights can't be read"):
-        model, loading = _from_files(opened, dtype, trust_remote_code, quantization_config)
+        if how is None:
+            model, loading = _from_files(opened, dtype, trust_remote_code, quantization_config)
+        else:
+            model, loading = _from_numbers(opened, how, dtype)
+            logging.getLogger("seap").warning("%s: %s", name, how.line())
     check_complete(name, loading)
     left_out.settle_(model, loading["unexpected_keys"], name)
     return model, load_tokenizer(name, opened, trust_remote_code=trust_remote_code)
@@ -36,6 +46,22 @@ def _from_files(opened: Opened, dtype: str, trust_remote_code: bool, quantizatio
         ignore_mismatched_sizes=True,  # they are refused by their names
         output_loading_info=True,
         **({} if quantization_config is None else {"quantization_config": quantization_config}),
+    )
+
+
+def _from_numbers(opened: Opened, how: Quantization, dtype: str) -> tuple[Any, Any]:
+    """A model whose weights are quantized in its files, in floats of the dtype that its config says."""
+    from transformers import AutoModelForCausalLM
+
+    said = dtype if dtype != "auto" else str(opened.config.dtype or "bfloat16").removeprefix("torch.")
+    chosen = getattr(torch, said)
+    return AutoModelForCausalLM._model_mapping[type(opened.config)].from_pretrained(
+        None,
+        config=opened.config,
+        dtype=chosen,
+        state_dict=dequantized(opened.folder.weights, how, chosen),
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from seap.disk.whole import temporary
 from seap.errors import UserError, missing_extra
-from seap.models import headers, kinds, modeling_seap
+from seap.models import headers, kinds, modeling_seap, quantized
 from seap.models.axes import ATTENTION, MLP
 from seap.models.families import FAMILIES, Family, find_family, width_keys
 from seap.models.kinds import Folder, cant_load
@@ -45,15 +45,18 @@ def open_folder(path: Path, *, trust_remote_code: bool = False) -> Opened:
     model_type = raw.get("model_type")
     if not trust_remote_code or model_type in FAMILIES:
         _check_family(path, raw)
-    shapes = headers.read_headers(folder.weights)
+    shapes, is_quantized = headers.read_headers(folder.weights), folder.quantization is not None
     if model_type in FAMILIES:
         for key in _names_of_layers(model_type):
             if key in raw:
-                headers.check_num_layers(path, raw[key], shapes, raw, FAMILIES[model_type])
+                headers.check_num_layers(path, raw[key], shapes, raw, FAMILIES[model_type], quantized=is_quantized)
         check_spec(path, raw)
     config = build_config(path, raw, trust_remote_code=trust_remote_code)
-    headers.check_num_layers(path, config.num_hidden_layers, shapes, raw, find_family(config))
+    headers.check_num_layers(path, config.num_hidden_layers, shapes, raw, find_family(config), quantized=is_quantized)
     check_heads(path, config)
+    if folder.taken_back is not None:
+        _forget_quantization_(config)
+        config.dequantized_from = folder.taken_back.about()
     if shapes and not trust_remote_code and getattr(config, "quantization_config", None) is None:
         with reading(path):
             model = on_meta(config)
@@ -77,6 +80,14 @@ def _check_family(path: Path, raw: Mapping[str, Any]) -> None:
                 "save the decoder as a model of its own, if its family is known: " + ", ".join(sorted(FAMILIES)),
             )
     find_family(SimpleNamespace(model_type=model_type))
+
+
+def _forget_quantization_(config: Any) -> None:
+    """What a config says of quantized weights, which the model won't have."""
+    inner = [getattr(config, name, None) for name in getattr(config, "sub_configs", {})]
+    for part in [config, *(part for part in inner if part is not None)]:
+        for name in quantized.ENTRIES:
+            part.__dict__.pop(name, None)
 
 
 def _names_of_layers(model_type: str) -> set[str]:

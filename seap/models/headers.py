@@ -61,10 +61,19 @@ def layer_numbers(names: Iterable[str], family: Family) -> set[int]:
     return {int(found.group(1)) for name in names if (found := pattern.match(name))}
 
 
-def check_num_layers(folder: Path, given: Any, shapes: Shapes, config: Mapping[str, Any], family: Family) -> None:
+def check_num_layers(
+    folder: Path,
+    given: Any,
+    shapes: Shapes,
+    config: Mapping[str, Any],
+    family: Family,
+    *,
+    quantized: bool = False,
+) -> None:
     """Raise UserError unless the config's number of layers is that of the weights.
 
     Layers of `num_nextn_predict_layers` after the last are no decoder layers: they are left out, and that is said.
+    quantized: whether the config says that the weights are.
     """
     if type(given) is not int or given < 1:
         raise cant_load(folder, f"config.json says {given!r} layers; it must be a whole number above 0")
@@ -74,7 +83,7 @@ def check_num_layers(folder: Path, given: Any, shapes: Shapes, config: Mapping[s
                 folder, f"config.json says {given:,} layers, and there are no weights; at most {MOST_LAYERS}"
             )
         return
-    if strange := quantized_names(shapes):
+    if not quantized and (strange := quantized_names(shapes)):
         raise cant_load(folder, f"its weights are quantized ({strange}); give the unquantized model: quantize last")
     there = layer_numbers(shapes, family)
     if not there:

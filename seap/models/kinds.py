@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from seap.errors import UserError
+from seap.models.quantized import Quantization, recognised
 
 INDEX = "model.safetensors.index.json"
 ONE_FILE = "model.safetensors"
@@ -32,22 +33,30 @@ CONVERT = (
     "M.from_pretrained('{0}').save_pretrained('{0}-safetensors')\", and copy the tokenizer's files there"
 )
 MERGE = "merge it into its model and give that: model.merge_and_unload().save_pretrained(DIR), with peft"
-QUANTIZED = "give the unquantized model: prune first, quantize last"
 _QUANTIZED_NAMES = ("qweight", "qzeros", "g_idx", "weight_packed", "weight_scale", "weight_scale_inv", "quant_state")
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of a model that can be loaded. weights: the files that are read; none where only a config is there."""
+    """A folder of a model that can be loaded. weights: the files that are read; none where only a config is there.
+
+    quantization: how they are quantized, where they are; all others that can't be read are refused.
+    """
 
     path: Path
     config: Mapping[str, Any]
     weights: tuple[Path, ...]
+    quantization: Quantization | None = None
 
     @property
     def bytes(self) -> int:
         """Of the weights that are read."""
         return sum(file.stat().st_size for file in self.weights)
+
+    @property
+    def taken_back(self) -> Quantization | None:
+        """How weights are quantized that become floats as they are read."""
+        return self.quantization if self.quantization is not None and self.quantization.is_read else None
 
 
 def cant_load(name: Any, cause: str) -> UserError:
@@ -67,9 +76,11 @@ def look(path: Path) -> Folder:
         raise cant_load(
             path, f"beside the model it holds an adapter (adapter_config.json), which would be lost; {MERGE}"
         )
-    if said := quantization(path, config):
-        raise cant_load(path, f"its weights are quantized ({said}), so they can't be cut or read here; {QUANTIZED}")
-    return Folder(path, config, weights_of(path))
+    try:
+        quantization = recognised(path, config)
+    except UserError as error:
+        raise cant_load(path, str(error)) from error
+    return Folder(path, config, weights_of(path), quantization)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -185,21 +196,6 @@ def _indexed(folder: Path) -> tuple[Path, ...]:
         if not (folder / name).is_file():
             raise cant_load(folder, f"{name}, which {INDEX} names, isn't there; get the missing file")
     return tuple(folder / name for name in files)
-
-
-def quantization(folder: Path, config: Mapping[str, Any]) -> str:
-    """How the weights are quantized, for the message; empty where they aren't, or by torchao, which can be loaded."""
-    for key in ("quantization_config", "quantization", "compression_config"):
-        said = config.get(key)
-        if said:
-            method = said.get("quant_method") if isinstance(said, dict) else None
-            bits = said.get("bits") if isinstance(said, dict) else None
-            if method != "torchao":
-                return f"{method or 'unknown method'}{f', {bits} bits' if bits else ''}"
-    for name in ("quantize_config.json", "quant_config.json", "hf_quant_config.json"):
-        if (folder / name).is_file():
-            return name
-    return ""
 
 
 def quantized_names(names: Any) -> str:

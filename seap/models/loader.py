@@ -159,8 +159,13 @@ def load_streamed(
             "or give the model's safetensors folder"
         )
     place = torch.device(check_device(given.device))
-    own_config = load_config(name, trust_remote_code=given.trust_remote_code)
-    refuse_experts(own_config, "--stream", "leave it out, on a machine whose memory holds the model")
+    opened = open_model(name, weights=False, trust_remote_code=given.trust_remote_code)
+    if (how := opened.folder.quantization) is not None:
+        raise UserError(
+            f"--stream reads weights where they lie, and those of {name} are quantized ({how.said}); leave it out, or "
+            "give the unquantized model"
+        )
+    refuse_experts(opened.config, "--stream", "leave it out, on a machine whose memory holds the model")
     model, tokenizer = _load(name, replace(given, device="cpu", dtype="auto"))
     check_finite(model, name, in_files=True)
     own = model.dtype
@@ -221,7 +226,12 @@ def check_memory(name: str) -> None:
         return
     folder = kinds.look(path)
     headers.read_headers(folder.weights)  # a damaged file is no large one
-    needed = folder.bytes
+    how, needed = folder.taken_back, folder.bytes
+    if how is not None and (grown := needed * how.growth) > free:
+        raise UserError(
+            f"{name} takes {grown / 1e9:.1f} GB once its quantized weights ({how.said}) are floats, and "
+            f"{free / 1e9:.1f} GB of memory is free; give the unquantized model, with --stream"
+        )
     if needed > free:
         raise UserError(
             f"{name} has {needed / 1e9:.1f} GB of weights and {free / 1e9:.1f} GB of memory is free; add --stream"
