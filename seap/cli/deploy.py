@@ -20,12 +20,20 @@ def export(
         Target,
         Parameter(
             help="uniform: a stock class, for models pruned with --allocate one-width. padded: a stock class, zeros "
-            "where layers are narrower. gguf: for llama.cpp. openvino: for openvino-genai and optimum-intel. torchao: "
-            "8-bit weights for transformers."
+            "where layers are narrower. nemotron-nas: for vLLM, SGLang and mlx-lm. gguf: for llama.cpp. mlx: for "
+            "mlx-lm. openvino: for openvino-genai and optimum-intel. onnx: for onnxruntime and onnxruntime-genai. "
+            "compressed-tensors: 8- or 4-bit weights for vLLM and SGLang. torchao: 8-bit weights for transformers."
         ),
     ],
     out: Annotated[Path, Parameter(help="The folder to write; with gguf the file.")],
     export: Annotated[Export, Flat] = Export(),  # noqa: B008
+    task: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help="NAME or NAME=PATH, on whose test text the loss is measured before and after rounding (gguf, torchao, "
+            "compressed-tensors); may be repeated."
+        ),
+    ] = (),
     overwrite: Overwrite = False,
     trust_remote_code: Annotated[bool, Parameter(help="Run code that comes with the checkpoint.")] = False,
     json: Json = False,
@@ -36,7 +44,15 @@ def export(
     """
     from seap.exports.export import export as run
 
-    told = run(model, out, to, export, overwrite=overwrite, trust_remote_code=trust_remote_code)
+    told = run(
+        model,
+        out,
+        to,
+        export,
+        task=task,
+        overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
+    )
     if json:
         print_json(told)
         return

@@ -9,7 +9,7 @@ from seap.errors import UserError
 
 PREFIX = "xxh3-128:"
 PIECE = 1 << 20  # bytes read at a time
-WEIGHTS = (".safetensors", ".bin")  # .bin: OpenVINO's
+WEIGHTS = (".safetensors", ".bin", ".onnx", ".data")  # .bin: OpenVINO's; .data: ONNX's
 
 
 def digest_of(path: Path) -> str:

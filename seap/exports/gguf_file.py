@@ -19,6 +19,7 @@ from torch import Tensor
 from seap.disk.kinds import GGUF_KEY
 from seap.errors import UserError, missing_extra
 from seap.exports.engines import widths
+from seap.exports.llamas import dynamic_note
 from seap.exports.options import Export
 from seap.exports.stock import slides
 from seap.models.arch import Arch, describe
@@ -64,7 +65,7 @@ def check_config(config: Any) -> str:
         f"its activation is {getattr(config, 'hidden_act', None)}, not silu": getattr(config, "hidden_act", "")
         != "silu",
         f"its rope scaling {rope.get('rope_type')} isn't written yet": rope.get("rope_type", "default")
-        not in ("default", "linear", "llama3"),
+        not in ("default", "linear", "llama3", "yarn", "dynamic"),
         "only Qwen3 with tied embeddings fits openelm": family == "qwen3" and not config.tie_word_embeddings,
         "openelm scales no rope": family == "qwen3" and rope.get("rope_type", "default") != "default",
     }
@@ -108,7 +109,9 @@ def write_gguf(
         writer.write_ti_data_to_file()
         for name, tensor in _tensors(arch, architecture):
             writer.write_tensor_data(_encoded(gguf, name, tensor, kinds[name]))
-    return [*vocabulary.notes, *_about_kinds(gguf, arch, kinds, options)]
+    dynamic = (model.config.rope_parameters or {}).get("rope_type") == "dynamic"
+    about_rope = [dynamic_note(model.config)] if dynamic else []
+    return [*vocabulary.notes, *about_rope, *_about_kinds(gguf, arch, kinds, options)]
 
 
 def _add_parameters(gguf: Any, writer: Any, arch: Arch, options: Export) -> None:
@@ -135,6 +138,9 @@ def _add_parameters(gguf: Any, writer: Any, arch: Arch, options: Export) -> None
     if rope.get("rope_type") == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
+    if rope.get("rope_type") == "yarn":  # its frequencies are among the tensors; this is what q and k are scaled by
+        writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+        writer.add_rope_scaling_attn_factors(float(arch.model.model.rotary_emb.attention_scaling))
 
 
 def _described(about: Mapping[str, Any]) -> str:
@@ -182,9 +188,12 @@ def interleaved(rows: Tensor, head_size: int) -> Tensor:
 
 
 def rope_factors(arch: Arch) -> Tensor | None:
-    """What Llama 3's rope scaling divides each frequency by (K/2,); None for rope without it."""
+    """What Llama 3's and YaRN's scaling divide each frequency by (K/2,); None for a rope without.
+
+    llama.cpp has YaRN of its own, but not every option of it: the quotients say all of them.
+    """
     rope = arch.model.config.rope_parameters
-    if rope.get("rope_type") != "llama3":
+    if rope.get("rope_type") not in ("llama3", "yarn"):
         return None
     plain = rope["rope_theta"] ** -(torch.arange(0, arch.head_size, 2, dtype=torch.float32) / arch.head_size)
     return plain / arch.model.model.rotary_emb.inv_freq.float().cpu()
@@ -205,6 +214,16 @@ def _encoded(gguf: Any, name: str, tensor: Tensor, kind: Any) -> Any:
     if kind == gguf.GGMLQuantizationType.F16 and (largest := float(np.abs(values).max())) > LARGEST_F16:
         raise UserError(f"{name} holds {largest:.3g}, which float16 can't; use --quantize bf16 or f32")
     return gguf.quants.quantize(values, kind)
+
+
+def round_trip(model: Any, options: Export) -> dict[str, Tensor]:
+    """What the matrices of a file stand for, by the names of the model's parameters."""
+    gguf, found = gguf_package(), {}
+    for name, value in model.named_parameters():
+        if value.ndim > 1 and (kind := _kind(gguf, name, value, options)) != gguf.GGMLQuantizationType.F32:
+            read = gguf.quants.dequantize(_encoded(gguf, name, value, kind), kind)
+            found[name] = torch.from_numpy(np.asarray(read, dtype=np.float32)).view(value.shape)
+    return found
 
 
 def _about_kinds(gguf: Any, arch: Arch, kinds: Mapping[str, Any], options: Export) -> list[str]:

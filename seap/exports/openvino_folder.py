@@ -7,7 +7,6 @@ to layer are shapes like any other there.
 """
 
 import contextlib
-import inspect
 import logging
 import sys
 import warnings
@@ -15,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from seap.errors import UserError, missing_extra
 from seap.exports.engines import widths
 from seap.exports.options import Export
+from seap.exports.step import Step, cache_names, cache_shapes, example_of, stock_name
 from seap.exports.stock import OWN, slides
 from seap.files import to_json
-from seap.models.arch import Arch, describe
+from seap.models.arch import describe
 from seap.models.blocks import refuse_gone
 from seap.models.families import refuse_experts
 
@@ -48,47 +47,6 @@ def check_config(config: Any) -> None:
     refuse_gone(config, "--to openvino", "load it with transformers, or prune without --drop")
     if slides(config):
         raise UserError("--to openvino: a sliding window shorter than the context can't be traced yet; use --to padded")
-
-
-class Step(nn.Module):
-    """One forward pass as OpenVINO is to see it: the cache comes in and goes out as plain tensors."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-        names = inspect.signature(model.forward).parameters
-        self.cache_name = "cache" if "cache" in names else "past_key_values"
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, *past: Tensor) -> Any:
-        """(B, T), (B, P + T), (B, T), then keys and values (B, G, P, K) of each layer → logits (B, T, V), the cache.
-
-        The cache's tensors are set rather than added to, since joining to an empty tensor isn't traced. So is the mask:
-        the one that transformers builds is made by vmap, which isn't either.
-        """
-        cache = _cache_of(past)
-        length, total = input_ids.shape[1], attention_mask.shape[1]
-        places = torch.arange(total, device=input_ids.device)
-        causal = places[None, :] <= places[total - length :, None]
-        seen = causal[None, None] & attention_mask[:, None, None, :].to(torch.bool)
-        found = self.model(
-            input_ids=input_ids,
-            attention_mask=torch.where(seen, 0.0, torch.finfo(torch.float32).min),
-            position_ids=position_ids,
-            use_cache=True,
-            **{self.cache_name: cache},
-        )
-        return found.logits, *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values))
-
-
-def _cache_of(past: tuple[Tensor, ...]) -> Any:
-    from transformers.cache_utils import DynamicCache, DynamicLayer
-
-    cache = DynamicCache()
-    cache.layers = [DynamicLayer() for _ in past[::2]]
-    for layer, keys, values in zip(cache.layers, past[::2], past[1::2], strict=True):
-        layer.keys, layer.values, layer.dtype, layer.device = keys, values, keys.dtype, keys.device
-        layer.is_initialized = True
-    return cache
 
 
 def openvino_bytes(model: Any, options: Export) -> int:
@@ -118,14 +76,9 @@ def write_openvino(model: Any, tokenizer: Any, folder: Path, options: Export) ->
     tokenizer.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     values = {name: value for name, value in model.config.to_dict().items() if name not in OWN}
-    values["architectures"] = [_stock_name(model)]
+    values["architectures"] = [stock_name(model)]
     (folder / "config.json").write_text(to_json(values, indent=2, default=str) + "\n")
     return _about_groups(model, options)
-
-
-def _stock_name(model: Any) -> str:
-    """`LlamaForCausalLM`, also where seap has made the class its own."""
-    return next(base.__name__ for base in type(model).__mro__ if base.__module__.startswith("transformers"))
 
 
 def _about_groups(model: Any, options: Export) -> list[str]:
@@ -142,17 +95,10 @@ def traced(model: Any) -> Any:
     import openvino
 
     arch = describe(model)
-    shapes = _cache_shapes(arch)
-    past = [torch.zeros(2, groups, 3, size) for groups, size in shapes]
-    example = (
-        torch.ones(2, 2, dtype=torch.long),
-        torch.ones(2, 5, dtype=torch.long),
-        torch.tensor([[3, 4]] * 2),
-        *past,
-    )
+    shapes = cache_shapes(arch)
     model.config._attn_implementation = "sdpa"
     with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # the tracer's, about what doesn't vary here
-        converted = openvino.convert_model(Step(model).eval(), example_input=example)
+        converted = openvino.convert_model(Step(model).eval(), example_input=example_of(shapes))
     names = ["input_ids", "attention_mask", "position_ids", *cache_names("past_key_values", len(shapes))]
     for port, name in zip(converted.inputs, names, strict=True):
         port.get_tensor().set_names({name})
@@ -164,20 +110,6 @@ def traced(model: Any) -> Any:
         port.get_tensor().set_names({name})
     converted.validate_nodes_and_infer_types()
     return converted
-
-
-def _cache_shapes(arch: Arch) -> list[tuple[int, int]]:
-    """KV groups and head size of every cache tensor: keys, then values, layer by layer."""
-    groups = [axis.units for axis in arch.axes if axis.name == "kv_groups"]
-    if not groups:
-        config = arch.model.config
-        groups = [getattr(config, "num_key_value_heads", None) or config.num_attention_heads] * len(arch.layers)
-    return [(count, arch.head_size) for count in groups for _ in range(2)]
-
-
-def cache_names(prefix: str, number: int) -> list[str]:
-    """`past_key_values.0.key`, `past_key_values.0.value`, …"""
-    return [f"{prefix}.{i // 2}.{'value' if i % 2 else 'key'}" for i in range(number)]
 
 
 def stateful(converted: Any) -> Any:

@@ -5,7 +5,9 @@ from typing import Literal
 
 from seap.errors import UserError, at_least
 
-Target = Literal["uniform", "padded", "gguf", "openvino", "torchao"]
+Target = Literal[
+    "uniform", "padded", "nemotron-nas", "gguf", "mlx", "openvino", "onnx", "compressed-tensors", "torchao"
+]
 PadTo = Literal["widest", "dense"]
 Quantize = Literal["f32", "f16", "bf16", "q8_0"]
 Weights = Literal["float", "int8", "int4"]
@@ -15,7 +17,7 @@ BELONGS_TO: dict[str, tuple[Target, ...]] = {
     "pad_to": ("padded",),
     "quantize": ("gguf",),
     "tokenizer": ("gguf",),
-    "weights": ("openvino", "torchao"),
+    "weights": ("openvino", "torchao", "compressed-tensors"),
 }
 
 
@@ -30,7 +32,7 @@ class Export:
     tokenizer: str = "auto"
     """gguf: auto finds llama.cpp's pre-tokenizer that splits alike; its name, to say which; none leaves it out."""
     weights: Weights = "float"
-    """openvino: weights as they are, or compressed by NNCF. torchao: int8."""
+    """openvino: weights as they are, or compressed by NNCF. torchao: int8. compressed-tensors: int8 or int4."""
 
     def check_target(self, target: Target) -> None:
         """Raise UserError for an option of another target."""

@@ -40,6 +40,11 @@ CONSISTS_OF = (
     "openvino_tokenizer.*",
     "openvino_detokenizer.*",
     "openvino_config.json",
+    "model.onnx",
+    "model.onnx.data",
+    "genai_config.json",
+    "configuration_decilm.py",
+    "modeling_mlx.py",
 )
 CARD = "README.md"
 

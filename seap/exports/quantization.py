@@ -115,6 +115,15 @@ def load_int8(name: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
     return loader.load(name, device="cpu", trust_remote_code=trust_remote_code, quantization_config=options)
 
 
+def rounded_values(model: Any) -> dict[str, torch.Tensor]:
+    """What the weights of quantized linears stand for, by the names of their parameters."""
+    return {
+        name: parameter.dequantize().float()
+        for name, parameter in model.named_parameters()
+        if type(parameter.data) is not torch.Tensor
+    }
+
+
 def stored_bytes(tensor: torch.Tensor) -> int:
     """What a tensor takes in memory: of a quantized one its integers, scales and zero points."""
     if not hasattr(tensor, "__tensor_flatten__"):

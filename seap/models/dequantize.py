@@ -21,8 +21,17 @@ from seap.models.quantized import MXFP4, Quantization, weight_schemes
 EIGHT = (torch.float8_e4m3fn, torch.float8_e5m2)
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of three bits; the fourth is the sign
 PARTS = ("scale", "scale_inv", "zero_point", "shape", "packed", "global_scale", "g_idx")
-OF_ACTIVATIONS = ("activation_scale", "input_scale", "input_zero_point", "input_global_scale", "output_scale")
-OF_ACTIVATIONS += ("output_zero_point", "k_scale", "v_scale", "q_scale")
+OF_ACTIVATIONS = (
+    "activation_scale",
+    "input_scale",
+    "input_zero_point",
+    "input_global_scale",
+    "output_scale",
+    "output_zero_point",
+    "k_scale",
+    "v_scale",
+    "q_scale",
+)
 
 
 class Files:

@@ -23,12 +23,29 @@ print(pipeline.generate("…", max_new_tokens=100))
 _STOCK = "This is a stock `{}`: whatever runs that runs it, with no code of its own. "
 _PADDED = "Its layers are padded with zeros to one width: the outputs are those of the pruned model, its speed isn't."
 TORCHAO = "```\npip install torchao\n```\n\n" + TRANSFORMERS
+COMPRESSED = "```\nvllm serve DIR\npip install compressed-tensors  # for transformers\n```\n\n" + TRANSFORMERS
+NAS = "```\nvllm serve DIR --trust-remote-code\nmlx_lm.generate --model DIR --prompt …  # on a Mac\n```"
+MLX = "```\nMLX_LM_TRUST_REMOTE_CODE=1 mlx_lm.generate --model DIR --prompt …\n```"
+ONNX = """```python
+import onnxruntime_genai
+from huggingface_hub import snapshot_download
+
+model = onnxruntime_genai.Model(snapshot_download(DIR))
+```"""
 FORMS = {
     "uniform": (_STOCK + "Every layer has the same width.", STOCK_TRANSFORMERS),
     "padded": (_STOCK + _PADDED, STOCK_TRANSFORMERS),
     "whole-layers": (_STOCK + "It has fewer layers than the dense model.", STOCK_TRANSFORMERS),
     "torchao": ("The decoder layers' linears have 8-bit weights, by torchao.", TORCHAO),
+    "compressed-tensors": (
+        "The decoder layers' linears are integers of 8 or 4 bits, packed as compressed-tensors packs them, which vLLM "
+        "reads.",
+        COMPRESSED,
+    ),
     "openvino": ("This is the model for OpenVINO, its layers as wide as pruning left them.", OPENVINO),
+    "onnx": ("This is the model for onnxruntime, its layers as wide as pruning left them.", ONNX),
+    "mlx": ("This is the model for mlx-lm, with the file that builds its layers; trust that, or read it.", MLX),
+    "nemotron-nas": ("This is a `DeciLMForCausalLM`, whose layers may differ, as vLLM and mlx-lm run it.", NAS),
 }
 ENGINES = """## Other engines
 

@@ -33,10 +33,20 @@ SHAPE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "head_dim":
 SHAPE |= {"num_key_value_heads": 2, "vocab_size": 420}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3 |= {"original_max_position_embeddings": 32}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
+YARNS = {
+    "plain": YARN,
+    "other ramp": YARN | {"beta_fast": 16.0, "beta_slow": 2.0, "truncate": False},
+    "own attention factor": YARN | {"attention_factor": 0.7},
+    "mscale": YARN | {"mscale": 0.707, "mscale_all_dim": 0.4},
+}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
 MODELS: dict[str, tuple[str, dict[str, Any], bool]] = {
     "llama with biases everywhere": ("llama", {}, True),
     "tied llama": ("llama-tied", {}, True),
     "llama with llama 3's rope": ("llama", {"rope_parameters": LLAMA3}, False),
+    "llama with yarn's rope": ("llama", {"rope_parameters": YARN}, False),
+    "llama, dynamic": ("llama", {"rope_parameters": DYNAMIC}, False),
     "mistral": ("mistral", {"sliding_window": None}, True),
     "qwen2": ("qwen2", {"head_dim": None}, True),
     "qwen3": ("qwen3", {"tie_word_embeddings": True}, False),
@@ -92,6 +102,28 @@ def test_a_file_reads_back_equal(name: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(stored["token_embd.weight"], built.get_input_embeddings().weight.detach().numpy())
     assert ("output.weight" in stored) != built.config.tie_word_embeddings
     assert ("rope_freqs.weight" in stored) == ("rope" in name)
+
+
+@pytest.mark.parametrize("name", YARNS)
+def test_yarn_turns_as_transformers_does(name: str, tmp_path: Path) -> None:
+    """ggml: angle = position · base^(-2i / K) / factor_i, cosine and sine times attn_factor; no ramp of its own."""
+    built, path = model("llama", **(SHAPE | {"rope_parameters": YARNS[name]})), tmp_path / "m.gguf"
+    write_gguf(built, Vocabulary("none"), path, Export(quantize="f32"))
+    said, stored = fields(path), {tensor.name: tensor.data for tensor in gguf.GGUFReader(path).tensors}
+    assert said["deci.rope.scaling.type"] == "none" and "deci.rope.scaling.factor" not in said
+    plain = said["deci.rope.freq_base"] ** (-np.arange(0, 16, 2) / 16)
+    angles = np.arange(64)[:, None] * plain / stored["rope_freqs.weight"]
+    cos, sin = (part(angles) * said["deci.rope.scaling.attn_factor"] for part in (np.cos, np.sin))
+    found = built.model.rotary_emb(torch.zeros(1, 64, 64), torch.arange(64)[None])
+    for ours, theirs in zip((cos, sin), found, strict=True):
+        np.testing.assert_allclose(ours, theirs[0, :, :8].numpy(), atol=1e-4)
+
+
+def test_dynamic_rope_is_written_plain_and_that_is_said(tmp_path: Path) -> None:
+    built, path = pruned("llama, dynamic"), tmp_path / "m.gguf"
+    notes = write_gguf(built, Vocabulary("none"), path, Export(quantize="f32"))
+    assert any("up to 64 tokens it is the same" in note for note in notes)
+    assert not any("scaling" in key for key in fields(path))
 
 
 def test_eight_bits_where_a_row_fits_and_sixteen_elsewhere(tmp_path: Path) -> None:

@@ -54,3 +54,16 @@ def logits(net: Any, given: torch.Tensor) -> torch.Tensor:
 def greedy(net: Any, given: torch.Tensor) -> torch.Tensor:
     made: torch.Tensor = net.generate(given, max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=None)
     return made
+
+
+def one_head_fewer(net: Any) -> Any:
+    """The model without the last KV group of its second layer, and the first query head of each other one there."""
+    masks: Masks = {}
+    for axis in describe(net).axes:
+        masks[axis.key] = torch.ones(axis.units, dtype=torch.bool)
+        if axis.heads_key and axis.layer == 1:
+            masks[axis.key][-1] = False
+            heads = masks[axis.key][:, None] & (torch.arange(axis.queries) > 0)
+            masks[axis.heads_key] = heads.flatten()
+    cut_(net, masks)
+    return net

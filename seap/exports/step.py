@@ -1,0 +1,85 @@
+"""One forward pass as a tracer is to see it: the cache comes in and goes out as plain tensors."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seap.models.arch import Arch
+
+
+class Step(nn.Module):
+    """One forward pass as OpenVINO is to see it: the cache comes in and goes out as plain tensors."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        names = inspect.signature(model.forward).parameters
+        self.cache_name = "cache" if "cache" in names else "past_key_values"
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, *past: Tensor) -> Any:
+        """(B, T), (B, P + T), (B, T), then keys and values (B, G, P, K) of each layer → logits (B, T, V), the cache.
+
+        The cache's tensors are set rather than added to, since joining to an empty tensor isn't traced. So is the mask:
+        the one that transformers builds is made by vmap, which isn't either.
+        """
+        cache = _cache_of(past)
+        length, total = input_ids.shape[1], attention_mask.shape[1]
+        places = torch.arange(total, device=input_ids.device)
+        causal = places[None, :] <= places[total - length :, None]
+        seen = causal[None, None] & attention_mask[:, None, None, :].to(torch.bool)
+        found = self.model(
+            input_ids=input_ids,
+            attention_mask=torch.where(seen, 0.0, torch.finfo(torch.float32).min),
+            position_ids=position_ids,
+            use_cache=True,
+            **{self.cache_name: cache},
+        )
+        return found.logits, *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values))
+
+
+def _cache_of(past: tuple[Tensor, ...]) -> Any:
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    cache = DynamicCache()
+    cache.layers = [DynamicLayer() for _ in past[::2]]
+    for layer, keys, values in zip(cache.layers, past[::2], past[1::2], strict=True):
+        layer.keys, layer.values, layer.dtype, layer.device = keys, values, keys.dtype, keys.device
+        layer.is_initialized = True
+    return cache
+
+
+def cache_shapes(arch: Arch) -> list[tuple[int, int]]:
+    """KV groups and head size of every cache tensor: keys, then values, layer by layer."""
+    groups = [axis.units for axis in arch.axes if axis.name == "kv_groups"]
+    if not groups:
+        config = arch.model.config
+        groups = [getattr(config, "num_key_value_heads", None) or config.num_attention_heads] * len(arch.layers)
+    return [(count, head_size(arch)) for count in groups for _ in range(2)]
+
+
+def head_size(arch: Arch) -> int:
+    """Of a family whose heads can't be cut by its config, where its attention may not say it."""
+    if arch.can_cut_heads:
+        return arch.head_size
+    config = arch.model.config
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def cache_names(prefix: str, number: int) -> list[str]:
+    """`past_key_values.0.key`, `past_key_values.0.value`, …"""
+    return [f"{prefix}.{i // 2}.{'value' if i % 2 else 'key'}" for i in range(number)]
+
+
+def example_of(shapes: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
+    """Inputs to trace with: two rows of two tokens after three."""
+    past = [torch.zeros(2, groups, 3, size) for groups, size in shapes]
+    ids, mask = torch.ones(2, 2, dtype=torch.long), torch.ones(2, 5, dtype=torch.long)
+    return ids, mask, torch.tensor([[3, 4]] * 2), *past
+
+
+def stock_name(model: Any) -> str:
+    """`LlamaForCausalLM`, also where seap has made the class its own."""
+    return next(base.__name__ for base in type(model).__mro__ if base.__module__.startswith("transformers"))
