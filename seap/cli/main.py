@@ -11,11 +11,12 @@ from rich.markup import escape
 
 from seap import threads
 from seap.allocation import keep_freed
-from seap.cli import bench as bench  # the commands of these eight join the application
+from seap.cli import bench as bench  # the commands of these nine join the application
 from seap.cli import corpus as corpus
 from seap.cli import deploy as deploy
 from seap.cli import evidence as evidence
 from seap.cli import frontier as frontier
+from seap.cli import inspecting as inspecting
 from seap.cli import run as run_recipes  # noqa: F401
 from seap.cli import serving as serving
 from seap.cli import stages as stages
@@ -176,26 +177,6 @@ def check_promise(promise: Promise, evaluation: Evaluation) -> None:
         changed = [f.name for part in (promise, evaluation) for f in fields(part) if getattr(part, f.name) != f.default]
         for name in changed:
             note(f"--{name.replace('_', '-')} has no effect without a promise such as --max-loss 1%")
-
-
-@app.command
-def inspect(
-    path: Annotated[str, Parameter(help="A model folder, pruned or dense, or a statistics or mask file.")],
-    /,
-    *,
-    json: Json = False,
-) -> None:
-    """Explain any artefact: what it is, what made it, and what is in it.
-
-    Example: `seap inspect small`
-    """
-    from seap.page.describe import describe, show
-
-    found = describe(path)
-    if json:
-        print_json(found)
-    else:
-        show(found, results)
 
 
 @app.command

@@ -9,7 +9,8 @@ headers say, `configs.py` makes a config that agrees with them, `checkpoint_fold
 to it that no weight is dropped in silence; `quantized.py` says how weights are quantized, `dequantize.py` takes them
 back to floats; `hub.py` fetches one.
 
-Open `arch.py` first, `families.py` for the names of a family's submodules, which nothing else knows.
+Open `arch.py` first, `families.py` for the names of a family's submodules, which nothing else knows;
+`deriving.py` reads them off a model that has no row yet, which `watching.py` watches.
 `modeling_seap.py` builds layers of different widths and travels with every checkpoint. `residency.py` keeps weights
 in their files, `shelf.py` what is made of them; `soundness.py` says whether weights are whole; `prepack.py`, `cache.py`
 and `shapes.py` are for running and measuring models. `builtin_model/` is data.

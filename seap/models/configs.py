@@ -161,9 +161,21 @@ def _sound_blocks(spec: Mapping[str, Any], family: Family) -> bool:
 
 
 def build_config(path: Path, raw: Mapping[str, Any], *, trust_remote_code: bool = False) -> Any:
-    """The config as transformers makes it, without what is ours to choose."""
-    from transformers import AutoConfig
+    """The config of a known family as transformers makes it, without what is ours to choose."""
+    config = any_config(path, raw, trust_remote_code=trust_remote_code)
+    find_family(config)
+    return config
 
+
+def any_config(path: Path, raw: Mapping[str, Any], *, trust_remote_code: bool = False) -> Any:
+    """As `build_config`, of any family that transformers knows, or that comes with code that is trusted."""
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    model_type = raw.get("model_type")
+    if not trust_remote_code and model_type not in CONFIG_MAPPING:
+        own = ", and its own code runs only with --trust-remote-code" if "auto_map" in raw else ""
+        raise cant_load(path, f"this transformers doesn't know the model type {model_type!r}{own}; a newer one may")
     with reading(path):
         if trust_remote_code:
             config = AutoConfig.from_pretrained(path, trust_remote_code=True)
@@ -176,7 +188,6 @@ def build_config(path: Path, raw: Mapping[str, Any], *, trust_remote_code: bool 
             setattr(config, name, None)  # and of the configs inside
     for name in ("transformers_weights", "kernel_config", "distributed_config"):
         config.__dict__.pop(name, None)
-    find_family(config)
     return config
 
 
