@@ -112,6 +112,18 @@ class Cut(Struct):
     nats_per_byte: dict[str, Number] = {}
 
 
+class Target(Struct, kw_only=True):
+    """What was asked of a whole model in bytes, memory or milliseconds, and what was met."""
+
+    asked: str
+    cost: str
+    before: Number
+    most: Number
+    after: Number
+    context: Count | None = None
+    batch: Count | None = None
+
+
 class Chosen(Struct):
     score: str
     allocate: str
@@ -160,6 +172,7 @@ class Provenance(Struct, kw_only=True):
     corpora: dict[str, Corpus] = {}
     promise: Promise | None = None
     vocabulary: Cut | None = None
+    target: Target | None = None
     damage: Damage | None = None
     pruned_before: Earlier | None = None
     command: str = ""

@@ -33,7 +33,7 @@ natural_run() {
   "${seap[@]}" compare "$model" --tasks "$(specs "$natural" "${kinds[@]}")" "${plain[@]}" "${text[@]}" \
     --methods "${METHODS:-seap,seap-paper,seap-gen,flap,wanda-sp,magnitude,random,seap-reference}" \
     --sparsity "${SPARSITY:-0.2,0.5}" --general "wiki=$natural/wiki" --num-items "${ITEMS:-16}" --window 256 \
-    --metric "${METRIC:-loss}" --context 32 --continuation 16 --out "$work/natural" "$@"
+    --metric "${METRIC:-loss}" --continuation-context 32 --continuation 16 --out "$work/natural" "$@"
 }
 natural_run --seeds 1 --controls
 cp "$work/natural/compare.json" "$out/evidence_controls.json"

@@ -20,7 +20,7 @@ mkdir -p "$work" "$out"
 "$python" -m seap compare "$model" --tasks "$specs" --dtype float32 --device cpu \
   --pack --seq-len 256 --num-texts 2000 --max-tokens "${TOKENS:-65536}" \
   --methods "${METHODS:-seap,seap-paper,seap-gen,flap,wanda-sp,magnitude,random}" --sparsity "${SPARSITY:-0.2,0.5,0.65}" \
-  --metric "${METRIC:-loss}" --num-items "${ITEMS:-16}" --window 256 --context 32 --continuation 16 \
+  --metric "${METRIC:-loss}" --num-items "${ITEMS:-16}" --window 256 --continuation-context 32 --continuation 16 \
   --seeds "${SEEDS:-3}" --out "$work"
 cp "$work/compare.json" "$out/${NAME:-quality_natural}.json"
 "$python" runs/quality/added_loss.py "$out/${NAME:-quality_natural}.json"

@@ -91,6 +91,17 @@ def check_alone(command: str) -> None:
         )
 
 
+AMOUNTS = ("--sparsity", "--target-size", "--target-speed", "--max-loss", "--max-acc-drop", "--min-agreement")
+
+
+def check_one_amount() -> None:
+    """Raise UserError where two options say how much to remove."""
+    said = [name for name in AMOUNTS if name in given]
+    if len(said) > 1:
+        which, others = ("both", "one of them") if len(said) == 2 else ("all", "all but one of them")
+        raise UserError(f"{' and '.join(said)} {which} say how much to remove; leave {others} out")
+
+
 def bars(*, json: bool) -> bool:
     """Whether progress is shown."""
     return not json and not errors.quiet

@@ -28,7 +28,7 @@ from seap.cli.plan import planned
 from seap.evaluation.options import Evaluation
 from seap.models.options import Loading
 from seap.selection.options import Choices, Pruning
-from seap.shares import shares
+from seap.shares import shares, sizes_in_bytes
 from seap.text.options import Calibration
 
 
@@ -82,6 +82,7 @@ def compare(
         "seap,seap-paper,seap-gen,flap,wanda-sp,random"
     ),
     sparsity: Annotated[str, Parameter(help="One or more, as 0.2,0.5 or 20%,50%.")] = "0.2,0.5",
+    target_size: Annotated[str | None, Parameter(help="Sizes of the saved weights instead, as 150MB,200MB.")] = None,
     seeds: Annotated[int, Parameter(help="Repeat with so many draws of the calibration text.")] = 1,
     controls: Annotated[
         bool, Parameter(help="Also general text, all tasks pooled, other tasks' masks, no answers.")
@@ -113,6 +114,7 @@ def compare(
         tasks=tuple(tasks.split(",")),
         methods=tuple(methods.split(",")),
         sparsities=shares("--sparsity", sparsity),
+        sizes=() if target_size is None else sizes_in_bytes("--target-size", target_size),
         seeds=seeds,
         controls=controls,
         general=general,

@@ -20,6 +20,7 @@ from seap.cli.app import (
     TaskOption,
     app,
     bars,
+    check_one_amount,
     print_json,
     read_alike,
     results,
@@ -28,7 +29,7 @@ from seap.cli.plan import planned
 from seap.evaluation.options import Evaluation
 from seap.models.options import Loading
 from seap.selection.options import Choices, Pruning
-from seap.shares import shares
+from seap.shares import shares, sizes_in_bytes
 from seap.text.options import Calibration
 
 
@@ -40,8 +41,8 @@ def sweep(
     task: TaskOption,
     columns: ColumnsOption = (),
     sparsity: Annotated[str, Parameter(help="One or more, as 0.2,0.5 or 20%,50%.")] = "0.1,0.2,0.3,0.4,0.5",
+    target_size: Annotated[str | None, Parameter(help="Sizes of the saved weights instead, as 150MB,200MB.")] = None,
     method: Annotated[str, Parameter(help="Of `seap prune --method`.")] = Pruning.method,
-    batch: Annotated[int, Parameter(help="Sequences at a time when speed is measured.")] = 1,
     repeats: Annotated[int, Parameter(help="Times that speed is measured, after a warm-up.")] = 7,
     out: Annotated[Path, Parameter(help="Folder for sweep.json.")] = Path("sweep"),
     choices: Annotated[Choices, FlatDetails] = Choices(),  # noqa: B008
@@ -62,15 +63,17 @@ def sweep(
     from seap.page.terminal import show_sweep
     from seap.text.tasks import with_columns
 
+    check_one_amount()
     task = with_columns(task, columns)
     wanted = Sweep(
         tasks=task,
         sparsities=shares("--sparsity", sparsity),
+        sizes=() if target_size is None else sizes_in_bytes("--target-size", target_size),
         pruning=Pruning(method=method, **vars(choices)),
         calibration=calibration,
         evaluation=read_alike(evaluation, calibration),
         repeats=repeats,
-        batch=batch,
+        batch=choices.batch,
     )
     place = asdict(loading)
     if (ready := planned(plan_sweep, model, wanted, out, loading=place, plan=plan, json=json)) is None:

@@ -36,8 +36,8 @@ from seap.cli.app import (
     app,
     bars,
     call,
+    check_one_amount,
     errors,
-    given,
     merged_options,
     note,
     print_json,
@@ -168,11 +168,8 @@ def show_pruned(told: dict[str, Any], out: Path) -> None:
 
 
 def check_promise(promise: Promise, evaluation: Evaluation) -> None:
-    """A sparsity and a promise don't go together; without a promise, what is said about one has no effect."""
-    if promise.kind and "--sparsity" in given:
-        raise UserError(
-            f"--sparsity and --{promise.kind.replace('_', '-')} both say how much to remove; leave one of them out"
-        )
+    """A sparsity, a target and a promise don't go together; without a promise, what is said about one has no effect."""
+    check_one_amount()
     if not promise.kind:
         changed = [f.name for part in (promise, evaluation) for f in fields(part) if getattr(part, f.name) != f.default]
         for name in changed:

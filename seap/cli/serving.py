@@ -22,6 +22,7 @@ from seap.cli.app import (
     TaskOption,
     app,
     bars,
+    check_one_amount,
     merged_options,
     note,
     print_json,
@@ -147,6 +148,7 @@ def pack(
     """
     from seap.serving.networks.packing import pack_to_files, plan_pack
 
+    check_one_amount()
     refuse(asdict(vocabulary), SHARED_WORDS, PRUNE_INSTEAD)
     options, place = merged_options(pruning, calibration) if task else {}, asdict(loading)
     parts: dict[str, Any] = {"pruning": pruning, "calibration": calibration, "loading": place}

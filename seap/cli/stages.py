@@ -18,6 +18,7 @@ from seap.cli.app import (
     TaskOption,
     app,
     bars,
+    check_one_amount,
     print_json,
     results,
 )
@@ -92,6 +93,7 @@ def mask(
     """
     from seap.pruning.stages import mask_to_file
 
+    check_one_amount()
     place: dict[str, Any] = {"overwrite": overwrite, "loading": asdict(loading)}
     about = mask_to_file(model, stats, out, pruning, general=general, seed=seed, **place)
     if json:

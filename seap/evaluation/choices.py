@@ -93,7 +93,7 @@ def continuation_rows(texts: Sequence[Sequence[int]], options: Evaluation) -> li
     if len(long) < 4:
         raise UserError(
             f"true continuation among four needs four texts of {length} tokens or more, got {len(long)}; "
-            "lower --context or --continuation, or use --metric loss"
+            "lower --continuation-context or --continuation, or use --metric loss"
         )
     starts = [generator.randrange(len(text) - length + 1) for text in long]
     contexts = [tuple(t[s : s + options.context]) for t, s in zip(long, starts, strict=True)]

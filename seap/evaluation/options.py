@@ -5,7 +5,9 @@ Field docstrings become the help texts of the command line.
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from seap.errors import UserError, at_least, one_of
 from seap.text.options import Reading
@@ -32,7 +34,7 @@ class Evaluation(Reading):
     """Length in tokens of the windows that loss and perplexity are measured on. Clipped to what the model can read."""
     stride: int | None = None
     """Tokens that each window scores; the ones before are context. By default the whole window."""
-    context: int = 64
+    context: Annotated[int, Parameter(name="--continuation-context")] = 64
     """Tokens of context in the choice of the true continuation among four."""
     continuation: int = 32
     """Tokens of each continuation."""
@@ -56,7 +58,8 @@ class Evaluation(Reading):
         super().__post_init__()
         one_of("metric", self.metric, Metric)
         one_of("say", self.say, Say)
-        least = {"num_items": 2, "window": 2, "context": 1, "continuation": 1, "max_new_tokens": 1}
+        at_least("continuation_context", self.context, 1)
+        least = {"num_items": 2, "window": 2, "continuation": 1, "max_new_tokens": 1}
         least |= {"program_seconds": 1}
         for name, value in least.items():
             at_least(name, getattr(self, name), value)

@@ -16,6 +16,7 @@ from seap.environment import provenance
 from seap.evaluation.evaluate import Test, evaluate, load_test, prepare
 from seap.evidence.agreement import agreement, by_chance, mean
 from seap.evidence.plan import Comparison, Network
+from seap.evidence.sizes import in_shares
 from seap.evidence.workbench import Bench
 from seap.files import digest, write_json
 from seap.models import loader
@@ -64,6 +65,7 @@ def _compare_claimed(
     answered = [t for t in plan.names if tests[t].metric != "continuation" and _has_answers(tests[t])]
     ready()
     model, tokenizer = loader.load_for_work(name, **loading)
+    plan = in_shares(plan, model, model.config.dtype or model.dtype)
     for method in plan.methods:
         for sparsity in plan.sparsities:
             pruning.check(model, replace(plan.pruning, method=method, sparsity=sparsity))
@@ -130,7 +132,13 @@ def pruned_network(bench: Bench, network: Network) -> tuple[Any, Result]:
     pruned = deepcopy(bench.model)
     wanted = replace(bench.plan.pruning, method=network.method, sparsity=network.sparsity)
     report = pruning.prune(
-        pruned, ranking=ranking, measure_damage=False, progress=False, **asdict(wanted), seed=network.seed
+        pruned,
+        ranking=ranking,
+        measure_damage=False,
+        save_dtype=pruned.config.dtype,
+        progress=False,
+        **asdict(wanted),
+        seed=network.seed,
     )
     about = {
         "method": network.method,
@@ -140,6 +148,7 @@ def pruned_network(bench: Bench, network: Network) -> tuple[Any, Result]:
         "realised_sparsity": report.realised_sparsity,
         "total_sparsity": report.total_sparsity,
         "params_after": report.params_after,
+        "target": report.target,
         "seed": network.seed,
         "calibration_tokens": report.num_tokens or None,
         "data_hash": digest(hashes) if len(hashes) > 1 else next(iter(hashes), None),

@@ -8,6 +8,7 @@ from typing import Any
 from seap.evaluation.evaluate import Test, load_test
 from seap.evaluation.options import Evaluation
 from seap.evidence.plan import Comparison, Network
+from seap.evidence.sizes import in_shares
 from seap.evidence.sweep import Sweep
 from seap.pruning import memory
 from seap.pruning.cost import Shape, calibration, pruning_stages, shape_of
@@ -23,6 +24,7 @@ SAMPLED = 20  # texts whose tokens are counted
 def plan_compare(name: str, plan: Comparison, out: Path, *, loading: Mapping[str, Any] | None = None) -> Estimate:
     """`seap compare --plan`: all networks and rows, also those that are there already."""
     seen = prospect(name, loading)
+    plan = in_shares(plan, seen.model, seen.saved)
     shape = shape_of(seen.model, plan.pruning, seen.dtype.itemsize)
     texts = seen.text([*plan.tasks, *([plan.general] if plan.general else [])], plan.calibration)
     smallest = min(texts.values(), key=lambda text: text.tokens)  # every network gets as much
@@ -70,6 +72,7 @@ def _made(shape: Shape, plan: Comparison, networks: Sequence[Network], text: Tex
 def plan_sweep(name: str, plan: Sweep, out: Path, *, loading: Mapping[str, Any] | None = None) -> Estimate:
     """`seap sweep --plan`."""
     seen = prospect(name, loading)
+    plan = in_shares(plan, seen.model, seen.saved)
     shape = shape_of(seen.model, plan.pruning, seen.dtype.itemsize)
     text = seen.text(plan.tasks, plan.calibration) if plan.pruning.needs_text else {}
     tests = [load_test(spec, plan.evaluation) for spec in plan.tasks]

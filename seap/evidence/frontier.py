@@ -7,6 +7,7 @@ from typing import Any
 
 from seap.activations.stats import Statistics
 from seap.errors import UserError
+from seap.evidence.sizes import footprint_for
 from seap.files import digest
 from seap.pruning.prune import build_corpora, calibrate_corpora, check, prune, with_rounding, with_what_is_needed
 from seap.pruning.report import Report
@@ -41,13 +42,14 @@ class Frontier:
         """Calibrate, where the method looks at activations and no statistics are given."""
         pruning, _ = with_rounding(model, pruning)
         check(model, replace(pruning, sparsity=0.0))
+        how: dict[str, Any] = {"footprint": footprint_for(model, pruning), "seed": calibration.seed}
+        how["progress"] = progress
         if statistics or not pruning.needs_text:
-            seed = calibration.seed
-            return cls(model, calibration, rank(model, statistics or {}, pruning, seed=seed, progress=progress))
+            return cls(model, calibration, rank(model, statistics or {}, pruning, **how))
         corpora = build_corpora(model, tokenizer, list(tasks), calibration)
         check_mixture(pruning, list(corpora))
         made = calibrate_corpora(model, corpora, with_what_is_needed(calibration, pruning), progress=progress)
-        ranking = rank(model, made, pruning, seed=calibration.seed, progress=progress)
+        ranking = rank(model, made, pruning, **how)
         return cls(model, calibration, ranking, corpora)
 
     def make(self, sparsity: float) -> tuple[Any, Report]:
@@ -58,11 +60,12 @@ class Frontier:
     def cut_(self, model: Any, sparsity: float, *, measure_damage: bool = True) -> Report:
         """Prune in place. The report tells of the calibration as if it had been made for this sparsity."""
         options = asdict(self.ranking.options) | {"sparsity": sparsity, "seed": self.calibration.seed}
-        report = prune(model, ranking=self.ranking, measure_damage=measure_damage, progress=False, **options)
+        told: dict[str, Any] = {"measure_damage": measure_damage, "save_dtype": model.config.dtype, "progress": False}
+        report = prune(model, ranking=self.ranking, **told, **options)
         if not self.corpora:
             return report
-        told = {name: corpus.told for name, corpus in self.corpora.items()}
-        about = {"calibration": asdict(self.calibration), "corpora": told}
+        texts = {name: corpus.told for name, corpus in self.corpora.items()}
+        about = {"calibration": asdict(self.calibration), "corpora": texts}
         key = digest([report.provenance["key"], about])
         return replace(report, provenance=report.provenance | about | {"key": key})
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from seap.errors import UserError, unknown
 from seap.evaluation.options import Evaluation
+from seap.evidence.sizes import check_counted
 from seap.methods import METHODS
 from seap.selection.options import Pruning
 from seap.text.options import Calibration
@@ -49,6 +50,7 @@ class Comparison:
     tasks: tuple[str, ...]
     methods: tuple[str, ...]
     sparsities: tuple[float, ...]
+    sizes: tuple[float, ...] = ()  # bytes of the weights on disk, in place of sparsities
     seeds: int = 1
     controls: bool = False
     general: str | None = None
@@ -61,6 +63,7 @@ class Comparison:
             if method not in METHODS:
                 raise unknown("method", method, METHODS)
         _check_choices(self.pruning)
+        check_counted(self.pruning, self.sizes)
         for method in self.methods:
             for sparsity in self.sparsities:
                 replace(self.pruning, method=method, sparsity=sparsity)

@@ -24,6 +24,7 @@ from seap.evaluation.options import Evaluation
 from seap.evidence.frontier import Frontier
 from seap.evidence.heldout import KINDS, Outcome, damage, observe
 from seap.evidence.promise import Damage
+from seap.evidence.sizes import check_counted, in_shares
 from seap.files import digest, write_json
 from seap.models import loader
 from seap.models.arch import describe
@@ -48,6 +49,7 @@ class Sweep:
     pruning: Pruning
     calibration: Calibration
     evaluation: Evaluation
+    sizes: tuple[float, ...] = ()  # bytes of the weights on disk, in place of sparsities
     repeats: int = 7
     batch: int = 1
 
@@ -59,6 +61,7 @@ class Sweep:
         if self.repeats < 1 or self.batch < 1:
             raise UserError(f"--repeats {self.repeats} and --batch {self.batch}: both must be at least 1")
         check_mixture(self.pruning, [parse_spec(spec).name for spec in self.tasks])
+        check_counted(self.pruning, self.sizes)
 
 
 def sweep(
@@ -95,6 +98,7 @@ def _sweep_claimed(
         load_items(parse_spec(spec), "train")
     ready()
     model, tokenizer = loader.load_for_work(name, **loading)
+    plan = in_shares(plan, model, model.config.dtype or model.dtype)
     for sparsity in plan.sparsities:
         check(model, replace(plan.pruning, sparsity=sparsity))
     exams = [prepare(test, model, tokenizer, plan.evaluation) for test in tests]
@@ -135,6 +139,7 @@ def _sparsities(report: Report) -> Row:
         "sparsity": report.target_sparsity,
         "realised_sparsity": report.realised_sparsity,
         "total_sparsity": report.total_sparsity,
+        "target": report.target,
         "layers": report.layers,
     }
 

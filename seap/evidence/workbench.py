@@ -10,6 +10,7 @@ from seap.environment import commit, versions
 from seap.evaluation.evaluate import Exam
 from seap.evaluation.likeness import Reference
 from seap.evidence.plan import Comparison, Network
+from seap.evidence.sizes import footprint_for
 from seap.files import digest, is_current
 from seap.selection.ranking import Ranking, rank
 from seap.text.corpus import Corpus, build_corpus, longest_sequence
@@ -63,7 +64,8 @@ class Bench:
         wanted = (network.seed, network.text, network.method)
         if self.ranked[0] != wanted or self.ranked[1] is None:
             options = replace(self.plan.pruning, method=network.method)
-            ranking = rank(self.model, statistics, options, seed=network.seed)
+            seen = footprint_for(self.model, options)
+            ranking = rank(self.model, statistics, options, footprint=seen, seed=network.seed)
             self.latest = (self.latest[0], ranking.statistics, hashes)  # with what the next method may need too
             self.ranked = (wanted, ranking)
         assert self.ranked[1] is not None

@@ -36,6 +36,13 @@ def cache_kinds(arch: Arch) -> list[str]:
     return list(types) if types else [""] * len(arch.layers)
 
 
+def cached_tokens(config: Any, layer: int, context: int) -> int:
+    """Tokens of so many that a layer's attention holds keys and values of: with a sliding window no more than that."""
+    window, types = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    slides = types[layer] == "sliding_attention" if types else True
+    return min(context, int(window)) if slides and window else context
+
+
 def first_of_kind(arch: Arch, axis: Axis) -> bool:
     """Whether an axis is the first attention of its kind of cache."""
     kinds = cache_kinds(arch)

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from seap.selection.targets import target_words
+
 TRANSFORMERS = """```python
 import seap  # or, without it: AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True)
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -114,7 +116,7 @@ It had been pruned before, for {", ".join(earlier.get("tasks") or []) or "no tas
 {about["realised_sparsity"]:.1%} of the attention and MLP parameters of `{name}` were removed
 ({about["params_before"]:,} → {about["params_after"]:,} parameters in all, {about["total_sparsity"]:.1%} fewer), method
 `{about["method"]}`, calibrated on {about["num_tokens"]:,} tokens of: {tasks}.{_gone(about["layers"])}
-{before if earlier else ""}{_vocabulary(about)}{_made_by(about)}"""
+{before if earlier else ""}{_vocabulary(about)}{_target(about)}{_made_by(about)}"""
 
 
 def _vocabulary(about: Mapping[str, Any]) -> str:
@@ -126,6 +128,10 @@ def _vocabulary(about: Mapping[str, Any]) -> str:
         f"first ({cut['params_before']:,} → {cut['params_after']:,} parameters of embeddings). The tokenizer of this "
         "folder reads and writes any text, rare words in smaller pieces; the original's doesn't fit this model.\n"
     )
+
+
+def _target(about: Mapping[str, Any]) -> str:
+    return f"\nAsked and met: {target_words(about['target'])}.\n" if about.get("target") else ""
 
 
 def _gone(layers: Sequence[Mapping[str, int]]) -> str:

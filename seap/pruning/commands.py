@@ -21,6 +21,7 @@ from seap.pruning.prune import needs_text, prune, split_options
 from seap.pruning.report import Report
 from seap.pruning.stages import check_tasks, read_statistics
 from seap.pruning.streaming import check_streamable
+from seap.pruning.targets import check_one_amount
 from seap.pruning.vocabulary import NEEDS_TEXT
 from seap.schema import converted, needed
 from seap.selection.mask import load_masks
@@ -111,6 +112,8 @@ def _prune_claimed(
     options = options_of_mask(options, about_mask) if mask_file else options
     wanted, others = vocabulary_of(options)
     pruning, _ = split_options(others)
+    if not mask_file:
+        check_one_amount(others)
     check_vocabulary(wanted, tasks, stats_files, streaming)
     needed_text = wanted.is_cut or (not stored and needs_text(pruning, given))
     if streaming.stream:
@@ -119,15 +122,18 @@ def _prune_claimed(
     if ranks.is_first:
         ready()
     place = {**loading, "device": local_device(loading.get("device", "auto"))}
-    together = {"ranks": ranks} if ranks.size > 1 else {}
+    together: dict[str, Any] = {"ranks": ranks} if ranks.size > 1 else {}
     with joined(ranks), loader.loaded(name, out, place, save_dtype, streaming) as (model, tokenizer):
         check_same_model(stats_files, [about for _, about in stored.values()], model)
         check_measured(stats_files, [part for part, _ in stored.values()], model)
         if mask_file:
             check_same_model([mask_file], [about_mask], model)
-        removed = pruning.sparsity if least is None else least
+        removed = (pruning.sparsity if pruning.cost == "params" else 0.0) if least is None else least
         checkpoint.check_space(out, checkpoint.written_bytes(model, removed, save_dtype), "the pruned model")
         statistics = {task: part for task, (part, _) in stored.items()} or None
+        written_as = getattr(torch, save_dtype) if save_dtype else model.config.dtype or model.dtype
+        if pruning.cost != "params" and not streaming.stream:
+            together["save_dtype"] = written_as
         report = prune(
             model,
             tokenizer,
@@ -145,7 +151,7 @@ def _prune_claimed(
             tokens = report.num_tokens or about_mask["num_tokens"]
             report = replace(report, tasks=tuple(about_mask["tasks"]), num_tokens=tokens)
         if not streaming.stream:
-            model.to(getattr(torch, save_dtype) if save_dtype else model.config.dtype or model.dtype)
+            model.to(written_as)
         trust = bool(loading.get("trust_remote_code"))
         notes = save_pruned(model, tokenizer, report, out, verify=verify, trust_remote_code=trust)
         return replace(report, notes=(*report.notes, *notes))

@@ -17,7 +17,9 @@ from seap.pruning import memory, streamed_cost
 from seap.pruning.cost import Shape, pruning_stages, shape_of
 from seap.pruning.prospect import Prospect, about_stats, prospect, stored_text
 from seap.pruning.rates import Rates, Taken, measure_rates
+from seap.pruning.targets import as_planned
 from seap.pruning.work import Done, Stage, Text, merged
+from seap.selection.footprint import asked
 from seap.selection.options import Pruning
 from seap.text.options import Calibration
 from seap.vocabulary.counts import HELD_TOKENS
@@ -160,6 +162,9 @@ def plan_prune(
 ) -> Estimate:
     """`seap prune --plan`. is_masked: whether the units are chosen already. num_sparsities: that a promise may try."""
     seen = prospect(name, loading, save_dtype=save_dtype)
+    to = f" to {asked(pruning)}" if pruning.cost != "params" else ""
+    pruning = as_planned(seen.model, pruning, seen.saved, vocabulary)
+    to += f", about --sparsity {pruning.sparsity:.2f}" if to else ""
     shape = shape_of(seen.model, pruning, seen.dtype.itemsize)
     if stats_files:
         text = {about["task"]: stored_text(about, calibration) for about in map(about_stats, stats_files)}
@@ -179,7 +184,7 @@ def plan_prune(
         stages = merged([*stages, *read])
     given = Given(shape, rates, text, calibration.moments, sparsities, done)
     return Estimate(
-        what=f"pruning {name} by {pruning.method}",
+        what=f"pruning {name} by {pruning.method}{to}",
         stages=tuple((stage, rates.of(stage)) for stage in stages),
         memory=needs.memory,
         memory_free=memory.free(seen.device),

@@ -13,33 +13,31 @@ from seap.activations.ranks import Ranks, agreed
 from seap.activations.stats import Statistics
 from seap.compensation.compensate import Repairs, repair_axes
 from seap.errors import UserError
-from seap.methods import FIRST_ORDER, METHODS
-from seap.models import left_out
 from seap.models.arch import describe
 from seap.models.axes import Masks
-from seap.models.families import refuse_experts
 from seap.models.residency import streamed
-from seap.pruning import probe
+from seap.pruning import probe, targets
+from seap.pruning.checks import check as check
+from seap.pruning.checks import needs_text as needs_text
+from seap.pruning.checks import split_options as split_options
+from seap.pruning.checks import with_rounding as with_rounding
 from seap.pruning.damage import Dense, heard
-from seap.pruning.notes import notes_on, notes_on_experts
+from seap.pruning.notes import notes_on
 from seap.pruning.provenance import note_, origin_of
 from seap.pruning.ready import check_in_memory, check_sizes, check_together
 from seap.pruning.report import Before, Report, Run, build_report
 from seap.pruning.sequential import refit_layers
-from seap.pruning.streaming import check_streamable, cut_streamed_
+from seap.pruning.streaming import cut_streamed_
 from seap.pruning.surgery import cut_
 from seap.pruning.texts import Tasks as Tasks
 from seap.pruning.texts import build_corpora as build_corpora
 from seap.pruning.vocabulary import check_whole_first, vocabulary_cut
-from seap.pruning.whole_layers import check_dense
-from seap.selection.allocate import allocate
+from seap.selection.footprint import Footprint
 from seap.selection.keywords import PruneKeywords
-from seap.selection.mask import check_fits
+from seap.selection.mask import budgets_of
 from seap.selection.mixture import check_mixture, pool
 from seap.selection.options import Pruning
 from seap.selection.ranking import Ranking, rank, with_second_moments
-from seap.selection.timing import best_rounding
-from seap.selection.usage import keep_experts
 from seap.text.corpus import Corpus
 from seap.text.keywords import CalibrationKeywords
 from seap.text.options import Calibration
@@ -83,6 +81,7 @@ def make_masks(
     options: Pruning,
     *,
     general: Statistics | None = None,
+    footprint: Footprint | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> tuple[Masks, Pruning]:
@@ -90,7 +89,7 @@ def make_masks(
 
     statistics: task → axis key → Moments (may be empty for scores of weights alone). general: of text to mix in.
     """
-    ranking = rank(model, statistics, options, general=general, seed=seed, progress=progress)
+    ranking = rank(model, statistics, options, general=general, footprint=footprint, seed=seed, progress=progress)
     return ranking.masks(options.sparsity, progress=progress), ranking.options
 
 
@@ -125,6 +124,7 @@ def prune(
     ranking: Ranking | None = None,
     general: str | None = None,
     measure_damage: bool = True,
+    save_dtype: str | torch.dtype | None = None,
     progress: bool = True,
     ranks: Ranks = Ranks(),  # noqa: B008
     **options: Unpack[PruneKeywords],
@@ -138,7 +138,8 @@ def prune(
     are the fields of `seap.selection.options.Pruning`, `seap.text.options.Calibration` and
     `seap.vocabulary.options.Vocabulary`; with `vocabulary` the tokenizer is made smaller too, in place. Both are
     untouched when anything is refused. measure_damage: see what it does to the loss of a thousand tokens of the task's
-    held-out text (`damage.py`).
+    held-out text (`damage.py`). save_dtype: of the weights on
+    disk, whose bytes `target_size` is about; by default the model's own.
 
     Afterwards `model.save_pretrained` and `push_to_hub` work as for any model, and write what is known of the pruning
     too (seap.json, the masks, a card), also when the model was trained in between.
@@ -146,16 +147,25 @@ def prune(
     started = time.perf_counter()
     check_in_memory(model)
     wanted, others = vocabularies.vocabulary_of(options)
+    if masks is None and ranking is None:
+        targets.check_one_amount(others)
     run = Run(*split_options(others), statistics=dict(ranking.statistics if ranking else statistics or {}))
     run.vocabulary, progress = wanted, progress and ranks.is_first
     check_whole_first(model, run, ranks)
     run.pruning, noted = agreed(lambda: with_rounding(model, run.pruning), ranks)
-    run.notes += [*noted, *check(model, run.pruning, masks), *(f"{name} has no effect" for name in wanted.unused())]
+    targets.look_(model, run, masks, ranking, save_dtype, ranks)
+    seen = targets.foreseen(run.footprint, wanted, model.config.vocab_size)
+    run.notes += [
+        *noted,
+        *check(model, run.pruning, masks, seen),
+        *(f"{name} has no effect" for name in wanted.unused()),
+    ]
     check_together(run.pruning, ranks)
     asked, origin = masks is None or "sparsity" in options, origin_of(model)
     listens = measure_damage and ranks.is_first
     with vocabulary_cut(model, tokenizer, task, general, run, progress=progress) as finished:
-        if wanted.is_cut and masks is None and not run.pruning.sparsity:
+        targets.look_again_(model, run)
+        if wanted.is_cut and masks is None and targets.is_met(run):
             report = leave_layers(model, run, started)
         else:
             measure_(run, model, tokenizer, task, masks, general, progress=progress, ranks=ranks)
@@ -171,7 +181,8 @@ def leave_layers(model: Any, run: Run, started: float) -> Report:
     """The report on a model of which only the vocabulary goes; its class stays a stock one."""
     whole = {axis.key: torch.ones(axis.entries, dtype=torch.bool) for axis in describe(model).axes}
     before = Before.of(model, whole)
-    return build_report(model, before, whole, run, target=0.0, seconds=time.perf_counter() - started)
+    took, aimed = time.perf_counter() - started, targets.told(model, run, {})
+    return build_report(model, before, whole, run, target=0.0, seconds=took, aimed=aimed)
 
 
 def cut_layers_(
@@ -197,11 +208,12 @@ def cut_layers_(
     else:
         seed = run.calibration.seed
         how: dict[str, Any] = {"general": run.general, "seed": seed, "progress": progress, "ranks": ranks}
-        ranking = ranking or rank(model, run.statistics, run.pruning, **how)
+        ranking = ranking or rank(model, run.statistics, run.pruning, footprint=run.footprint, **how)
         made = ranking.masks(run.pruning.sparsity, progress=progress)
+        targets.check_met(run.footprint, model, made, run.pruning)
         run.statistics, run.notes = ranking.statistics, [*run.notes, *ranking.notes]
         run.pruning = replace(ranking.options, sparsity=run.pruning.sparsity)
-    before = Before.of(model, made)
+    before, budgets = Before.of(model, made), budgets_of(describe(model).axes, made)
     dense = heard(run.statistics, run.calibration)
     if streamed(model) is None:
         repairs = make_repairs(model, made, run.statistics, run.pruning, progress=progress, ranks=ranks)
@@ -215,17 +227,8 @@ def cut_layers_(
     target = run.pruning.sparsity if asked else before.realised_sparsity
     found = None if dense is None else dense.damage_to(model)
     took = time.perf_counter() - started
-    return build_report(model, before, made, run, target=target, seconds=took, damage=found)
-
-
-def with_rounding(model: Any, options: Pruning) -> tuple[Pruning, list[str]]:
-    """--round-to auto as the number that is best here, and what was measured."""
-    if options.round_to:
-        return options, []
-    refuse_experts(model.config, "--round-to auto", "give a number of channels, such as 64")
-    best, times = best_rounding(describe(model), options.sparsity)
-    figures = ", ".join(f"{multiple}: {value:.3f}" for multiple, value in times.items())
-    return replace(options, round_to=best), [f"--round-to {best} was chosen by time (µs per channel: {figures})"]
+    aimed = targets.told(model, run, budgets)
+    return build_report(model, before, made, run, target=target, seconds=took, damage=found, aimed=aimed)
 
 
 def measure_(
@@ -262,52 +265,3 @@ def measure_(
         run.notes.append("the task's text was not used: nothing here measures activations anew")
     changed = [f.name for f in fields(Calibration) if getattr(settings, f.name) != f.default and f.name != "seed"]
     run.notes += [f"--{name.replace('_', '-')} has no effect: nothing here is measured anew" for name in changed]
-
-
-def split_options(options: Mapping[str, Any]) -> tuple[Pruning, Calibration]:
-    """Keyword arguments → the two dataclasses that own them."""
-    ours, theirs = ({f.name for f in fields(kind)} for kind in (Pruning, Calibration))
-    strange = options.keys() - ours - theirs
-    if strange:
-        known = sorted(ours | theirs | {*vocabularies.NAMES})
-        raise TypeError(f"unknown options {sorted(strange)}; known: {known}")
-    pruning = Pruning(**{name: value for name, value in options.items() if name in ours})
-    return pruning, Calibration(**{name: value for name, value in options.items() if name in theirs})
-
-
-def needs_text(options: Pruning, masks: Masks | None) -> bool:
-    """Whether any stage of this run looks at activations."""
-    return options.resolved().compensate != "none" if masks is not None else options.needs_text
-
-
-def check(model: Any, options: Pruning, masks: Masks | None = None) -> list[str]:
-    """Refuse what can't be done before any text is read; return what the user should know about this run."""
-    check_in_memory(model)
-    if streamed(model) is not None:
-        check_streamable(options)
-    arch = describe(model)
-    if options.cost != "params":
-        refuse_experts(model.config, f"--cost {options.cost}", "leave it out")
-    method = options.resolved()
-    whole = method.allocate == "whole-layers"
-    if method.score in FIRST_ORDER:
-        refuse_experts(model.config, f"--score {method.score}", "its units are rows of plain linears; use --score obs")
-    if METHODS[options.method].axes and options.axes is None:
-        refuse_experts(model.config, f"--method {options.method}", "use --method obs")
-    if whole:
-        refuse_experts(model.config, "--allocate whole-layers", "use --allocate uniform")
-        check_dense(model)
-    if masks is None:
-        nothing = {axis.key: torch.zeros(axis.num_inputs, dtype=torch.float64) for axis in arch.axes}
-        allocate(arch, options, nothing, axes=keep_experts(arch, options, nothing))
-    else:
-        check_fits(arch, masks)
-    notes = left_out.note(model) + [f"{name} has no effect with these choices" for name in options.unused()]
-    if not arch.can_cut_heads and options.cut_axes is None and not whole and options.sparsity > 0:
-        notes.append(f"only MLP channels are cut: the heads of {arch.family.model_type} stay, {arch.heads_refused}")
-    notes += notes_on_experts(arch, options)
-    if options.cost == "milliseconds":
-        notes.append("the sparsity is of the time that the linears take here, so the share of parameters differs")
-    if getattr(model.config, "seap", None):
-        notes.append("the model is already pruned; the sparsity is of what is left of it")
-    return notes

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+import torch
+
 from seap.activations.stats import Statistics
 from seap.environment import made_by, versions
 from seap.files import digest
@@ -11,8 +13,10 @@ from seap.methods import MEASURED
 from seap.models.arch import describe, embedding_params
 from seap.models.axes import Masks
 from seap.pruning.provenance import Origin, base_card, origin_of, pruned_before
+from seap.selection.footprint import Footprint
 from seap.selection.mask import ShownMasks, budgets_of, realised_sparsity
 from seap.selection.options import Pruning
+from seap.selection.targets import target_words
 from seap.shown import html_facts, text_table
 from seap.text.corpus import Corpus
 from seap.text.options import Calibration
@@ -43,6 +47,7 @@ class Report:
     damage: dict[str, Any] | None = None
     masks: Masks = field(repr=False)
     vocabulary: dict[str, Any] | None = None  # what went of it, where any did
+    target: dict[str, Any] | None = None  # what was asked and met, where it was bytes, memory or milliseconds
     origin: Origin | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,14 +75,18 @@ def title_of(told: Mapping[str, Any]) -> str:
 def summary(told: Mapping[str, Any]) -> dict[str, str]:
     """A report, as `to_dict` has it, in a few lines."""
     chosen = ", ".join(told["options"][name] for name in ("score", "allocate", "mask", "compensate"))
+    target = told.get("target")
+    of = f", asked {told['target_sparsity']}" if not target else ""
     found = {
         "model": told["model"],
         "method": f"{told['method']} ({chosen})",
         "tasks": ", ".join(told["tasks"]) or "none: weights alone",
-        "sparsity": f"{told['realised_sparsity']:.4f} of the prunable parameters, asked {told['target_sparsity']}",
+        "sparsity": f"{told['realised_sparsity']:.4f} of the prunable parameters{of}",
         "all parameters": f"{told['params_before']:,} → {told['params_after']:,}, {told['total_sparsity']:.1%} fewer "
         f"({told['non_embedding_sparsity']:.1%} without embeddings)",
     }
+    if target:
+        found["target"] = target_words(target)
     if before := told.get("pruned_before"):
         found["pruned before"] = before_words(before)
     if told.get("vocabulary"):
@@ -131,6 +140,8 @@ class Run:
     statistics: dict[str, Statistics] = field(default_factory=dict)
     general: Statistics | None = None  # of the text that is mixed in
     vocabulary: Vocabulary = field(default_factory=Vocabulary)
+    footprint: Footprint | None = None  # of the model before its layers are cut, where it isn't parameters that count
+    saved_as: torch.dtype = torch.float32  # the weights on disk
     notes: list[str] = field(default_factory=list)
 
 
@@ -173,6 +184,7 @@ def build_report(
     target: float,
     seconds: float,
     damage: dict[str, Any] | None = None,
+    aimed: dict[str, Any] | None = None,
 ) -> Report:
     """The report on a model that has been cut."""
     size, after = before.size, Size.of(model)
@@ -200,6 +212,7 @@ def build_report(
         masks=ShownMasks(masks),
         origin=before.origin,
         damage=damage,
+        target=aimed,
         provenance=provenance(before.fingerprint, run)
         | _dequantized(model)
         | pruned_before(before.origin, masks, after.params)

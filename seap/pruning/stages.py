@@ -26,7 +26,9 @@ from seap.models.arch import describe
 from seap.models.options import Streaming
 from seap.pruning.prune import build_corpora, check, make_masks, with_rounding
 from seap.pruning.report import choices
+from seap.pruning.targets import check_countable, check_met
 from seap.schema import needed
+from seap.selection.footprint import footprint_of, settled
 from seap.selection.mask import load_masks, realised_sparsity, save_masks
 from seap.selection.mixture import check_mixture
 from seap.selection.options import Pruning
@@ -204,14 +206,20 @@ def _mask_claimed(
     check_same_model(read_from, abouts, model)
     check_measured(read_from, [part for part, _ in [*stored.values(), *mixed_in.values()]], model)
     options, _ = with_rounding(model, options)
-    check(model, options)
+    footprint = None
+    if options.cost != "params":
+        check_countable(model, options)
+        footprint = footprint_of(model, options, model.config.dtype or model.dtype)
+        options = settled(options, footprint)
+    check(model, options, footprint=footprint)
     made_with = identity(model)
     key = digest([made_with["fingerprint"], asdict(options), seed, [about["key"] for about in abouts]])
     if is_current(out, key, overwrite=overwrite):
         return load_masks(out)[1] | {"skipped": True}
     statistics = {task: part for task, (part, _) in stored.items()}
     beside = next((part for part, _ in mixed_in.values()), None)
-    masks, options = make_masks(model, statistics, options, general=beside, seed=seed)
+    masks, options = make_masks(model, statistics, options, general=beside, footprint=footprint, seed=seed)
+    check_met(footprint, model, masks, options)
     about = {
         **made_with,
         "tasks": list(stored),

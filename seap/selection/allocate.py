@@ -1,7 +1,7 @@
 """Layer sparsity: how a target is spread over the layers, by a curve, by scores or by measured damage.
 
 The target is a fraction of all prunable parameters, which `seap.budgets` meets within one unit, or the run ends with
-the reason. Three ways go by themselves: one width for all layers, a target of time, and the published code's budgets.
+the reason. Two ways go by themselves: one width for all layers, and the published code's budgets.
 """
 
 import math
@@ -28,9 +28,8 @@ from seap.selection.budgets import (
 )
 from seap.selection.damage import Costs
 from seap.selection.options import Pruning
-from seap.selection.timing import Times
 from seap.selection.whole_layers import layer_budgets
-from seap.selection.widths import Choice, Choices, least_damage, one_width, within_time
+from seap.selection.widths import Choice, Choices, least_damage, one_width
 
 
 def logistic(x: float) -> float:
@@ -169,14 +168,13 @@ def allocate(
     options: Pruning,
     scores: Scores,
     curves: Costs | None = None,
-    times: Times | None = None,
     *,
     axes: Sequence[Axis] | None = None,
 ) -> Budgets:
-    """Units that each axis keeps, for the options' sparsity of all prunable parameters (or of measured time).
+    """Units that each axis keeps, for the options' sparsity of all prunable parameters (of other costs: `within.py`).
 
-    curves: what widths of every axis that may be cut cost, for `damage` (and `search`, which starts from there). times:
-    of every such axis, for the cost in milliseconds. axes: all of the model's, with the experts that stay.
+    curves: what widths of every axis that may be cut cost, for `damage` (and `search`, which starts from there). axes:
+    all of the model's, with the experts that stay.
 
     Raises UserError, naming what stands in the way, when the target can't be met within one unit.
     """
@@ -208,8 +206,6 @@ def allocate(
     if curves is not None and name in MEASURED:
         free = [axis for axis, weight in zip(axes, weights, strict=True) if weight > 0]
         grids = [grid(axis, options, may_go=may_go(arch, axis, options)) for axis in free]
-        if times is not None:
-            return budgets | within_time(free, grids, curves, times, options.sparsity)
         choices = [_by_head(axis, widths, options) for axis, widths in zip(free, grids, strict=True)]
         budgets |= _by_damage(free, choices, curves, options, target)
     elif options.drop != "none" or options.heads != "groups":

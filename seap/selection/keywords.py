@@ -3,7 +3,8 @@
 from typing import Literal, TypedDict
 
 from seap.methods import Allocate, Compensate, Convention, CurvesFrom, EffortName, MaskOf, Score
-from seap.selection.options import AxisName, Cost, Drop, Heads
+from seap.selection.options import AxisName, Drop, Heads
+from seap.selection.targets import Cost
 from seap.text.keywords import CalibrationKeywords
 
 
@@ -32,6 +33,8 @@ class ChoicesKeywords(TypedDict, total=False):
     effort: EffortName
     curves: CurvesFrom | None
     cost: Cost
+    context: int
+    batch: int
     fisher_tokens: int | None
     probe_tokens: int | None
     search_evaluations: int | None
@@ -44,6 +47,8 @@ class PruningKeywords(ChoicesKeywords, total=False):
     """As the fields of `Pruning`."""
 
     sparsity: float | str
+    target_size: float | str | None
+    target_speed: float | str | None
     method: str
 
 

@@ -31,9 +31,9 @@ from seap.methods import (
     Method,
     Score,
 )
-from seap.shares import FIRST, Share, share
+from seap.selection.targets import Cost, check_target, implied_cost
+from seap.shares import FIRST, Share, share, size_in_bytes, speed_up
 
-Cost = Literal["params", "milliseconds"]
 Drop = Literal["none", "attention", "mlp", "both"]
 Heads = Literal["groups", "query"]
 AxisName = Literal["kv_groups", "channels", "expert_channels"]
@@ -53,6 +53,10 @@ class Amount:
 
     sparsity: Annotated[Share, FIRST] = 0.5
     """Share of all q, k, v, o, gate, up and down parameters to remove, from 0 to below 1: 0.5 or 50%."""
+    target_size: Annotated[float | str | None, FIRST] = None
+    """In place of a sparsity: most bytes of the weights that are saved, embedding and output layer too, as 200MB."""
+    target_speed: Annotated[float | str | None, FIRST] = None
+    """In place of a sparsity: how many times as fast as the dense model a token is to be written here, as 1.8x."""
     method: Annotated[str, Parameter(help=f"{', '.join(METHODS)}."), FIRST] = "seap"
 
 
@@ -111,7 +115,12 @@ class Choices:
     curves: CurvesFrom | None = None
     """How the damage of an axis at a width is known: closed, from moments alone; measured, by a forward pass."""
     cost: Cost = "params"
-    """What --sparsity is a share of with --allocate damage: parameters, or the linears' decode time measured here."""
+    """What --sparsity is a share of: the layers' parameters; or, of the whole model with its vocabulary, the bytes that
+    are saved, the memory of weights and KV cache, or the milliseconds of a token as measured here."""
+    context: int = 1024
+    """Tokens in the KV cache that --cost memory and milliseconds are of."""
+    batch: int = 1
+    """Sequences at a time that they are of."""
     fisher_tokens: int | None = None
     """Calibration tokens on which the loss's sensitivity is measured (--score obs-fisher, or curves in closed form),
     forward and back."""
@@ -135,6 +144,11 @@ class Pruning(Choices, Amount):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sparsity", share("--sparsity", self.sparsity))
+        if self.target_size is not None:
+            object.__setattr__(self, "target_size", size_in_bytes("--target-size", self.target_size))
+        if self.target_speed is not None:
+            object.__setattr__(self, "target_speed", speed_up("--target-speed", self.target_speed))
+        object.__setattr__(self, "cost", implied_cost(self.target_size, self.target_speed, self.cost))
         if not 0 <= self.sparsity < 1:
             raise UserError(f"--sparsity {self.sparsity}: must be at least 0 and below 1, such as 0.5 for half")
         if self.method not in METHODS:
@@ -145,7 +159,6 @@ class Pruning(Choices, Amount):
         one_of("effort", self.effort, EffortName)
         if self.curves is not None:
             one_of("curves", self.curves, CurvesFrom)
-        one_of("cost", self.cost, Cost)
         one_of("drop", self.drop, Drop)
         one_of("heads", self.heads, Heads)
         if self.drop != "none" and self.resolved().allocate not in MEASURED:
@@ -153,10 +166,7 @@ class Pruning(Choices, Amount):
                 f"--drop {self.drop} weighs a whole sub-block's damage against that of units, which --allocate "
                 f"{self.resolved().allocate} doesn't measure; choose --allocate damage or search"
             )
-        if self.cost != "params" and self.resolved().allocate != "damage":
-            raise UserError(
-                f"--cost {self.cost} is for --allocate damage, not {self.resolved().allocate}; add that option"
-            )
+        check_target(self.cost, self.resolved())
         _check_goes_together(self)
         if isinstance(self.axes, str):
             raise UserError(f"axes {self.axes!r}: must be a tuple, such as ({self.axes!r},)")
@@ -168,7 +178,7 @@ class Pruning(Choices, Amount):
                 raise UserError(f"--experts {self.experts} cuts experts; add expert_channels to --axes")
         elif self.experts not in ("auto", "keep"):
             raise UserError(f"--experts {self.experts}: must be a number of experts, auto or keep")
-        for name, least in (("min_kv_groups", 1), ("min_channels", 1), ("round_to", 0)):
+        for name, least in (("min_kv_groups", 1), ("min_channels", 1), ("round_to", 0), ("context", 1), ("batch", 1)):
             at_least(name, getattr(self, name), least)
         for name, least in LEAST.items():
             if getattr(self, name) is not None:
@@ -267,6 +277,8 @@ class Pruning(Choices, Amount):
             notes.append("--steps")
         if method.allocate != "search":
             notes += [f"--{name.replace('_', '-')}" for name in ("search_evaluations", "descents") if name in changed]
+        if self.cost not in ("memory", "milliseconds"):
+            notes += [f"--{name}" for name in ("context", "batch") if name in changed]
         if self.sequential and method.compensate == "none":
             notes.append("--sequential without compensation")
         return notes

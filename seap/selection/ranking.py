@@ -20,11 +20,11 @@ from seap.models.arch import Arch, choose_axes, describe
 from seap.models.axes import Axis, Masks
 from seap.scoring.score import Scores, mix, score_inputs
 from seap.scoring.sensitivity import measure_sensitivity
-from seap.selection.allocate import allocate
 from seap.selection.behind import masks_behind
 from seap.selection.budgets import Budgets, is_protected, least_kept, may_go, variants
 from seap.selection.curves import closed_curves
 from seap.selection.damage import Costs, Curves, Judge, RepairTo, drawn_rows, measure_curves, probe_rows
+from seap.selection.footprint import Footprint, footprint_of
 from seap.selection.mask import choose_units
 from seap.selection.mixture import QuickNetworks, add_general, check_mixture, choose_share, choose_weights, pool
 from seap.selection.options import Pruning
@@ -32,9 +32,9 @@ from seap.selection.repairing import repairing
 from seap.selection.search import search
 from seap.selection.slopes import DESCENT, Slopes, can_descend
 from seap.selection.steps import removal_order
-from seap.selection.timing import Times, axis_times
 from seap.selection.usage import keep_experts
 from seap.selection.whole_layers import with_blocks
+from seap.selection.within import budgets_for, in_params
 from seap.text.contrast import Contrast
 from seap.text.corpus import Corpus
 from seap.text.options import Calibration
@@ -80,7 +80,7 @@ class Ranking:
     curves: Curves | None = None
     repair_to: RepairTo | None = None
     slopes: Slopes | None = None
-    times: Times | None = None
+    footprint: Footprint | None = None  # where the options count something else than parameters
     notes: tuple[str, ...] = ()  # what was chosen on held-out text
     known: dict[float, Masks] = field(default_factory=dict)
     ranks: Ranks = field(default_factory=Ranks)  # that rank together
@@ -121,10 +121,11 @@ class Ranking:
             self.known[sparsity] = self._masks(replace(self.options, sparsity=sparsity), progress)
         return self.known[sparsity]
 
-    def _masks(self, options: Pruning, progress: bool) -> Masks:
+    def _masks(self, asked: Pruning, progress: bool) -> Masks:
+        options = in_params(self.arch, asked, self.footprint)
         method, scores = options.resolved(), self._in_steps(options, progress)
         axes = keep_experts(self.arch, options, scores, self.usage)
-        budgets = self._allocated(options, axes, self.curves, scores)
+        budgets = self._allocated(asked, axes, self.curves, scores)
         if method.allocate == "whole-layers":
             return with_blocks(choose_units(axes, scores, budgets))
         if method.behind:
@@ -143,11 +144,18 @@ class Ranking:
                 seed=self.seed,
                 progress=progress,
                 curves=self.curves,
-                allocated=lambda costs: _of(self.free, self._allocated(options, axes, costs, scores)),
+                allocated=lambda costs: _of(self.free, self._allocated(asked, axes, costs, scores)),
                 slopes=self.slopes,
                 descents=options.spent.descents,
+                fits=lambda tried: self._fits(tried, asked),
             )
         return choose_units(axes, scores, budgets)
+
+    def _fits(self, budgets: Budgets, asked: Pruning) -> bool:
+        """Whether these widths take no more than they may; of experts, which go whole too, that isn't known by them."""
+        if self.footprint is None or any(axis.usage_key for axis in self.arch.axes):
+            return True
+        return self.footprint.fits(budgets, asked.sparsity)
 
     def _in_steps(self, options: Pruning, progress: bool) -> Scores:
         """The scores; where units go in steps, those of the order in which they go."""
@@ -163,7 +171,7 @@ class Ranking:
 
     def _allocated(self, options: Pruning, axes: Sequence[Axis], costs: Costs | None, scores: Scores) -> Budgets:
         """The same on all ranks, whatever a solver's luck on each."""
-        return agreed(lambda: allocate(self.arch, options, scores, costs, self.times, axes=axes), self.ranks)
+        return agreed(lambda: budgets_for(self.arch, options, scores, costs, self.footprint, axes=axes), self.ranks)
 
 
 def _of(axes: Sequence[Axis], budgets: Budgets) -> Budgets:
@@ -179,14 +187,16 @@ def rank(
     general: Statistics | None = None,
     seed: int = 0,
     progress: bool = False,
+    footprint: Footprint | None = None,
     ranks: Ranks = Ranks(),  # noqa: B008
 ) -> Ranking:
     """Score the units and, for `damage` and `search`, measure each axis's curve on held-out rows.
 
     statistics: task → axis key → Moments; may be empty for scores of weights alone. general: of the text to mix in. The
     options' sparsity is used only where weights or a share of general text are chosen, as they are for the networks of
-    that sparsity. The ranking's own options and statistics are with what was chosen. ranks: that rank together, the
-    statistics being those of all.
+    that sparsity. The ranking's own options and statistics are with what was chosen. footprint: of the model, where the
+    options count something else than parameters; by default it is looked at here, with no more vocabulary than there
+    is. ranks: that rank together, the statistics being those of all.
     """
     arch = describe(model)
     check_mixture(options, list(statistics), general=general is not None)
@@ -198,12 +208,11 @@ def rank(
     scores = combine_scores(arch, method, ready, options, seed, sensitivity, own, progress=progress)
     notes = (*notes, *_of_loss(method, ready))
     made = Ranking(arch, options, seed, ready, gathered(scores, ranks), notes=notes, ranks=ranks)
+    if options.cost != "params":
+        made.footprint = footprint or agreed(lambda: footprint_of(model, options), ranks)
     if method.allocate in MEASURED:
         pooled = pool(ready, options)
         made.repair_to = repairing(arch, method, made.scores, pooled)
-        made.times = None
-        if options.cost == "milliseconds":
-            made.times = agreed(lambda: axis_times(arch, made.free, made.may_go), ranks)
         if not options.closed_curves or method.allocate == "search":
             rows = probe_rows(pooled.rows, options.spent.probe_tokens, seed)
             made.judge = Judge.on(arch, rows, batch_tokens=Calibration.batch_tokens, ranks=ranks)

@@ -90,6 +90,7 @@ class Search:
     best: Budgets
     left: int  # trials
     bar: Any  # of tqdm
+    fits: Callable[[Budgets], bool] = lambda budgets: True  # whether they take no more than they may
     least_kl: float = math.inf
     tried: set[tuple[int, ...]] = field(default_factory=set)
 
@@ -168,7 +169,7 @@ def move_(state: Search, least: Mapping[str, int], step: int, generator: random.
             budgets = moved(state.best, by_key[pair[0]], by_key[pair[1]], params, least, step)
             if budgets is None or tuple(budgets.values()) in state.tried:
                 continue
-            if abs(_params(axes, budgets) - _params(axes, start)) <= drift:
+            if abs(_params(axes, budgets) - _params(axes, start)) <= drift and state.fits(budgets):
                 break
         else:
             return
@@ -192,17 +193,18 @@ def search(
     allocated: Allocated | None = None,
     slopes: Slopes | None = None,
     descents: int = 0,
+    fits: Callable[[Budgets], bool] = lambda budgets: True,
 ) -> Budgets:
     """Better budgets than `start` after so many evaluations; `start` if none is better.
 
     They keep as many parameters, to half of the smallest unit. allocated: budgets from what widths cost, with which the
-    slopes are descended and half of the trials that are left then tilt the curves.
+    slopes are descended and half of the trials that are left then tilt the curves. fits: whether budgets may be chosen.
     """
     with (
         evaluation(judge.arch.model),
         tqdm(total=evaluations, desc="search", unit="trial", disable=not progress, leave=False) as bar,
     ):
-        state = Search(judge, axes, repair_to, start, evaluations, bar)
+        state = Search(judge, axes, repair_to, start, evaluations, bar, fits)
         state.offer(start)
         if allocated is not None and slopes is not None:
             descend_(state, slopes, allocated, least, descents)

@@ -1,24 +1,27 @@
-"""What an axis of some width costs in time, measured on the device at hand: its linears, for one token (decode).
+"""What a token takes, measured on the device at hand (decode): the linears of an axis at widths, what stands beside
+them, the reads of the KV cache, the output layer, and what is left.
 
 Decode at batch 1 reads every weight once, and what a width costs is seldom in proportion to it: small or odd widths
-gain less. Axes of one shape are measured once.
+gain less. Axes of one shape are measured once. Shapes: B sequences, G KV groups, K head size, D hidden size.
 """
 
 import copy
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 from seap.activations.layerwise import Walk
 from seap.environment import clock
 from seap.models import modeling_seap
 from seap.models.arch import Arch
-from seap.models.axes import CHANNELS, Axis, Slice
-from seap.models.blocks import BLOCK_OF, blocks_of
+from seap.models.axes import CHANNELS, KV_GROUPS, Axis, Slice
+from seap.models.blocks import BLOCK_OF, blocks_of, cached_tokens, why_whole
 
 REPEATS = 25
 MULTIPLES = (1, 8, 16, 32, 64, 128)  # that widths may be rounded to
@@ -31,7 +34,12 @@ class TimeCurve:
 
     widths: tuple[int, ...]
     milliseconds: tuple[float, ...]
-    beside: float = 0.0  # what the sub-block takes beside its linears at any width but 0, where it may go whole
+    beside: float = 0.0  # what the sub-block takes beside its linears at any width but 0
+    read: float = 0.0  # for every unit: its part of the KV cache
+
+    @property
+    def units(self) -> int:
+        return self.widths[-1]
 
     def at(self, widths: Sequence[int]) -> list[float]:
         """By linear interpolation; below the least measured width, in proportion to it."""
@@ -39,35 +47,105 @@ class TimeCurve:
 
         points, values = (0, *self.widths), (0.0, *self.milliseconds)
         found = np.interp(widths, points, values)
-        return [float(value) + (self.beside if width else 0.0) for width, value in zip(widths, found, strict=True)]
+        more = [self.beside + width * self.read if width else 0.0 for width in widths]
+        return [float(value) + own for value, own in zip(found, more, strict=True)]
+
+    def slower(self, factor: float) -> "TimeCurve":
+        """With linears that take so many times as long."""
+        return replace(self, milliseconds=tuple(factor * value for value in self.milliseconds))
 
 
 Times = dict[str, TimeCurve]  # axis key → curve
 
 
 @torch.inference_mode()
-def axis_times(arch: Arch, axes: Sequence[Axis], may_go: Collection[str] = ()) -> Times:
-    """The time curve of every axis. may_go: keys of those whose whole sub-block, norm and all, is timed too."""
-    known: dict[tuple[str, int, int, bool], TimeCurve] = {}
+def token_times(arch: Arch, *, context: int, batch: int) -> tuple[Times, float]:
+    """Every axis's curve, for a token of each of `batch` sequences, and the milliseconds of what is in none of them.
+
+    Those are what a whole forward pass takes beyond the axes and the output layer: the embedding, the last norm, heads
+    that can't be cut. context: tokens in the cache, from which keys and values are read.
+
+    Linears are measured again and again with their weights in the processor's caches. Decoding reads all weights in
+    turn, from memory: the curves are as much higher as one pass over all linears takes longer than they say.
+    """
+    times = axis_times(arch, arch.axes, context=context, batch=batch)
+    said = sum(curve.milliseconds[-1] for curve in times.values())
+    slower = max(_in_turn(arch, batch) / max(said, 1e-9), 1.0)
+    times = {key: curve.slower(slower) for key, curve in times.items()}
+    here = next(arch.model.parameters()).device
+    ids = torch.ones(batch, 1, dtype=torch.long, device=here)
+    whole = _median(lambda: arch.model(ids, use_cache=False), here)
+    known = output_milliseconds(arch.model, batch) + sum(
+        curve.at([curve.units])[0] - curve.read * curve.units for curve in times.values()
+    )
+    return times, max(whole - known, 0.0)
+
+
+@torch.inference_mode()
+def output_milliseconds(model: Any, batch: int = 1) -> float:
+    """Of the output layer, for a token of each sequence."""
+    weight = model.get_output_embeddings().weight
+    rows = torch.zeros(batch, weight.shape[1], dtype=weight.dtype, device=weight.device)
+    return _median(lambda: linear(rows, weight), weight.device)
+
+
+@torch.inference_mode()
+def axis_times(arch: Arch, axes: Sequence[Axis], *, context: int = 1, batch: int = 1) -> Times:
+    """The time curve of every axis."""
+    known: dict[tuple[Any, ...], TimeCurve] = {}
+
+    def shape(axis: Axis) -> tuple[Any, ...]:
+        """What axes have in common that take the same time."""
+        cached = cached_tokens(arch.model.config, axis.layer, context) if axis.name == KV_GROUPS else 0
+        return axis.name, axis.units, axis.unit_params, cached, not why_whole(arch, axis)
+
     for axis in axes:
-        shape = _shape(axis, may_go)
-        if shape not in known:
+        own = shape(axis)
+        if own not in known:
             widths = sorted({max(round(axis.units * share), 1) for share in MEASURED_SHARES})
-            taken = [_milliseconds(arch, axis, width) for width in widths]
+            taken = [_milliseconds(arch, axis, width, batch) for width in widths]
             rising = [max(taken[: i + 1]) for i in range(len(taken))]  # a narrower axis is never slower but by noise
-            beside = max(_block_milliseconds(arch, axis) - rising[-1], 0.0) if axis.key in may_go else 0.0
-            known[shape] = TimeCurve(tuple(widths), tuple(rising), beside)
-    return {axis.key: known[_shape(axis, may_go)] for axis in axes}
+            beside = max(_block_milliseconds(arch, axis, batch) - rising[-1], 0.0) if own[-1] else 0.0
+            read = _read_milliseconds(arch, axis, own[-2], batch) / axis.units if own[-2] else 0.0
+            known[own] = TimeCurve(tuple(widths), tuple(rising), beside, read)
+    return {axis.key: known[shape(axis)] for axis in axes}
 
 
-def _shape(axis: Axis, may_go: Collection[str]) -> tuple[str, int, int, bool]:
-    """What axes have in common that take the same time."""
-    return axis.name, axis.units, axis.unit_params, axis.key in may_go
+def _median(run: Callable[[], Any], device: torch.device) -> float:
+    """Milliseconds of a call: the median over repeats, after a warm-up."""
+    taken = []
+    for _ in range(REPEATS + 3):
+        started = clock(device)
+        run()
+        taken.append(clock(device) - started)
+    return 1000 * median(taken[3:])
 
 
-def _block_milliseconds(arch: Arch, axis: Axis) -> float:
+def _in_turn(arch: Arch, batch: int) -> float:
+    """Of all linears that axes run through, one after the other."""
+    weights = [arch.weight(axis.layer, part.module) for axis in arch.axes for part in axis.slices if not part.values]
+    inputs = [torch.zeros(batch, weight.shape[1], dtype=weight.dtype, device=weight.device) for weight in weights]
+    pairs = list(zip(inputs, weights, strict=True))
+    return _median(lambda: [linear(given, weight) for given, weight in pairs], weights[0].device)
+
+
+def _read_milliseconds(arch: Arch, axis: Axis, tokens: int, batch: int) -> float:
+    """Of attention over so many cached tokens, with all units of an axis; what it takes for one token is elsewhere."""
+    weight, size = arch.weight(axis.layer, axis.consumer), arch.head_size
+    queries = torch.zeros(batch, axis.units * (axis.unit_inputs // size), 1, size, dtype=weight.dtype)
+    queries = queries.to(weight.device)
+    cached = queries.new_zeros(batch, axis.units, tokens, size)
+    found = [_median(partial(_attend, queries, held), weight.device) for held in (cached, cached[:, :, :1])]
+    return max(found[0] - found[1], 0.0)
+
+
+def _attend(queries: Tensor, cached: Tensor) -> Tensor:
+    return scaled_dot_product_attention(queries, cached, cached, enable_gqa=True)
+
+
+def _block_milliseconds(arch: Arch, axis: Axis, batch: int) -> float:
     """What a layer takes longer for one token, without a cache, than the same layer without the axis's sub-block."""
-    walk = Walk.start(arch, [[0]], batch_tokens=1, apart=False)
+    walk = Walk.start(arch, [[0]] * batch, batch_tokens=batch, apart=False)
     call, layer = walk.calls[0][axis.layer], arch.layers[axis.layer]
     bare = copy.copy(layer)
     bare._modules = dict(layer._modules)
@@ -103,7 +181,7 @@ def best_rounding(arch: Arch, sparsity: float) -> tuple[int, dict[int, float]]:
 
 def _milliseconds(arch: Arch, axis: Axis, width: int, tokens: int = 1) -> float:
     """Median over repeats, for so many tokens through the axis's linears cut to a width."""
-    weights = [_cut(arch, axis, part, width) for part in axis.slices]
+    weights = [_cut(arch, axis, part, width) for part in axis.slices if not part.values]
     inputs = [torch.zeros(tokens, weight.shape[1], dtype=weight.dtype, device=weight.device) for weight in weights]
     taken = []
     for _ in range(REPEATS + 3):

@@ -1,4 +1,4 @@
-"""Widths of least damage in all: a knapsack over measured curves, within a budget of parameters or of time.
+"""Widths of least damage in all: a knapsack over measured curves, within a budget of parameters, memory or time.
 
 And one width for all layers, for engines that know no other.
 """
@@ -11,8 +11,8 @@ from seap.errors import UserError
 from seap.models.arch import Arch
 from seap.models.axes import KV_GROUPS, Axis
 from seap.selection.damage import Costs
+from seap.selection.footprint import Footprint
 from seap.selection.knapsack import choose_options
-from seap.selection.timing import Times
 
 Choice = tuple[Axis, int]  # an axis with so many query heads, units kept
 Choices = Sequence[Sequence[Choice]]  # per axis, what it may be given
@@ -34,24 +34,22 @@ def _damage(choices: Sequence[Choice], curves: Costs) -> list[float]:
     return [value - min(found) for value in found]
 
 
-def within_time(
-    axes: Sequence[Axis], widths: Sequence[Sequence[int]], curves: Costs, times: Times, share: float
+def within(
+    axes: Sequence[Axis], widths: Sequence[Sequence[int]], curves: Costs, footprint: Footprint, most: float
 ) -> dict[str, int]:
-    """Axis key → width, so that at least this share of the axes' measured time goes, at the least damage.
+    """Axis key → width, so that a whole model takes at most so much of what is counted, at the least damage.
 
-    Raises UserError when even the smallest widths take longer.
+    Raises UserError when even the smallest widths take more.
     """
-    saved = [
-        [max(times[axis.key].at([axis.units])[0] - t, 0.0) for t in times[axis.key].at(kept)]
-        for axis, kept in zip(axes, widths, strict=True)
-    ]
-    total = sum(times[axis.key].at([axis.units])[0] for axis in axes)
-    if (most := sum(map(max, saved))) < share * total:
+    taken = [footprint.curves[axis.key].at([axis.units, *kept]) for axis, kept in zip(axes, widths, strict=True)]
+    saved = [[max(whole - own, 0.0) for own in at] for whole, *at in taken]
+    needed = footprint.of({}) - most
+    if (spare := sum(map(max, saved)) - needed) < -1e-9 * footprint.dense:
         raise UserError(
-            f"sparsity {share} of the time can't be met: the smallest widths save {most / total:.3f} of it as measured "
-            "here; lower --sparsity, or use --cost params"
+            f"at least {footprint.said(most - spare)} stays with the smallest widths, and {footprint.said(most)} was "
+            "asked; ask for less"
         )
-    chosen = _chosen(axes, widths, curves, saved, share * total)
+    chosen = _chosen(axes, widths, curves, saved, min(needed, sum(map(max, saved))))
     return {axis.key: width for axis, width in zip(axes, chosen, strict=True)}
 
 

@@ -182,14 +182,26 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
 
 def test_the_command(dense: str, specs: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["compare", dense, "--tasks", ",".join(specs), "--methods", "seap,random", "--sparsity", "0.3"]
-    words += ["--context", "4", "--continuation", "3", "--max-new-tokens", "2", "--num-items", "6"]
+    words += ["--continuation-context", "4", "--continuation", "3", "--max-new-tokens", "2", "--num-items", "6"]
     words += ["--min-channels", "4", "--out", str(tmp_path / "out"), "--device", "cpu"]
     assert main([*words, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["kind"] == "compare" and {row["method"] for row in result["rows"]} == {"dense", "seap", "random"}
     assert main(words) == 0
     assert "added loss" in capsys.readouterr().out
-    words = ["eval", dense, "--task", specs[0], "--dense", dense, "--context", "4", "--continuation", "3", "--json"]
+    words = [
+        "eval",
+        dense,
+        "--task",
+        specs[0],
+        "--dense",
+        dense,
+        "--continuation-context",
+        "4",
+        "--continuation",
+        "3",
+        "--json",
+    ]
     assert main(words) == 0
     [row] = json.loads(capsys.readouterr().out)["rows"]
     assert row["kl"] == pytest.approx(0, abs=1e-6) and row["agreement"] == 1

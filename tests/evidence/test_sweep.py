@@ -17,7 +17,7 @@ from seap.page import document
 from seap.page.sections.sweep import frontier_section, frontier_words
 
 SMALL = ["--min-channels", "4", "--device", "cpu", "--num-items", "8", "--repeats", "2"]
-SMALL += ["--context", "4", "--continuation", "3"]
+SMALL += ["--continuation-context", "4", "--continuation", "3"]
 
 
 @pytest.fixture

@@ -182,7 +182,20 @@ def test_eval_shows_the_dense_model_and_what_was_added(
 ) -> None:
     dense, out = str(folder(tmp_path / "dense")), str(tmp_path / "out")
     prune_to_folder(dense, Path(out), tasks=[task], **QUICK)
-    words = ["eval", out, "--task", task, "--dense", dense, "--num-items", "8", "--context", "2", "--continuation", "2"]
+    words = [
+        "eval",
+        out,
+        "--task",
+        task,
+        "--dense",
+        dense,
+        "--num-items",
+        "8",
+        "--continuation-context",
+        "2",
+        "--continuation",
+        "2",
+    ]
     assert main([*words, "--json"]) == 0
     [row] = json.loads(capsys.readouterr().out)["rows"]
     assert row["added_loss"] == pytest.approx(row["loss"] - row["dense"]["loss"]) and row["dense"]["acc"] is not None

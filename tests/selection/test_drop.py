@@ -23,11 +23,12 @@ from seap.selection.allocate import allocate, grid
 from seap.selection.budgets import may_go
 from seap.selection.curves import closed_curves
 from seap.selection.damage import Curve, Curves
+from seap.selection.footprint import Footprint
 from seap.selection.mask import load_masks
 from seap.selection.options import Drop, Pruning
 from seap.selection.ranking import rank
 from seap.selection.timing import TimeCurve, axis_times
-from seap.selection.widths import within_time
+from seap.selection.widths import within
 from seap.text.options import Calibration
 
 
@@ -202,10 +203,10 @@ def test_time_counts_what_a_sub_block_takes_beside_its_linears() -> None:
         second.key: TimeCurve((1, 4), (1.0, 4.0)),
     }
     assert times[first.key].at([4, 1, 0]) == [10.0, 7.0, 0.0]
-    widths = [[4, 1, 0]] * 2
-    assert within_time((first, second), widths, curves, times, 0.5) == {first.key: 0, second.key: 4}
-    found = axis_times(arch, arch.axes, {first.key})
-    assert found[first.key].beside >= 0 and found[second.key].beside == 0
+    widths, whole = [[4, 1, 0]] * 2, Footprint("milliseconds", 14.0, 0.0, 0.0, times)
+    assert within((first, second), widths, curves, whole, 7.0) == {first.key: 0, second.key: 4}
+    found = axis_times(arch, arch.axes)
+    assert found[first.key].beside >= 0
 
 
 @pytest.mark.parametrize(

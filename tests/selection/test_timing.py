@@ -15,11 +15,12 @@ from seap.errors import UserError
 from seap.models.arch import describe
 from seap.scoring.score import score_inputs
 from seap.selection import timing
-from seap.selection.allocate import allocate
 from seap.selection.damage import Curve
+from seap.selection.footprint import Footprint
 from seap.selection.options import Pruning
-from seap.selection.timing import TimeCurve, _cut, axis_times, best_rounding
-from seap.selection.widths import within_time
+from seap.selection.timing import TimeCurve, _cut, axis_times, best_rounding, token_times
+from seap.selection.widths import within
+from seap.selection.within import budgets_for
 
 OPTIONS: dict[str, Any] = {"allocate": "damage", "cost": "milliseconds", "min_channels": 1}
 
@@ -52,10 +53,10 @@ def test_widths_within_a_share_of_the_time() -> None:
         first.key: TimeCurve((1, 2, 3, 4), (1.0, 2.0, 3.0, 4.0)),
         second.key: TimeCurve((1, 2, 3, 4), (4.0, 4.0, 4.0, 4.0)),
     }
-    widths = [[4, 3, 2, 1]] * 2
-    assert within_time((first, second), widths, curves, times, 0.25) == {first.key: 2, second.key: 4}
-    with pytest.raises(UserError, match=r"0\.5 of the time can't be met: the smallest widths save 0\.375"):
-        within_time((first, second), widths, curves, times, 0.5)
+    widths, whole = [[4, 3, 2, 1]] * 2, Footprint("milliseconds", 10.0, 1.5, 0.5, times)
+    assert within((first, second), widths, curves, whole, 8.0) == {first.key: 2, second.key: 4}
+    with pytest.raises(UserError, match=r"at least 7 ms stays with the smallest widths, and 5 ms was asked"):
+        within((first, second), widths, curves, whole, 5.0)
 
 
 def test_time_in_proportion_to_parameters_gives_the_widths_of_parameters() -> None:
@@ -66,23 +67,33 @@ def test_time_in_proportion_to_parameters_gives_the_widths_of_parameters() -> No
         for a in arch.axes
     }
     times = {a.key: TimeCurve((a.units,), (a.params / 1000,)) for a in arch.axes}
-    options = Pruning(sparsity=0.4, **OPTIONS)
-    found = allocate(arch, options, scores, curves, times)
+    options, whole = Pruning(sparsity=0.4, **OPTIONS), sum(a.params / 1000 for a in arch.axes)
+    found = budgets_for(arch, options, scores, curves, Footprint("milliseconds", whole, 0.0, 0.0, times))
     gone = sum((a.units - found[a.key]) * a.unit_params for a in arch.axes) / arch.prunable_params
     assert 0.4 <= gone < 0.4 + max(a.unit_params for a in arch.axes) / arch.prunable_params
 
 
 def test_the_whole_way_and_its_report() -> None:
     dense = model("llama")
-    report = seap.prune(dense, tokenizer(), task={"toy": TEXTS}, sparsity=0.3, progress=False, **OPTIONS)
+    report = seap.prune(dense, tokenizer(), task={"toy": TEXTS}, sparsity=0.01, progress=False, **OPTIONS)
     assert 0 < report.realised_sparsity < 1
     assert any("of the time" in note and "parameters" in note for note in report.notes)
+    assert report.target is not None and report.target["after"] <= report.target["most"] < report.target["before"]
     assert torch.isfinite(dense(torch.tensor([[5, 6, 7]])).logits).all()
 
 
-def test_the_cost_needs_its_allocation() -> None:
-    with pytest.raises(UserError, match="--cost milliseconds is for --allocate damage, not search"):
-        Pruning(cost="milliseconds")
+def test_what_stands_beside_the_linears_and_is_read_of_the_cache_goes_with_its_units() -> None:
+    curve = TimeCurve((1, 4), (1.0, 4.0), beside=6.0, read=0.5)
+    assert curve.at([4, 1, 0]) == [12.0, 7.5, 0.0] and curve.slower(2.0).at([4]) == [16.0]
+    arch = describe(model("llama"))
+    times, rest = token_times(arch, context=32, batch=2)
+    assert rest >= 0 and all((times[axis.key].read > 0) <= (axis.name == "kv_groups") for axis in arch.axes)
+
+
+@pytest.mark.parametrize("options", [{"allocate": "iterative", "score": "gisp"}, {"method": "seap-reference"}])
+def test_ways_with_widths_of_their_own_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"--cost milliseconds .*has widths of its own"):
+        Pruning(**({"cost": "milliseconds"} | options))
 
 
 def test_rounding_is_the_least_multiple_that_is_about_as_fast_as_the_best(monkeypatch: pytest.MonkeyPatch) -> None:

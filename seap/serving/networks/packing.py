@@ -25,6 +25,7 @@ from seap.pruning.prospect import prospect
 from seap.pruning.prune import build_corpora, make_repairs, prune, split_options
 from seap.pruning.stages import check_tasks, read_statistics
 from seap.pruning.surgery import cut_
+from seap.pruning.targets import as_planned, check_one_amount
 from seap.pruning.work import Text, merged
 from seap.schema import needed
 from seap.selection.mask import load_masks
@@ -36,7 +37,7 @@ from seap.serving.networks.sharing import share_weights
 from seap.text.options import Calibration
 from seap.text.sources import sources_of
 from seap.text.tasks import parse_spec
-from seap.vocabulary.options import PRUNE_INSTEAD, SHARED_WORDS, refuse
+from seap.vocabulary.options import PRUNE_INSTEAD, SHARED_WORDS, Vocabulary, refuse
 
 Statistics = dict[str, tuple[Any, dict[str, Any]]]
 KEPT = ("tasks", "method", "options", "realised_sparsity", "num_tokens")  # of what made the network
@@ -63,6 +64,7 @@ def pack_to_files(
     called once nothing is left to be refused but what needs the model.
     """
     options = refuse(options, SHARED_WORDS, PRUNE_INSTEAD)
+    check_amount(options)
     named = named_sources(sources)
     wanted = [parse_spec(spec).name for spec in tasks]
     check_names([*named, *wanted])
@@ -71,6 +73,17 @@ def pack_to_files(
     with claimed_each(out, files, "network", overwrite=overwrite, inputs=reads):
         work = _Packing(out, share, overwrite, options, progress)
         return _pack_claimed(name, work, named, tasks, stats_files, dict(loading or {}), ready)
+
+
+def check_amount(options: Mapping[str, Any]) -> None:
+    """Raise UserError for amounts that are of a whole model."""
+    check_one_amount(options)
+    cost = split_options(options)[0].cost
+    if cost in ("bytes", "memory"):
+        raise UserError(
+            f"--cost {cost} and --target-size are of a whole model; networks share the dense model's weights, and "
+            "--share says how much each may own; give a --sparsity or a --target-speed"
+        )
 
 
 @dataclass(frozen=True)
@@ -161,6 +174,7 @@ def plan_pack(
 ) -> Estimate:
     """`seap pack --plan`: one pruning per task; a source that is made already costs its file alone."""
     seen = prospect(name, loading)
+    pruning = as_planned(seen.model, pruning, seen.saved, Vocabulary())
     shape = shape_of(seen.model, pruning, seen.dtype.itemsize)
     texts = seen.text(tasks, calibration) if pruning.needs_text else dict.fromkeys(tasks, Text(0, 1))
     rates = rates_for(seen, shape, texts, calibration)

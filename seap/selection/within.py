@@ -1,0 +1,154 @@
+"""Budgets within what a whole model may take: bytes, memory or milliseconds, in place of a share of parameters.
+
+Bytes go with parameters, so a number of bytes is a share of the layers' parameters, met to the unit by every
+allocation. What else is counted, allocations by damage choose widths by directly (a knapsack over both curves); of the
+others the least sparsity is looked for whose widths fit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from seap.errors import UserError
+from seap.methods import MEASURED
+from seap.models.arch import Arch, choose_axes
+from seap.models.axes import KV_GROUPS, Axis
+from seap.scoring.score import Scores
+from seap.selection.allocate import allocate, grid
+from seap.selection.budgets import Budgets, check_drop, is_protected, least_kept, may_go
+from seap.selection.damage import Costs
+from seap.selection.footprint import Footprint
+from seap.selection.options import Pruning
+from seap.selection.widths import within
+
+HALVINGS = 16  # of a range of sparsities
+TRIES = 8  # of sparsities, each a little above the last
+
+
+def budgets_for(
+    arch: Arch,
+    options: Pruning,
+    scores: Scores,
+    curves: Costs | None = None,
+    footprint: Footprint | None = None,
+    *,
+    axes: Sequence[Axis] | None = None,
+) -> Budgets:
+    """`allocate`, where the options count something else than parameters within the footprint that it may have.
+
+    Raises UserError, with the nearest that can be, where even the least widths take more.
+    """
+    plain_options = in_params(arch, options, footprint)
+    if footprint is None or options.cost == "params" or plain_options.sparsity == 0:
+        return allocate(arch, plain_options, scores, curves, axes=axes)
+    if plain_options.cost == "params":
+        return _by_bytes(arch, options, plain_options, scores, curves, footprint, axes)
+    whole = {axis.key: axis.units for axis in arch.axes}
+    if footprint.fits(whole, options.sparsity):
+        return whole
+    everything = arch.axes if axes is None else axes
+    free = free_axes(arch, everything, options)
+    check_drop(arch, free, options)
+    check_possible(arch, options, footprint, free)
+    if options.resolved().allocate not in MEASURED:
+        return _by_halving(arch, options, scores, footprint, free, everything)
+    if curves is None:  # asked before anything is measured
+        return whole
+    grids = [grid(axis, options, may_go=may_go(arch, axis, options)) for axis in free]
+    return whole | within(free, grids, curves, footprint, footprint.most(options.sparsity))
+
+
+def free_axes(arch: Arch, axes: Sequence[Axis], options: Pruning) -> list[Axis]:
+    """Those that may be cut."""
+    keys = {axis.key for axis in choose_axes(arch, options.cut_axes)}
+    return [a for a in axes if a.key in keys and not is_protected(a.layer, len(arch.layers), options)]
+
+
+def least_of(arch: Arch, free: Sequence[Axis], options: Pruning) -> Budgets:
+    """The fewest units that the options let each of them keep."""
+    return {axis.key: 0 if may_go(arch, axis, options) else least_kept(axis, options) for axis in free}
+
+
+def check_possible(arch: Arch, options: Pruning, footprint: Footprint, free: Sequence[Axis]) -> None:
+    """Raise UserError where the least widths take more than may be."""
+    if options.resolved().allocate == "whole-layers" or any(axis.usage_key for axis in free):
+        return  # the one has no widths, the others' experts may go too; their parameters are looked at
+    least = least_of(arch, free, options)
+    if not footprint.fits(least, options.sparsity):
+        raise footprint.refusal(options, footprint.of(least))
+
+
+def in_params(arch: Arch, options: Pruning, footprint: Footprint | None) -> Pruning:
+    """The options with bytes as a share of the layers' parameters, so that rounding doesn't lead beyond the bytes.
+
+    Biases that come with every cut axis are counted, and one unit more, since what goes is met to half of one and a
+    search moves half of another. Options that count something else are returned as they are. Raises UserError where
+    even the least widths take more.
+    """
+    if footprint is None or options.cost != "bytes" or options.resolved().allocate == "one-width":
+        return options  # one width for all layers comes in steps, among which the one is looked for that fits
+    if options.sparsity == 0 or footprint.fits({}, options.sparsity):
+        return plain(options, 0.0)
+    free = free_axes(arch, arch.axes, options)
+    check_possible(arch, options, footprint, free)
+    bias = sum(getattr(footprint.curves[axis.key], "bias", 0.0) for axis in free)
+    step = max(options.round_to, 1)
+    unit = min((axis.unit_params * (1 if axis.name == KV_GROUPS else step) for axis in free), default=0)
+    params = (footprint.of({}) + bias - footprint.most(options.sparsity)) / footprint.size + unit
+    return plain(options, min(params / arch.prunable_params, 1 - 1e-9))
+
+
+def _by_bytes(
+    arch: Arch,
+    options: Pruning,
+    wanted: Pruning,
+    scores: Scores,
+    curves: Costs | None,
+    footprint: Footprint,
+    axes: Sequence[Axis] | None,
+) -> Budgets:
+    """The budgets of a share of the parameters, a little more of them where what goes comes in larger units."""
+    found = allocate(arch, wanted, scores, curves, axes=axes)
+    if curves is None and options.drop != "none":  # it isn't known yet what goes whole
+        return found
+    for _ in range(TRIES):
+        beyond = footprint.of(found) - footprint.most(options.sparsity)
+        if beyond <= 0 or any(axis.usage_key for axis in arch.axes):  # of experts, widths don't say which ones go whole
+            break
+        more = (beyond / footprint.size + 1) / arch.prunable_params
+        wanted = replace(wanted, sparsity=min(wanted.sparsity + more, 1 - 1e-9))
+        found = allocate(arch, wanted, scores, curves, axes=axes)
+    return found
+
+
+def plain(options: Pruning, sparsity: float) -> Pruning:
+    """The same with this share of the layers' parameters to go."""
+    return replace(options, cost="params", target_size=None, target_speed=None, sparsity=sparsity)
+
+
+def _by_halving(
+    arch: Arch,
+    options: Pruning,
+    scores: Scores,
+    footprint: Footprint,
+    free: Sequence[Axis],
+    axes: Sequence[Axis],
+) -> Budgets:
+    """The budgets of the least sparsity that fits, of an allocation that knows parameters alone."""
+    least = least_of(arch, free, options)
+    gone = sum((axis.units - least[axis.key]) * axis.unit_params for axis in free)
+    low, high = 0.0, min(gone / arch.prunable_params, 1 - 1e-9)
+    found = allocate(arch, plain(options, high), scores, axes=axes)
+    if not footprint.fits(found, options.sparsity):
+        raise footprint.refusal(options, footprint.of(found), f" by --allocate {options.resolved().allocate}")
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        try:
+            made = allocate(arch, plain(options, middle), scores, axes=axes)
+        except UserError:  # widths that this sparsity can't be met with: one that is higher is looked for
+            low = middle
+            continue
+        if footprint.fits(made, options.sparsity):
+            found, high = made, middle
+        else:
+            low = middle
+    return found
