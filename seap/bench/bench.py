@@ -24,6 +24,7 @@ from seap.models.arch import Arch, describe
 from seap.models.prepack import check_prepack, product_of
 from seap.models.shapes import random_model
 from seap.pruning.prune import prune
+from seap.vocabulary.embedding import cut_embeddings_
 
 Models = dict[str, Any]
 
@@ -66,6 +67,8 @@ def models_for(names: Sequence[str], options: Bench, loading: Mapping[str, Any])
         dense = random_model(options.random_weights, dtype=loading.get("dtype", "auto"), device=device)
         pruned = deepcopy(dense)
         prune(pruned, method="random", sparsity=options.sparsity, round_to=options.round_to, progress=False)
+        if options.vocabulary is not None:
+            cut_embeddings_(pruned, range(min(options.vocabulary, dense.config.vocab_size)))
         return {"dense": dense, "pruned": pruned}
     if len(names) < 2:
         raise UserError("name two or more models, the dense one first, or --random-weights FAMILY:SIZE --sparsity 0.5")

@@ -15,6 +15,8 @@ class Bench:
     """A public shape (llama-2-7b, llama-3.2-1b) or FAMILY:SIZE (llama:0.5b), with random weights, not models."""
     sparsity: Share = 0.5
     """Of the random model's pruned copy."""
+    vocabulary: int | None = None
+    """Tokens that it keeps, for the speed of an output layer that is cut; all by default."""
     round_to: int = 1
     """Its MLP widths are multiples of so many channels."""
     mode: tuple[Literal["eager", "prepacked", "auto", "compile"], ...] = ("eager",)
@@ -36,6 +38,8 @@ class Bench:
             raise UserError(f"--sparsity {self.sparsity}: must be at least 0 and below 1, such as 0.5 for half")
         for name in ("round_to", "prompt_length", "new_tokens", "repeats"):
             at_least(name, getattr(self, name), 2 if name == "prompt_length" else 1)
+        if self.vocabulary is not None:
+            at_least("vocabulary", self.vocabulary, 1)
         if not self.batch:
             raise UserError("--batch: name at least one size, such as 1")
         for batch in self.batch:

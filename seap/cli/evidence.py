@@ -13,6 +13,7 @@ from seap.cli.app import (
     FlatMachine,
     FlatTests,
     FlatText,
+    FlatVocabulary,
     Json,
     Model,
     Overwrite,
@@ -30,6 +31,7 @@ from seap.models.options import Loading
 from seap.selection.options import Choices, Pruning
 from seap.shares import shares, sizes_in_bytes
 from seap.text.options import Calibration
+from seap.vocabulary.options import Vocabulary
 
 
 @app.command(name="eval")
@@ -93,6 +95,7 @@ def compare(
     ),
     choices: Annotated[Choices, FlatDetails] = Choices(),  # noqa: B008
     calibration: Annotated[Calibration, FlatText] = Calibration(),  # noqa: B008
+    vocabulary: Annotated[Vocabulary, FlatVocabulary] = Vocabulary(),  # noqa: B008
     evaluation: Annotated[Evaluation, FlatTests] = Evaluation(),  # noqa: B008
     loading: Annotated[Loading, FlatMachine] = Loading(),  # noqa: B008
     plan: Plan = False,
@@ -119,6 +122,7 @@ def compare(
         controls=controls,
         general=general,
         calibration=calibration,
+        vocabulary=vocabulary,
         evaluation=read_alike(evaluation, calibration),
         pruning=Pruning(**vars(choices)),
     )

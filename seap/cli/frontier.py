@@ -13,6 +13,7 @@ from seap.cli.app import (
     FlatMachine,
     FlatTests,
     FlatText,
+    FlatVocabulary,
     Json,
     Model,
     Overwrite,
@@ -31,6 +32,7 @@ from seap.models.options import Loading
 from seap.selection.options import Choices, Pruning
 from seap.shares import shares, sizes_in_bytes
 from seap.text.options import Calibration
+from seap.vocabulary.options import Vocabulary
 
 
 @app.command
@@ -47,6 +49,7 @@ def sweep(
     out: Annotated[Path, Parameter(help="Folder for sweep.json.")] = Path("sweep"),
     choices: Annotated[Choices, FlatDetails] = Choices(),  # noqa: B008
     calibration: Annotated[Calibration, FlatText] = Calibration(),  # noqa: B008
+    vocabulary: Annotated[Vocabulary, FlatVocabulary] = Vocabulary(),  # noqa: B008
     evaluation: Annotated[Evaluation, FlatTests] = Evaluation(),  # noqa: B008
     loading: Annotated[Loading, FlatMachine] = Loading(),  # noqa: B008
     plan: Plan = False,
@@ -71,6 +74,7 @@ def sweep(
         sizes=() if target_size is None else sizes_in_bytes("--target-size", target_size),
         pruning=Pruning(method=method, **vars(choices)),
         calibration=calibration,
+        vocabulary=vocabulary,
         evaluation=read_alike(evaluation, calibration),
         repeats=repeats,
         batch=choices.batch,

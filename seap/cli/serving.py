@@ -34,7 +34,7 @@ from seap.models.options import Loading
 from seap.selection.options import Pruning
 from seap.serving.options import Access, Connections, Limits, Packing, Routing, Serving
 from seap.text.options import Calibration
-from seap.vocabulary.options import PRUNE_INSTEAD, SHARED_WORDS, Vocabulary, refuse
+from seap.vocabulary.options import Vocabulary
 
 route = App(name="route", help="Tell which task a prompt is of.")
 app.command(route)
@@ -149,8 +149,8 @@ def pack(
     from seap.serving.networks.packing import pack_to_files, plan_pack
 
     check_one_amount()
-    refuse(asdict(vocabulary), SHARED_WORDS, PRUNE_INSTEAD)
-    options, place = merged_options(pruning, calibration) if task else {}, asdict(loading)
+    words = asdict(vocabulary) if vocabulary.is_cut or task else {}
+    options, place = (merged_options(pruning, calibration) if task else {}) | words, asdict(loading)
     parts: dict[str, Any] = {"pruning": pruning, "calibration": calibration, "loading": place}
     if (ready := planned(plan_pack, model, out, sources=sources, tasks=task, **parts, plan=plan, json=json)) is None:
         return

@@ -9,7 +9,7 @@ from seap.disk.claim import claimed
 from seap.errors import UserError
 from seap.evaluation.options import Evaluation
 from seap.evidence.options import Promise
-from seap.evidence.promised import INSTEAD, NO_PROMISE, load_tests, prune_to_promise
+from seap.evidence.promised import check_vocabulary, load_tests, prune_to_promise
 from seap.files import write_json
 from seap.models import loader
 from seap.models.options import Streaming
@@ -17,7 +17,7 @@ from seap.pruning.commands import prune_to_folder
 from seap.pruning.report import Report
 from seap.text.options import Calibration
 from seap.text.sources import sources_of
-from seap.vocabulary.options import refuse
+from seap.vocabulary.options import vocabulary_of
 
 
 def promise_to_folder(
@@ -36,7 +36,7 @@ def promise_to_folder(
 
     given: the other arguments of `prune_to_folder`. Raises UserError also for what a promise can't be combined with.
     """
-    given = refuse(given, NO_PROMISE, INSTEAD)
+    check_vocabulary(promise, vocabulary_of(given)[0])
     check_promisable(mix, mask_file, streaming)
     load_tests(tasks, promise, evaluation)
 

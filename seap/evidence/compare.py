@@ -1,5 +1,6 @@
 """`seap compare`: makes and tests every network of a plan. Finished tests are files, so an interrupted run goes on."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,16 +14,17 @@ from tqdm import tqdm
 from seap import schema
 from seap.disk.claim import claimed_results
 from seap.environment import provenance
-from seap.evaluation.evaluate import Test, evaluate, load_test, prepare
+from seap.evaluation.evaluate import Exam, Test, evaluate, load_test, prepare
 from seap.evidence.agreement import agreement, by_chance, mean
 from seap.evidence.plan import Comparison, Network
-from seap.evidence.sizes import in_shares
+from seap.evidence.sizes import foreseen_for, in_shares
 from seap.evidence.workbench import Bench
 from seap.files import digest, write_json
 from seap.models import loader
 from seap.models.arch import describe
 from seap.models.axes import AXIS_NAMES
 from seap.pruning import prune as pruning
+from seap.pruning.vocabulary import smaller_beside
 from seap.selection.mask import load_masks, save_masks
 from seap.text.sources import sources_of
 from seap.text.tasks import load_items, parse_spec
@@ -67,14 +69,24 @@ def _compare_claimed(
     model, tokenizer = loader.load_for_work(name, **loading)
     plan = in_shares(plan, model, model.config.dtype or model.dtype)
     for method in plan.methods:
+        likely = foreseen_for(model, replace(plan, pruning=replace(plan.pruning, method=method)))
         for sparsity in plan.sparsities:
-            pruning.check(model, replace(plan.pruning, method=method, sparsity=sparsity))
-    exams = {task: prepare(test, model, tokenizer, plan.evaluation) for task, test in tests.items()}
-    bench = Bench(plan, model, tokenizer, out, exams, items, progress)
+            pruning.check(model, replace(plan.pruning, method=method, sparsity=sparsity), footprint=likely)
+    words = plan.vocabulary, plan.calibration
+    small = smaller_beside(model, tokenizer, list(plan.tasks), plan.general, *words, progress=progress)
+    exams, own = (_exams(plan, tests, *one) for one in ((model, tokenizer), (small.model, small.tokenizer)))
+    whole = (model, exams) if small.model is not model else None
+    bench = Bench(plan, small.model, small.tokenizer, out, own, items, progress, whole, small.finished)
     rows = run(bench, plan.networks(answered))
     result = _result(name, bench, rows, time.perf_counter() - started)
     write_json(out / "compare.json", result)
     return result
+
+
+def _exams(plan: Comparison, tests: Mapping[str, Test], model: Any, tokenizer: Any) -> dict[str, Exam]:
+    """As a tokenizer reads the tests: whole texts where there are two tokenizers, which cut them into other windows."""
+    each = plan.vocabulary.is_cut
+    return {task: prepare(test, model, tokenizer, plan.evaluation, every_window=each) for task, test in tests.items()}
 
 
 def run(bench: Bench, networks: Sequence[Network]) -> list[Result]:
@@ -140,6 +152,7 @@ def pruned_network(bench: Bench, network: Network) -> tuple[Any, Result]:
         **asdict(wanted),
         seed=network.seed,
     )
+    report = bench.finished(report)
     about = {
         "method": network.method,
         "made_for": network.text.removeprefix("no-answers:") if network.text != "weights" else None,
@@ -154,6 +167,8 @@ def pruned_network(bench: Bench, network: Network) -> tuple[Any, Result]:
         "data_hash": digest(hashes) if len(hashes) > 1 else next(iter(hashes), None),
         "layers": report.layers,
     }
+    if report.vocabulary:
+        about["vocabulary"] = report.vocabulary
     if wanted.resolved().allocate == "iterative":
         about["steps"] = wanted.spent.steps
         about["loss_of"] = "choices" if all(part.contrast for part in ranking.statistics.values()) else "text"
@@ -164,9 +179,19 @@ def pruned_network(bench: Bench, network: Network) -> tuple[Any, Result]:
 def _tested(bench: Bench, network: Network, pruned: Any, task: str) -> Result:
     started = time.perf_counter()
     found = evaluate(pruned, bench.tests[task], reference=bench.reference)
+    if bench.whole is not None:
+        found |= per_dense_token(found, bench.dense[1][task])
     if network.control is None and network.text in bench.tests and network.text != task:
         found["control"] = "other-task"
     return found | {"seconds": time.perf_counter() - started}
+
+
+def per_dense_token(found: Mapping[str, Any], dense: Exam) -> Result:
+    """The loss of a model with fewer tokens, per token of the dense model's, so that the two compare."""
+    tokens, size = dense.scored
+    loss, error = (found[f"nats_per_byte{end}"] * size / tokens for end in ("", "_stderr"))
+    same = {"loss": loss, "loss_stderr": error, "ppl": math.exp(min(loss, 700))}
+    return same | {"loss_per_own_token": found["loss"], "kl": None, "agreement": None}
 
 
 def _dense_row(bench: Bench, task: str) -> Result:
@@ -174,15 +199,17 @@ def _dense_row(bench: Bench, task: str) -> Result:
     path = bench.row_file(dense, task)
     if not path.is_file():
         started = time.perf_counter()
-        found = evaluate(bench.model, bench.tests[task])
+        model, exams = bench.dense
+        found = evaluate(model, exams[task])
         about = {"method": "dense", "made_for": None, "control": None, "target_sparsity": 0.0, "realised_sparsity": 0.0}
-        params = sum(p.numel() for p in bench.model.parameters())
-        arch = describe(bench.model)
+        params = sum(p.numel() for p in model.parameters())
+        arch = describe(model)
         whole: list[dict[str, int]] = [{} for _ in arch.layers]
         for key, count in arch.units.items():
             _, layer, name = key.split(".")
             whole[int(layer)][name] = count
-        same = {"kl": 0.0, "agreement": 1.0, "layers": whole, "calibration_tokens": None, "total_sparsity": 0.0}
+        like = {"kl": 0.0, "agreement": 1.0} if bench.whole is None else {}
+        same = like | {"layers": whole, "calibration_tokens": None, "total_sparsity": 0.0}
         took = {"seed": 0, "params_after": params, "seconds": time.perf_counter() - started}
         write_json(path, about | found | same | took, ROW)
     return _read_row(path)
@@ -194,7 +221,7 @@ def _result(name: str, bench: Bench, rows: list[Result], seconds: float) -> Resu
         "kind": "compare",
         "model": name,
         "family": bench.model.config.model_type,
-        "params": sum(p.numel() for p in bench.model.parameters()),
+        "params": sum(p.numel() for p in bench.dense[0].parameters()),
         "prunable_params": describe(bench.model).prunable_params,
         "tasks": plan.names,
         "methods": list(plan.methods),

@@ -11,6 +11,7 @@ from seap.evidence.sizes import footprint_for
 from seap.files import digest
 from seap.pruning.prune import build_corpora, calibrate_corpora, check, prune, with_rounding, with_what_is_needed
 from seap.pruning.report import Report
+from seap.selection.footprint import Footprint
 from seap.selection.mixture import check_mixture
 from seap.selection.options import Pruning
 from seap.selection.ranking import Ranking, rank
@@ -37,12 +38,16 @@ class Frontier:
         calibration: Calibration,
         *,
         statistics: Mapping[str, Statistics] | None = None,
+        footprint: Footprint | None = None,
         progress: bool = True,
     ) -> "Frontier":
-        """Calibrate, where the method looks at activations and no statistics are given."""
+        """Calibrate, where the method looks at activations and no statistics are given.
+
+        footprint: of the model, where the options count something else than parameters.
+        """
         pruning, _ = with_rounding(model, pruning)
         check(model, replace(pruning, sparsity=0.0))
-        how: dict[str, Any] = {"footprint": footprint_for(model, pruning), "seed": calibration.seed}
+        how: dict[str, Any] = {"footprint": footprint or footprint_for(model, pruning), "seed": calibration.seed}
         how["progress"] = progress
         if statistics or not pruning.needs_text:
             return cls(model, calibration, rank(model, statistics or {}, pruning, **how))

@@ -35,7 +35,8 @@ def observe(model: Any, exam: Exam, kinds: Collection[str] = KINDS) -> Outcome:
     """Run a model on what these kinds of promises need: windows for loss and agreement, questions for accuracy."""
     windows = {"max_loss", "min_agreement"} & set(kinds)
     sums, firsts = _read(model, exam) if windows else ([], [])
-    losses, tokens = dict.fromkeys(exam.owners, 0.0), dict.fromkeys(exam.owners, 0)
+    texts = sorted(set(exam.owners))  # in one order, however a tokenizer cuts them into windows
+    losses, tokens = dict.fromkeys(texts, 0.0), dict.fromkeys(texts, 0)
     for owner, total, first in zip(exam.owners, sums, firsts, strict=False):
         losses[owner] += total
         tokens[owner] += len(first)
@@ -69,7 +70,7 @@ def damage(kind: str, exam: Exam, dense: Outcome, pruned: Outcome) -> Damage:
     if kind == "max_acc_drop":
         assert dense.right is not None and pruned.right is not None
         return accuracy_drop(dense.right.values, pruned.right.values)
-    differing = dict.fromkeys(exam.owners, 0)
+    differing = dict.fromkeys(sorted(set(exam.owners)), 0)
     for owner, before, after in zip(exam.owners, dense.firsts, pruned.firsts, strict=True):
         differing[owner] += int((before != after).sum())
     return disagreement(tuple(differing.values()), dense.tokens)

@@ -14,6 +14,7 @@ from seap.methods import METHODS
 from seap.selection.options import Pruning
 from seap.text.options import Calibration
 from seap.text.tasks import parse_spec
+from seap.vocabulary.options import Vocabulary
 
 RESERVED = frozenset({"general", "pooled", "weights", "general-text", "flap-1024x128"})  # texts that are no task's
 
@@ -57,6 +58,7 @@ class Comparison:
     calibration: Calibration = field(default_factory=Calibration)
     evaluation: Evaluation = field(default_factory=Evaluation)
     pruning: Pruning = field(default_factory=Pruning)
+    vocabulary: Vocabulary = field(default_factory=Vocabulary)  # one for all networks
 
     def __post_init__(self) -> None:
         for method in self.methods:

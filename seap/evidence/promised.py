@@ -12,6 +12,7 @@ from typing import Any, Unpack
 
 from tqdm import tqdm
 
+from seap.activations.ranks import Ranks
 from seap.activations.stats import Statistics
 from seap.errors import UserError
 from seap.evaluation.evaluate import Exam, Test, load_test, prepare
@@ -20,19 +21,24 @@ from seap.evidence.frontier import Frontier
 from seap.evidence.heldout import Outcome, check_dense, damage, observe
 from seap.evidence.options import Promise
 from seap.evidence.promise import UNSEEN_LOSS, WORSE_THAN_SEEN, Damage, Levels, largest, more_texts, texts_needed
-from seap.pruning.provenance import note_
+from seap.evidence.sizes import check_counted, footprint_for
+from seap.pruning.provenance import note_, origin_of
 from seap.pruning.prune import split_options
-from seap.pruning.report import Report
+from seap.pruning.report import Report, Run
+from seap.pruning.vocabulary import check_whole_first, vocabulary_cut
+from seap.selection.footprint import output_of
 from seap.selection.keywords import PruneKeywords
-from seap.vocabulary.options import refuse
+from seap.vocabulary.options import Vocabulary, vocabulary_of
 
 ASSUMED = (
     f"no text's loss grows by more than {WORSE_THAN_SEEN:g} times the most that was seen, or by {UNSEEN_LOSS:.0%} of a "
     "mean text's loss if that is more"
 )
 
-NO_PROMISE = "a promise is kept token by token of the dense model's text, and fewer tokens cut that text otherwise"
-INSTEAD = "prune to a sparsity with it, or leave it out"
+NO_PROMISE = (
+    "agreement is kept token by token of the dense model's text, and fewer tokens cut that text otherwise; promise "
+    "--max-loss or --max-acc-drop, which are of texts and items"
+)
 
 
 def prune_to_promise(
@@ -61,21 +67,53 @@ def prune_to_promise(
         raise UserError("a promise finds the sparsity itself; leave out sparsity, or the promise")
     asked = {"max_loss": max_loss, "max_acc_drop": max_acc_drop, "min_agreement": min_agreement}
     wanted = Promise(**(asdict(promise or Promise()) | {name: v for name, v in asked.items() if v is not None}))
-    pruning, calibration = split_options(refuse(options, NO_PROMISE, INSTEAD))
+    vocabulary, others = vocabulary_of(options)
+    check_vocabulary(wanted, vocabulary)
+    pruning, calibration = split_options(others)
+    check_counted(pruning, ())
     tasks = [task] if isinstance(task, str) else list(task)
     tests = load_tests(tasks, wanted, evaluation or Evaluation())
-    exams = [prepare(test, model, tokenizer, settings) for test, settings in tests]
+
+    def exams_of(words: Any) -> list[Exam]:
+        """Whole texts where two tokenizers read them, which cut them into other windows."""
+        each = vocabulary.is_cut
+        return [prepare(test, model, words, settings, every_window=each) for test, settings in tests]
+
+    exams = exams_of(tokenizer)
     for exam in exams:
         check_size(exam.test, wanted, _num_texts(exam, wanted), exam.options)
-    frontier = Frontier.measure(model, tokenizer, tasks, pruning, calibration, statistics=statistics, progress=progress)
-    search = Search(frontier, wanted, exams, progress=progress)
-    found = search.run()
-    report = frontier.cut_(model, found)
+    run = Run(pruning, calibration, statistics=dict(statistics or {}), vocabulary=vocabulary)
+    check_whole_first(model, run, Ranks())
+    dense, origin, seen = observed(model, exams, wanted), origin_of(model), footprint_for(model, pruning)
+    with vocabulary_cut(model, tokenizer, tasks, None, run, progress=progress) as finished:
+        exams = exams_of(tokenizer) if vocabulary.is_cut else exams
+        seen = seen and seen.with_output(output_of(model, pruning, model.config.dtype or model.dtype))
+        how: dict[str, Any] = {"statistics": statistics, "footprint": seen, "progress": progress}
+        search = Search(Frontier.measure(model, tokenizer, tasks, pruning, calibration, **how), wanted, exams, dense)
+        search.progress = progress
+        found = search.run()
+        report = replace(finished(search.frontier.cut_(model, found)), origin=origin)
     told = report.provenance | {"promise": search.told(found)}
-    report = replace(report, provenance=told, seconds=time.perf_counter() - started)
+    notes, took = (*run.notes, *report.notes), time.perf_counter() - started
+    report = replace(report, provenance=told, notes=notes, seconds=took)
     assert report.origin is not None
     note_(model, report.to_dict(), report.masks, report.origin)
     return report
+
+
+def check_vocabulary(promise: Promise, vocabulary: Vocabulary) -> None:
+    """Raise UserError for a promise about tokens where these change."""
+    if vocabulary.is_cut and promise.kind == "min_agreement":
+        raise UserError(f"--vocabulary {vocabulary.vocabulary}: {NO_PROMISE}")
+
+
+def observed(model: Any, exams: Sequence[Exam], promise: Promise) -> list[Outcome]:
+    """The dense model on all exams. Raises UserError where it is too bad to promise anything of."""
+    assert promise.kind is not None
+    found = [observe(model, exam, [promise.kind]) for exam in exams]
+    for exam, outcome in zip(exams, found, strict=True):
+        check_dense(promise.kind, exam, outcome, promise.bound)
+    return found
 
 
 def load_tests(tasks: Sequence[str], promise: Promise, options: Evaluation) -> list[tuple[Test, Evaluation]]:
@@ -122,8 +160,8 @@ class Search:
     frontier: Frontier
     promise: Promise
     exams: Sequence[Exam]
+    dense: Sequence[Outcome]  # what the dense model said
     progress: bool = True
-    dense: list[Outcome] = field(default_factory=list)
     found: dict[float, tuple[float, list[Damage]]] = field(default_factory=dict)
     steps: list[dict[str, Any]] = field(default_factory=list)
 
@@ -134,9 +172,6 @@ class Search:
 
     def run(self) -> float:
         """The largest sparsity that can be promised. Raises UserError where it is none."""
-        self.dense = [observe(self.frontier.model, exam, [self.kind]) for exam in self.exams]
-        for exam, outcome in zip(self.exams, self.dense, strict=True):
-            check_dense(self.kind, exam, outcome, self.promise.bound)
         sparsities = self.frontier.possible(self.promise.sparsities)
         levels = Levels.of(self.promise.confidence, len(sparsities))
         with tqdm(desc="search", unit="sparsity", disable=not self.progress, leave=False) as bar:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from seap.errors import UserError
-from seap.selection.footprint import footprint_of, settled
+from seap.pruning.targets import foreseen
+from seap.selection.footprint import Footprint, footprint_of, output_of, settled
 from seap.selection.options import Pruning
 
 
@@ -35,6 +36,18 @@ def in_shares(plan: Any, model: Any, dtype: torch.dtype) -> Any:
     return replace(plan, pruning=counted, sparsities=found)
 
 
-def footprint_for(model: Any, pruning: Pruning) -> Any:
-    """Of the dense model as it is saved, where something else than parameters is counted."""
-    return None if pruning.cost == "params" else footprint_of(model, pruning, model.config.dtype or model.dtype)
+def foreseen_for(model: Any, plan: Any) -> Footprint | None:
+    """What the dense model takes with as few tokens as may stay, by which impossible sizes are seen at once."""
+    return foreseen(footprint_for(model, plan.pruning), plan.vocabulary, model.config.vocab_size)
+
+
+def footprint_for(model: Any, pruning: Pruning, smaller: Any = None) -> Footprint | None:
+    """Of the dense model as it is saved, where something else than parameters is counted.
+
+    smaller: the same model with fewer tokens, which is what is to be cut.
+    """
+    if pruning.cost == "params":
+        return None
+    dtype = model.config.dtype or model.dtype
+    found = footprint_of(model, pruning, dtype)
+    return found if smaller is None else found.with_output(output_of(smaller, pruning, dtype))

@@ -1,5 +1,6 @@
 """What the networks of a comparison share: the model, tests, statistics and rankings, made once, and keys of rows."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from seap.evaluation.likeness import Reference
 from seap.evidence.plan import Comparison, Network
 from seap.evidence.sizes import footprint_for
 from seap.files import digest, is_current
+from seap.pruning.report import Report
 from seap.selection.ranking import Ranking, rank
 from seap.text.corpus import Corpus, build_corpus, longest_sequence
 from seap.text.items import Item
@@ -25,7 +27,11 @@ PUBLISHED_FLAP = Calibration(num_texts=10**9, seq_len=128, pack=True, max_tokens
 
 @dataclass
 class Bench:
-    """The loaded model and everything that is made once and used by many networks."""
+    """The loaded model and everything that is made once and used by many networks.
+
+    model, tokenizer and tests are those of which the networks are made: with --vocabulary with fewer tokens than the
+    dense model has, of which `whole` are model and tests.
+    """
 
     plan: Comparison
     model: Any
@@ -34,7 +40,9 @@ class Bench:
     tests: dict[str, Exam]
     items: dict[str, list[Item]]  # to calibrate on, by spec
     progress: bool
-    reference: Reference = field(init=False)
+    whole: tuple[Any, dict[str, Exam]] | None = None
+    finished: Callable[[Report], Report] = lambda report: report  # of a report on the layers one on the whole model
+    reference: Reference | None = field(init=False)
     fingerprint: str = field(init=False)
     max_tokens: int = field(init=False)  # of calibration text behind every network
     code: Any = field(init=False)  # that makes the numbers
@@ -42,10 +50,15 @@ class Bench:
     ranked: tuple[Any, Ranking | None] = (None, None)  # what `ranking` made last
 
     def __post_init__(self) -> None:
-        self.reference = Reference(self.model)
+        self.reference = Reference(self.model) if self.whole is None else None  # first choices of other tokens differ
         self.fingerprint = fingerprint(self.model)
         self.max_tokens = equal_tokens(self)
         self.code = [commit(), versions()]
+
+    @property
+    def dense(self) -> tuple[Any, dict[str, Exam]]:
+        """The dense model and its tests."""
+        return self.whole or (self.model, self.tests)
 
     def measured(self, seed: int, text: str) -> tuple[dict[str, Statistics], list[str]]:
         """Statistics of a text, by name as `pruning.make_masks` takes them, and the hashes of what they are of.
@@ -64,7 +77,7 @@ class Bench:
         wanted = (network.seed, network.text, network.method)
         if self.ranked[0] != wanted or self.ranked[1] is None:
             options = replace(self.plan.pruning, method=network.method)
-            seen = footprint_for(self.model, options)
+            seen = footprint_for(self.dense[0], options, self.model)
             ranking = rank(self.model, statistics, options, footprint=seen, seed=network.seed)
             self.latest = (self.latest[0], ranking.statistics, hashes)  # with what the next method may need too
             self.ranked = (wanted, ranking)
@@ -125,8 +138,8 @@ class Bench:
     def key(self, network: Network, task: str) -> str:
         """Everything that decides a row, the code included."""
         plan, test = self.plan, self.tests[task].test
-        options = [asdict(plan.calibration), asdict(plan.evaluation), asdict(plan.pruning), plan.tasks, plan.general]
-        made = asdict(network) | {"tested_on": task}
+        options = [asdict(plan.calibration), asdict(plan.evaluation), asdict(plan.pruning), asdict(plan.vocabulary)]
+        made = asdict(network) | {"tested_on": task, "texts": [plan.tasks, plan.general]}
         return digest([self.fingerprint, made, options, self.max_tokens, test.data_hash, self.code])
 
     def row_file(self, network: Network, task: str) -> Path:

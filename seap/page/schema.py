@@ -136,7 +136,7 @@ class SweepRow(Struct, kw_only=True):
     added_loss: Number
     ppl: Number
     bytes: Number
-    disagreement: Number
+    disagreement: MaybeNumber = None
     loss: MaybeNumber = None
     acc: MaybeNumber = None
     acc_stderr: MaybeNumber = None

@@ -22,7 +22,7 @@ RECORDS = {
     ("analyze", "stability"): ("task", "axis", "sparsity", "num_texts", "jaccard"),
     ("analyze", "enough"): ("task", "num_texts", "jaccard"),
     ("bench", "rows"): ("phase", "batch", "ratio"),
-    ("sweep", "rows"): ("task", "realised_sparsity", "added_loss", "ppl", "bytes", "disagreement"),
+    ("sweep", "rows"): ("task", "realised_sparsity", "added_loss", "ppl", "bytes"),
 }
 
 

@@ -149,7 +149,8 @@ def show_sweep(result: dict[str, Any], console: Console) -> None:
             cells = [f"{100 * row['realised_sparsity']:.1f}%"]
             cells += [with_error(row["added_loss"], row["added_loss_stderr"], 3), f"{row['ppl']:.2f}"]
             cells.append(with_error(100 * row["acc"], 100 * row["acc_stderr"], 1) if "acc" in row else "")
-            cells += [f"{100 - 100 * row['disagreement']:.1f}", f"{row['bytes'] / 1e6:,.1f}"]
+            same = row.get("disagreement")
+            cells += ["" if same is None else f"{100 - 100 * same:.1f}", f"{row['bytes'] / 1e6:,.1f}"]
             cells += [f"×{speed[phase]['ratio']:.2f}" if phase in speed else "" for phase in ("prefill", "decode")]
             table.add_row(*cells)
         console.print(table)

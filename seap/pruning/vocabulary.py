@@ -1,8 +1,9 @@
 """The vocabulary goes first: all that follows is measured, refitted and run with the tokens that stay."""
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from seap.activations.calibration import fingerprint
@@ -12,7 +13,9 @@ from seap.files import digest
 from seap.models.residency import streamed
 from seap.pruning.report import Report, Run, Size
 from seap.pruning.texts import Tasks, items_of
+from seap.text.options import Calibration
 from seap.vocabulary.choosing import Choice, choose, cut
+from seap.vocabulary.options import Vocabulary
 
 NEEDS_TEXT = "which tokens a task needs is seen from its texts"
 
@@ -49,13 +52,60 @@ def vocabulary_cut(
             f"--vocabulary {run.vocabulary.vocabulary}: {NEEDS_TEXT}: give a tokenizer and a task (NAME or NAME=PATH)"
         )
     size, identity = Size.of(model), fingerprint(model)
-    texts, _ = items_of(task)
-    others = [item for items in items_of(general)[0].values() for item in items] if general else ()
-    choice = choose(model, tokenizer, texts, run.vocabulary, run.calibration, general=others, progress=progress)
+    choice, tasks = chosen(model, tokenizer, task, general, run.vocabulary, run.calibration, progress=progress)
     if choice.about["tokens_after"] == choice.about["tokens_before"]:
         run.notes.append("the whole vocabulary stays: no smaller one keeps within --vocabulary-tolerance")
     with cut(model, tokenizer, choice):
-        yield lambda report: on_whole(report, size, identity, choice, tuple(texts))
+        yield lambda report: on_whole(report, size, identity, choice, tasks)
+
+
+def chosen(
+    model: Any,
+    tokenizer: Any,
+    task: Tasks,
+    general: str | None,
+    wanted: Vocabulary,
+    reading: Calibration,
+    *,
+    progress: bool,
+) -> tuple[Choice, tuple[str, ...]]:
+    """What stays of the vocabulary for these tasks together, and their names. Nothing is changed."""
+    texts, _ = items_of(task)
+    others = [item for items in items_of(general)[0].values() for item in items] if general else ()
+    choice = choose(model, tokenizer, texts, wanted, reading, general=others, progress=progress)
+    return choice, tuple(texts)
+
+
+@dataclass(frozen=True)
+class Smaller:
+    """A model with fewer tokens beside the whole one, whose other weights it shares, and its tokenizer.
+
+    finished: makes of a report on its layers one on the whole model.
+    """
+
+    model: Any
+    tokenizer: Any
+    finished: Callable[[Report], Report]
+
+
+def smaller_beside(
+    model: Any,
+    tokenizer: Any,
+    task: Tasks,
+    general: str | None,
+    wanted: Vocabulary,
+    reading: Calibration,
+    *,
+    progress: bool,
+) -> Smaller:
+    """Both as they are, and a model that has the tokens of these tasks; the same model where all tokens stay."""
+    if not wanted.is_cut:
+        return Smaller(model, tokenizer, lambda report: report)
+    size, identity = Size.of(model), fingerprint(model)
+    choice, tasks = chosen(model, tokenizer, task, general, wanted, reading, progress=progress)
+    made, words = copy.deepcopy(model, {id(p): p for p in model.parameters()}), copy.deepcopy(tokenizer)
+    with cut(made, words, choice):
+        return Smaller(made, words, lambda report: on_whole(report, size, identity, choice, tasks))
 
 
 def on_whole(report: Report, size: Size, identity: str, choice: Choice, tasks: tuple[str, ...]) -> Report:

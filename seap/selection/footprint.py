@@ -6,7 +6,7 @@ weights in the dtype that is saved; milliseconds are measured here (`timing.py`)
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -45,7 +45,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a model takes, in all and by part. dense: before anything went, its whole vocabulary included."""
+    """What a model takes, in all and by part. dense: before anything went, its whole vocabulary included.
+
+    Query heads that go from the groups that stay are counted too, where bytes are.
+    """
 
     cost: Cost
     dense: float
@@ -53,11 +56,17 @@ class Footprint:
     output: float  # embedding and output layer, of the vocabulary that is there
     curves: Mapping[str, Taken]  # axis key → what it takes
     size: int = 0  # bytes of a parameter, where bytes are counted
+    heads: Mapping[str, tuple[str, int, float]] = field(
+        default_factory=dict
+    )  # key → heads key, query heads, bytes of one
 
     def of(self, budgets: Mapping[str, int]) -> float:
         """With so many units of each axis; all of those that aren't named."""
         widths = {key: budgets.get(key, curve.units) for key, curve in self.curves.items()}
-        return self.fixed + self.output + sum(curve.at([widths[key]])[0] for key, curve in self.curves.items())
+        taken = sum(curve.at([widths[key]])[0] for key, curve in self.curves.items())
+        for key, (heads_key, queries, each) in self.heads.items():
+            taken -= widths[key] * (queries - budgets.get(heads_key, queries)) * each
+        return self.fixed + self.output + taken
 
     def most(self, sparsity: float) -> float:
         """What a model may take of which this share of the dense one is to go."""
@@ -114,7 +123,8 @@ def footprint_of(model: Any, options: Pruning, dtype: torch.dtype | None = None)
         free = {axis.layer for axis in arch.axes if axis.name == KV_GROUPS}
         fixed += sum(_groups(arch, layer) * own for layer, own in enumerate(cached) if layer not in free)
     whole = fixed + output + sum(line.at([line.units])[0] for line in lines.values())
-    return Footprint(options.cost, whole, fixed, output, lines, size)
+    heads = {a.key: (a.heads_key, a.queries, float(a.head_params * size)) for a in arch.axes if a.heads_key}
+    return Footprint(options.cost, whole, fixed, output, lines, size, heads)
 
 
 def output_of(model: Any, options: Pruning, dtype: torch.dtype | None = None) -> float:

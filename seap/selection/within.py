@@ -5,6 +5,8 @@ allocation. What else is counted, allocations by damage choose widths by directl
 others the least sparsity is looked for whose widths fit.
 """
 
+import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -94,7 +96,16 @@ def in_params(arch: Arch, options: Pruning, footprint: Footprint | None) -> Prun
     step = max(options.round_to, 1)
     unit = min((axis.unit_params * (1 if axis.name == KV_GROUPS else step) for axis in free), default=0)
     params = (footprint.of({}) + bias - footprint.most(options.sparsity)) / footprint.size + unit
-    return plain(options, min(params / arch.prunable_params, 1 - 1e-9))
+    return plain(options, min(params / arch.prunable_params, most_removed(arch, free, options)))
+
+
+def most_removed(arch: Arch, free: Sequence[Axis], options: Pruning) -> float:
+    """The largest share of the layers' parameters that the options let go."""
+    if any(axis.usage_key for axis in free):
+        return 1 - 1e-9  # experts may go too
+    least = least_of(arch, free, options)
+    gone = sum((axis.units - least[axis.key]) * axis.unit_params for axis in free)
+    return min(gone / arch.prunable_params, 1 - 1e-9)
 
 
 def _by_bytes(
@@ -108,6 +119,7 @@ def _by_bytes(
 ) -> Budgets:
     """The budgets of a share of the parameters, a little more of them where what goes comes in larger units."""
     found = allocate(arch, wanted, scores, curves, axes=axes)
+    most = most_removed(arch, free_axes(arch, arch.axes, options), options)
     if curves is None and options.drop != "none":  # it isn't known yet what goes whole
         return found
     for _ in range(TRIES):
@@ -115,7 +127,7 @@ def _by_bytes(
         if beyond <= 0 or any(axis.usage_key for axis in arch.axes):  # of experts, widths don't say which ones go whole
             break
         more = (beyond / footprint.size + 1) / arch.prunable_params
-        wanted = replace(wanted, sparsity=min(wanted.sparsity + more, 1 - 1e-9))
+        wanted = replace(wanted, sparsity=min(wanted.sparsity + more, most))
         found = allocate(arch, wanted, scores, curves, axes=axes)
     return found
 
@@ -134,20 +146,28 @@ def _by_halving(
     axes: Sequence[Axis],
 ) -> Budgets:
     """The budgets of the least sparsity that fits, of an allocation that knows parameters alone."""
-    least = least_of(arch, free, options)
-    gone = sum((axis.units - least[axis.key]) * axis.unit_params for axis in free)
-    low, high = 0.0, min(gone / arch.prunable_params, 1 - 1e-9)
-    found = allocate(arch, plain(options, high), scores, axes=axes)
-    if not footprint.fits(found, options.sparsity):
-        raise footprint.refusal(options, footprint.of(found), f" by --allocate {options.resolved().allocate}")
+
+    def tried(sparsity: float) -> Budgets | None:
+        """None where the allocation has no widths for just this one."""
+        with contextlib.suppress(UserError):
+            return allocate(arch, plain(options, sparsity), scores, axes=axes)
+        return None
+
+    most, nearest = most_removed(arch, free, options), math.inf
+    for place in range(HALVINGS, 0, -1):
+        high, found = most * place / HALVINGS, tried(most * place / HALVINGS)
+        nearest = min(nearest, math.inf if found is None else footprint.of(found))
+        if found is not None and footprint.fits(found, options.sparsity):
+            break
+    else:
+        by = f" by --allocate {options.resolved().allocate}"
+        raise footprint.refusal(options, min(nearest, footprint.dense), by)
+    assert found is not None
+    low = 0.0
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        try:
-            made = allocate(arch, plain(options, middle), scores, axes=axes)
-        except UserError:  # widths that this sparsity can't be met with: one that is higher is looked for
-            low = middle
-            continue
-        if footprint.fits(made, options.sparsity):
+        made = tried(middle)
+        if made is not None and footprint.fits(made, options.sparsity):
             found, high = made, middle
         else:
             low = middle

@@ -105,7 +105,13 @@ def _evaluate_routing(
     load_router(router)
     model, tokenizer = loader.load_for_work(name, **loading)
     guide = load_router(router, model)
-    runtime = TaskRuntime(model, load_networks(masks, model))
+    networks = load_networks(masks, model)
+    if fewer := [name for name, network in networks.items() if network.vocabulary is not None]:
+        raise UserError(
+            f"{masks}: the networks {', '.join(fewer)} don't write all tokens (--vocabulary), so that test text, which "
+            "has all, has no loss on them; pack them without it to see what routing costs"
+        )
+    runtime = TaskRuntime(model, networks)
     for test in tests:
         runtime.known(test.name)
     found = end_to_end(runtime, tokenizer, guide, tests, options, fallback=runtime.known(fallback))

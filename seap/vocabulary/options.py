@@ -42,8 +42,6 @@ class Vocabulary:
         return ["--vocabulary-tolerance"] if changed and self.vocabulary != "auto" else []
 
 
-SHARED_WORDS = "the networks of seap pack share one embedding and one tokenizer, the dense model's"
-PRUNE_INSTEAD = "leave it out, or make a checkpoint of the task's own with seap prune"
 NAMES = tuple(field.name for field in fields(Vocabulary))
 
 
@@ -51,11 +49,3 @@ def vocabulary_of(options: Mapping[str, Any]) -> tuple[Vocabulary, dict[str, Any
     """Keyword arguments → what they say of the vocabulary, and the others."""
     own = {name: options[name] for name in NAMES if name in options}
     return Vocabulary(**own), {name: value for name, value in options.items() if name not in NAMES}
-
-
-def refuse(options: Mapping[str, Any], what: str, instead: str) -> dict[str, Any]:
-    """The other options. Raises UserError where the vocabulary is to be cut by what doesn't do that."""
-    wanted, others = vocabulary_of(options)
-    if wanted.is_cut:
-        raise UserError(f"--vocabulary {wanted.vocabulary}: {what}; {instead}")
-    return others

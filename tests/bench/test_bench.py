@@ -91,6 +91,16 @@ def test_random_weights_are_pruned_and_measured(capsys: pytest.CaptureFixture[st
     assert main(["report", str(tmp_path / "bench.json"), "--out", str(tmp_path / "page.html")]) == 0
 
 
+def test_an_output_layer_that_is_cut_raises_the_ceiling(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "bench --random-weights llama:0.002b --batch 1 --prompt-length 8 --new-tokens 2 --repeats 1 --phase decode"
+    found = []
+    for more in ([], ["--vocabulary", "500"]):
+        assert main([*words.split(), *more, "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    whole, cut = (one["rows"][0]["ceiling"] for one in found)
+    assert cut > whole and found[1]["models"]["pruned"]["params"] < found[0]["models"]["pruned"]["params"]
+
+
 def test_folders_are_measured_in_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dense, task = str(folder(tmp_path / "dense")), f"toy={texts_file(tmp_path / 'toy.txt')}"
     prune_to_folder(dense, tmp_path / "small", tasks=[task], min_channels=4, method="seap-paper", progress=False)

@@ -8,11 +8,14 @@ import pytest
 import torch
 from tiny import ALL, model
 from toy import TEXTS, folder, texts_file, tokenizer
+from vocabularies import TEXTS as WORDS
+from vocabularies import byte_level
 
 import seap
 from seap.cli.main import main
 from seap.errors import UserError
-from seap.models.arch import Arch, describe
+from seap.exports.gguf_vocabulary import PRE_TOKENIZERS
+from seap.models.arch import Arch, describe, embedding_params
 from seap.models.sizes import saved_bytes
 from seap.selection import footprint
 from seap.selection.timing import TimeCurve, Times
@@ -32,7 +35,7 @@ def weights_in(folder: Path) -> int:
 @pytest.mark.parametrize("name", sorted(ALL))
 def test_what_is_saved_takes_no_more_than_was_asked(name: str, tmp_path: Path) -> None:
     dense: Any = model(name)
-    dense.save_pretrained(tmp_path / "dense")
+    model(name).save_pretrained(tmp_path / "dense")
     whole = weights_in(tmp_path / "dense")
     assert whole - 4000 < saved_bytes(dense) and saved_bytes(dense) >= whole * 0.97
     most = 0.8 * whole
@@ -120,3 +123,35 @@ def test_networks_that_share_weights_have_no_size_of_their_own(tmp_path: Path) -
 
     with pytest.raises(UserError, match="--target-size are of a whole model; networks share the dense model's weights"):
         pack_to_files(str(folder(tmp_path / "dense")), tmp_path / "out", tasks=["toy=x"], target_size="1MB")
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_with_the_vocabulary_first_in_every_family(name: str, tmp_path: Path) -> None:
+    """What the tokens save counts in the size, and the layers give the rest; both come back from disk."""
+    words = byte_level(*PRE_TOKENIZERS["gpt-2"].splits)
+    dense: Any = model(name, vocab_size=len(words), pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    lines = [line for text in dict.fromkeys(WORDS) for line in text.replace("\n", ". ").split(". ") if line.strip()]
+    task, whole = {"toy": [f"{a} {b}" for a in lines for b in lines[:4]]}, saved_bytes(dense)
+    embeddings = embedding_params(dense)
+    report = seap.prune(dense, words, task=task, method="flap", target_size=0.75 * whole, vocabulary=300, **SMALL)
+    dense.save_pretrained(tmp_path / "small")
+    assert weights_in(tmp_path / "small") <= 0.75 * whole and dense.config.vocab_size == len(words) == 300
+    assert report.target is not None and report.target["before"] == pytest.approx(whole)
+    saved = 4 * (embeddings - embedding_params(dense))
+    assert (report.realised_sparsity > 0) == (saved < 0.25 * whole)
+    words.save_pretrained(tmp_path / "small")
+    again, _ = seap.load(str(tmp_path / "small"), device="cpu", dtype="float32")
+    given = words("the cat sat on", return_tensors="pt")["input_ids"]
+    assert torch.equal(again(given).logits, dense(given).logits)
+
+
+def test_where_the_vocabulary_is_enough_the_layers_stay(tmp_path: Path) -> None:
+    words = byte_level(*PRE_TOKENIZERS["gpt-2"].splits)
+    dense: Any = model("llama", vocab_size=len(words), hidden_size=64)
+    lines = [line for text in dict.fromkeys(WORDS) for line in text.replace("\n", ". ").split(". ") if line.strip()]
+    task, whole = {"toy": [f"{a} {b}" for a in lines for b in lines[:4]]}, saved_bytes(dense)
+    report = seap.prune(dense, words, task=task, target_size=0.95 * whole, vocabulary=300, **SMALL)
+    dense.save_pretrained(tmp_path / "small")
+    assert weights_in(tmp_path / "small") <= 0.95 * whole and report.realised_sparsity == 0
+    assert report.target is not None and report.target["after"] < report.target["most"]
+    assert type(dense).__name__ == "LlamaForCausalLM"

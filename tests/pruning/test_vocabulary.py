@@ -117,8 +117,8 @@ def test_what_it_does_not_go_with_is_refused_before_anything_changes() -> None:
     for options, message in wrong:
         with pytest.raises(UserError, match=message):
             seap.prune(net, words, **({"vocabulary": "auto", "sparsity": 0} | SMALL | options))
-    with pytest.raises(UserError, match="--vocabulary auto: a promise is kept token by token"):
-        seap.prune_to_promise(net, words, task="toy", max_loss="1%", vocabulary="auto")
+    with pytest.raises(UserError, match="--vocabulary auto: agreement is kept token by token"):
+        seap.prune_to_promise(net, words, task="toy", min_agreement="99%", vocabulary="auto")
     with pytest.raises(UserError, match="--vocabulary seven: must be keep, auto or a number"):
         seap.prune(net, words, task=TASK, vocabulary="seven")
     assert net.config.vocab_size == len(words) == len(tokenizer())
@@ -210,6 +210,20 @@ def test_a_gguf_file_is_cut_too(dense: str, task: str, tmp_path: Path) -> None:
     assert words.decode(words("the unseen ὀδύσσεια")["input_ids"], skip_special_tokens=True) == "the unseen ὀδύσσεια"
 
 
+def test_stock_classes_have_it_too(dense: str, task: str, tmp_path: Path) -> None:
+    """Padded, with the smaller embedding and tokenizer, and the outputs of the pruned folder."""
+    out, stock = str(tmp_path / "small"), str(tmp_path / "stock")
+    arguments = ["--sparsity", "0.3", "--vocabulary", str(SIZE), "--method", "magnitude", "--min-channels", "8"]
+    assert main(["prune", dense, "--task", task, *arguments, "--out", out]) == 0
+    assert main(["export", out, "--to", "padded", "--out", stock]) == 0
+    (small, words), read = seap.load(out, device="cpu"), AutoTokenizer.from_pretrained(stock)
+    padded = AutoModelForCausalLM.from_pretrained(stock)
+    assert type(padded).__module__.startswith("transformers.models") and padded.config.vocab_size == len(read) == SIZE
+    ids = read("the unseen ὀδύσσεια", return_tensors="pt")["input_ids"]
+    assert ids.tolist() == words("the unseen ὀδύσσεια", return_tensors="pt")["input_ids"].tolist()
+    torch.testing.assert_close(padded(ids).logits, small(ids).logits, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -217,10 +231,10 @@ def test_a_gguf_file_is_cut_too(dense: str, task: str, tmp_path: Path) -> None:
         (["prune", "{dense}", "--task", "{task}", "--vocabulary", "auto", "--stream", "--out", "{out}"], "--stream"),
         (["prune", "{dense}", "--task", "{task}", "--vocabulary", "few", "--out", "{out}"], "vocabulary"),
         (
-            ["prune", "{dense}", "--task", "{task}", "--vocabulary", "9", "--max-loss", "50%", "--out", "{out}"],
-            "promise",
+            ["prune", "{dense}", "--task", "{task}", "--vocabulary", "9", "--min-agreement", "50%", "--out", "{out}"],
+            "agreement is kept token by token",
         ),
-        (["pack", "{dense}", "--task", "{task}", "--vocabulary", "auto", "--out", "{out}"], "share one embedding"),
+        (["pack", "{dense}", "x={dense}", "--vocabulary", "auto", "--out", "{out}"], "sources have theirs already"),
     ],
 )
 def test_the_command_refuses_what_it_does_not_go_with(

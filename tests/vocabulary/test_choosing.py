@@ -19,7 +19,7 @@ from seap.text.tokens import byte_counter
 from seap.vocabulary import choosing, counts, measuring
 from seap.vocabulary.described import describe_tokenizer
 from seap.vocabulary.embedding import cut_embeddings_
-from seap.vocabulary.options import Vocabulary, refuse
+from seap.vocabulary.options import Vocabulary, vocabulary_of
 from seap.vocabulary.rewriting import Source
 
 LINES = [line for text in dict.fromkeys(TEXTS) for line in text.replace("\n", ". ").split(". ") if line.strip()]
@@ -209,6 +209,5 @@ def test_options_say_what_is_allowed() -> None:
             Vocabulary(vocabulary_tolerance=wrong)
     assert Vocabulary(vocabulary_tolerance=0.1).unused() == ["--vocabulary-tolerance"]
     assert not Vocabulary(vocabulary="auto", vocabulary_tolerance=0.1).unused() and not Vocabulary().is_cut
-    assert refuse({"vocabulary": "keep", "x": 1}, "no", "do") == {"x": 1}
-    with pytest.raises(UserError, match="--vocabulary 500: no; do"):
-        refuse({"vocabulary": 500}, "no", "do")
+    wanted, others = vocabulary_of({"vocabulary": 500, "x": 1})
+    assert wanted.vocabulary == 500 and others == {"x": 1}

@@ -49,7 +49,8 @@ def _cells(row: Row) -> list[Cell]:
     texts += [_signed(row.get("relative_loss")), _signed(row.get("relative_loss_upper")), number(row["ppl"], 2)]
     acc, error = row.get("acc"), row.get("acc_stderr")
     texts.append("–" if acc is None else f"{percent(acc)} ± {number(100 * (error or 0), 1)}")
-    texts += [percent(1 - row["disagreement"]), number(row["bytes"] / 1e6, 1)]
+    differing = row.get("disagreement")
+    texts += [percent(None if differing is None else 1 - differing), number(row["bytes"] / 1e6, 1)]
     for phase in PHASES:
         found = (row.get("speed") or {}).get(phase)
         texts.append(f"×{found['ratio']:.2f}" if found else "–")

@@ -25,6 +25,8 @@ from seap.pruning.checkpoint import MASK_FILE, previous
 from seap.selection.mask import check_fits, check_masks, load_masks, realised_sparsity
 from seap.selection.whole_layers import dropped_layers, refuse_whole_layers
 
+VOCABULARY = "vocabulary"  # the tensor's name in a file
+
 
 class Stored(Mapping[str, Tensor]):
     """The tensors of a file whose names begin with a prefix, each read when it is asked for."""
@@ -56,6 +58,7 @@ class Network:
     # the weight is what the mask keeps of the dense one plus left (O, r) or (k, r) times right (r, k) or (r, D)
     left: Mapping[str, Tensor] = field(default_factory=dict)
     right: Mapping[str, Tensor] = field(default_factory=dict)
+    vocabulary: Tensor | None = None  # int64, ascending: the tokens that it writes; all of them with None
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def changes(self, layer: int) -> bool:
@@ -102,6 +105,12 @@ def network_between(dense: Any, pruned: Any, masks: Masks) -> Network:
     check_fits(arch, masks)
     refuse_whole_layers(dropped_layers(masks), "seap pack")
     refuse_gone(masks)
+    if pruned.config.vocab_size < dense.config.vocab_size:
+        raise UserError(
+            f"the pruned model has {pruned.config.vocab_size} of the dense one's {dense.config.vocab_size} tokens, and "
+            "a tokenizer of its own; networks of one model share one: pack the task with --vocabulary, or serve that "
+            "folder alone"
+        )
     embeddings = (m.get_input_embeddings().weight.cpu() for m in (dense, pruned))
     related, weights, biases = torch.equal(*embeddings), {}, {}
     for axis in arch.axes:
@@ -140,6 +149,7 @@ def save_network(path: Path, network: Network, about: Mapping[str, Any]) -> None
     tensors |= {f"bias.{key}": bias for key, bias in network.biases.items()}
     tensors |= {f"left.{key}": left for key, left in network.left.items()}
     tensors |= {f"right.{key}": right for key, right in network.right.items()}
+    tensors |= {} if network.vocabulary is None else {VOCABULARY: network.vocabulary}
     write_tensors(path, "network", tensors, about)
 
 
@@ -154,7 +164,8 @@ def load_network(path: Path) -> Network:
     masks = {key: mask.clone() for key, mask in Stored(path, "mask.").items()}
     check_masks(path, masks)
     weights, biases, left, right = (Stored(path, prefix) for prefix in ("weight.", "bias.", "left.", "right."))
-    return Network(masks, weights, biases, left, right, about)
+    tokens = read_one(path, VOCABULARY) if VOCABULARY in tensor_names(path) else None
+    return Network(masks, weights, biases, left, right, tokens, about)
 
 
 def load_networks(source: Path, model: Any) -> dict[str, Network]:
@@ -196,6 +207,7 @@ def check_network(path: Path, arch: Arch, network: Network) -> None:
         refuse_gone(network.masks)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    check_tokens(path, network.vocabulary, arch.model.config.vocab_size)
     whole: dict[str, tuple[int, ...]] = {}
     biases = {axis.key: arch.weight(axis.layer, axis.consumer).shape[:1] for axis in arch.axes}
     for axis in arch.axes:
@@ -215,6 +227,15 @@ def check_network(path: Path, arch: Arch, network: Network) -> None:
         assert left is not None and right is not None
         if (left.shape[0], right.shape[1]) != whole[key] or left.shape[1] != right.shape[0]:
             raise _misshapen(path, f"left.{key}", left)
+
+
+def check_tokens(path: Path, tokens: Tensor | None, size: int) -> None:
+    """Raise UserError unless they are ids of a vocabulary of this size, ascending, each once."""
+    if tokens is None:
+        return
+    plain = tokens.dtype == torch.int64 and tokens.dim() == 1 and tokens.numel() > 0
+    if not plain or not 0 <= int(tokens[0]) <= int(tokens[-1]) < size or bool((tokens.diff() <= 0).any()):
+        raise _misshapen(path, VOCABULARY, tokens)
 
 
 def _misshapen(path: Path, name: str, values: Tensor) -> UserError:

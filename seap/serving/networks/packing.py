@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from seap.activations.calibration import check_measured, check_same_model, identity
 from seap.disk.claim import claimed_each
 from seap.disk.digests import weight_digests
@@ -25,22 +27,24 @@ from seap.pruning.prospect import prospect
 from seap.pruning.prune import build_corpora, make_repairs, prune, split_options
 from seap.pruning.stages import check_tasks, read_statistics
 from seap.pruning.surgery import cut_
-from seap.pruning.targets import as_planned, check_one_amount
+from seap.pruning.targets import as_planned
+from seap.pruning.vocabulary import chosen
 from seap.pruning.work import Text, merged
 from seap.schema import needed
 from seap.selection.mask import load_masks
 from seap.selection.options import Pruning
 from seap.selection.ranking import with_second_moments
 from seap.selection.whole_layers import refuse_whole_layers
+from seap.serving.networks.amounts import check_words
 from seap.serving.networks.network import Network, load_pruned, network_between, save_network
 from seap.serving.networks.sharing import share_weights
 from seap.text.options import Calibration
 from seap.text.sources import sources_of
 from seap.text.tasks import parse_spec
-from seap.vocabulary.options import PRUNE_INSTEAD, SHARED_WORDS, Vocabulary, refuse
+from seap.vocabulary.options import Vocabulary, vocabulary_of
 
 Statistics = dict[str, tuple[Any, dict[str, Any]]]
-KEPT = ("tasks", "method", "options", "realised_sparsity", "num_tokens")  # of what made the network
+KEPT = ("tasks", "method", "options", "realised_sparsity", "num_tokens", "vocabulary")  # of what made the network
 
 
 def pack_to_files(
@@ -63,8 +67,7 @@ def pack_to_files(
     with the same key is left as it is, so that an interrupted run goes on where it stopped. ready:
     called once nothing is left to be refused but what needs the model.
     """
-    options = refuse(options, SHARED_WORDS, PRUNE_INSTEAD)
-    check_amount(options)
+    check_words(options, tasks)
     named = named_sources(sources)
     wanted = [parse_spec(spec).name for spec in tasks]
     check_names([*named, *wanted])
@@ -73,17 +76,6 @@ def pack_to_files(
     with claimed_each(out, files, "network", overwrite=overwrite, inputs=reads):
         work = _Packing(out, share, overwrite, options, progress)
         return _pack_claimed(name, work, named, tasks, stats_files, dict(loading or {}), ready)
-
-
-def check_amount(options: Mapping[str, Any]) -> None:
-    """Raise UserError for amounts that are of a whole model."""
-    check_one_amount(options)
-    cost = split_options(options)[0].cost
-    if cost in ("bytes", "memory"):
-        raise UserError(
-            f"--cost {cost} and --target-size are of a whole model; networks share the dense model's weights, and "
-            "--share says how much each may own; give a --sparsity or a --target-speed"
-        )
 
 
 @dataclass(frozen=True)
@@ -109,7 +101,7 @@ def _pack_claimed(
     """`pack_to_files`, once its outputs are known to be fit."""
     check_tasks(tasks, needed=False)
     stored = read_statistics(stats_files)
-    pruning, _ = split_options(work.options)
+    pruning, _ = split_options(vocabulary_of(work.options)[1])
     refuse_whole_layers(pruning.resolved().allocate == "whole-layers", "seap pack")
     if pruning.drop != "none":
         raise UserError(f"--drop {pruning.drop}: networks of one model in memory keep all sub-blocks; leave it out")
@@ -133,7 +125,7 @@ def _pack_claimed(
         for path in named.values()
     ]
     for spec in tasks:
-        rows = build_corpora(model, tokenizer, spec, split_options(options)[1])
+        rows = build_corpora(model, tokenizer, spec, split_options(vocabulary_of(options)[1])[1])
         told = [sorted(corpus.data_hash for corpus in rows.values()), share, {**options}]
         makers.append((told, functools.partial(_from_task, model, tokenizer, spec, options, share, progress=progress)))
     keys = [_key(model, own, told) for own, (told, _) in zip(shared, makers, strict=True)]
@@ -226,9 +218,13 @@ def check_names(names: Sequence[str]) -> None:
 def _from_task(
     model: Any, tokenizer: Any, spec: str, options: Mapping[str, Any], share: float | None, *, progress: bool
 ) -> Network:
-    pruned = copy.deepcopy(model)
+    pruned, (words, options) = copy.deepcopy(model), vocabulary_of(options)
     report = prune(pruned, tokenizer, task=spec, progress=progress, **options)
     network = replace(network_between(model, pruned, report.masks), about=report.to_dict())
+    if words.is_cut:
+        choice, _ = chosen(model, tokenizer, spec, None, words, split_options(options)[1], progress=progress)
+        told = {**network.about, "vocabulary": choice.about}
+        network = replace(network, vocabulary=torch.tensor(choice.kept), about=told)
     if share is None:
         return network
     [corpus] = build_corpora(model, tokenizer, spec, split_options(options)[1]).values()

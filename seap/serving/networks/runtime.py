@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from seap.pruning.surgery import layer_attributes
 from seap.selection.mask import budgets_of, check_fits
 from seap.serving.networks.network import (
     Network,
+    check_tokens,
     free_layers,
     layer_shares,
     network_of,
@@ -36,6 +38,7 @@ from seap.serving.networks.network import (
 )
 from seap.serving.networks.order import unit_order
 from seap.serving.networks.placement import Assignment, Assignments, assignments_of, pieces_of
+from seap.serving.networks.words import output_bytes, output_of
 from seap.serving.options import Serving
 
 DENSE = "dense"
@@ -80,7 +83,10 @@ class TaskRuntime:
             name: [*pieces_of(self.arch, network, self.order, min_slice_bytes)]
             for name, network in self.networks.items()
         }
-        self.bytes = {name: sum(piece.bytes for piece in pieces) for name, pieces in self.pieces.items()}
+        self.bytes = {
+            name: sum(piece.bytes for piece in pieces) + output_bytes(model, self.networks[name])
+            for name, pieces in self.pieces.items()
+        }
         self._attributes = {name: [*self._attributes_of(network)] for name, network in self.networks.items()}
         self._dense = self._dense_settings()
         self._resident: OrderedDict[str, Settings] = OrderedDict()
@@ -174,6 +180,7 @@ class TaskRuntime:
             raise UserError(f"no task can be called {DENSE}: that is the whole model; give it another name")
         network = given if isinstance(given, Network) else network_of(self.arch, given, repairs.get(name))
         check_fits(self.arch, network.masks)
+        check_tokens(Path(name), network.vocabulary, self.model.config.vocab_size)
         refuse_gone(network.masks)
         return network
 
@@ -189,6 +196,7 @@ class TaskRuntime:
             self._set_(DENSE, self._dense)
             for piece in self.pieces[name]:
                 made += assignments_of(self.arch, piece, self.networks[name], self.order, self.layouts)
+            made += output_of(self.model, self.networks[name], self.layouts)
             self._resident[name] = self._dense | _keyed(made)
         self._resident.move_to_end(name)
         return self._resident[name]
@@ -220,7 +228,8 @@ class TaskRuntime:
             linear = self.arch.linear(piece.axis.layer, piece.part.module)
             found += [(linear._parameters, name, linear._parameters[name]) for name in ("weight", "bias")]
             found.append((vars(linear), "forward", vars(linear).get("forward", ABSENT)))
-        return _keyed(found)
+        output = vars(self.model.get_output_embeddings())
+        return _keyed([*found, (output, "forward", output.get("forward", ABSENT))])
 
 
 def _keyed(assignments: Assignments) -> Settings:

@@ -1,0 +1,126 @@
+"""With and without each new axis at equal bytes of the whole model: loss added per byte of unseen text, and speed.
+
+    python runs/quality/equal_bytes.py MODEL TASK=PATH [TASK=PATH …] [--share 0.5] [--vocabulary auto] [--axes …]
+
+Each network is pruned to the same `--target-size`, a share of the dense model's bytes on disk, saved, and measured on
+the task's test text, which neither units nor tokens were chosen on. Axes, joined by +: `layers` (KV groups and channels
+alone), `vocabulary`, `drop` (whole sub-blocks). Rows of other models, tasks and axes that the file has stay.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import seap
+from seap.bench.speed import compare_speed
+from seap.environment import provenance
+from seap.errors import UserError
+from seap.evaluation import metrics
+from seap.evaluation.evaluate import load_test, per_byte, prepare
+from seap.evaluation.options import Evaluation
+from seap.files import write_json
+from seap.models import loader
+from seap.models.sizes import saved_bytes
+
+KEYS = ("model", "task", "axes", "share", "vocabulary_asked", "effort")
+Row = dict[str, Any]
+
+
+def nats_per_byte(model: Any, tokenizer: Any, spec: str, options: Evaluation) -> dict[str, float]:
+    """Of all windows of the test's texts."""
+    exam = prepare(load_test(spec, options), model, tokenizer, options, every_window=True)
+    return per_byte(metrics.loss(model, exam.windows), exam)
+
+
+def options_of(axes: str, given: argparse.Namespace) -> dict[str, Any]:
+    """What `seap.prune` takes for these axes."""
+    found: dict[str, Any] = {}
+    for axis in axes.split("+"):
+        if axis == "vocabulary":
+            found["vocabulary"] = given.vocabulary if given.vocabulary == "auto" else int(given.vocabulary)
+        elif axis == "drop":
+            found["drop"] = "both"
+        elif axis != "layers":
+            raise UserError(f"--axes {axes}: must be layers, vocabulary, drop, or several of them joined by +")
+    return found
+
+
+def measure(name: str, spec: str, axes: str, given: argparse.Namespace, dense: Mapping[str, Any]) -> Row:
+    """A network of these axes: what it takes, loses, and how fast it writes beside the dense model."""
+    started = time.process_time()
+    whole, _ = loader.load_for_work(name, device="cpu")
+    model, tokenizer = loader.load_for_work(name, device="cpu")
+    dtype = model.config.dtype
+    how = {"effort": given.effort, "max_tokens": given.tokens, "progress": False, "measure_damage": False}
+    most = given.share * saved_bytes(model, dtype)
+    asked = options_of(axes, given)
+    report = seap.prune(model, tokenizer, task=spec, target_size=most, save_dtype=dtype, **how, **asked)
+    made = time.process_time() - started
+    settings = Evaluation(metric="loss", num_items=given.items)
+    own = nats_per_byte(model, tokenizer, spec, settings)
+    speed = compare_speed({"dense": whole, "pruned": model}, mode="auto", phases=("decode",), repeats=given.repeats)
+    with tempfile.TemporaryDirectory() as folder:
+        model.to(dtype).save_pretrained(folder)
+        size = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+    assert size <= most, f"{size} bytes were written, {most} promised"
+    rates = {which: found["tokens_per_s"] for which, found in speed["decode"].items()}
+    cut = report.vocabulary or {}
+    return {
+        "params_before": report.params_before,
+        "params_after": report.params_after,
+        "bytes_asked": most,
+        "bytes": size,
+        "realised_sparsity": report.realised_sparsity,
+        "gone_whole": sum(layer.get(kind) == 0 for layer in report.layers for kind in ("kv_groups", "channels")),
+        "tokens_of_vocabulary": cut.get("tokens_after"),
+        "vocabulary_nats_per_byte_held_out": cut.get("nats_per_byte"),
+        "nats_per_byte_dense": dense["nats_per_byte"],
+        "nats_per_byte": own["nats_per_byte"],
+        "nats_per_byte_added": own["nats_per_byte"] - dense["nats_per_byte"],
+        "nats_per_byte_stderr": own["nats_per_byte_stderr"],
+        "decode_tokens_per_s": rates["pruned"],
+        "decode_tokens_per_s_dense": rates["dense"],
+        "decode_ratio": speed["decode"]["pruned"]["ratio"],
+        "calibration_tokens": report.num_tokens,
+        "test_items": given.items,
+        "load_average": os.getloadavg()[0],
+        "processor_seconds": made,
+        "seconds": report.seconds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("tasks", nargs="+", metavar="TASK=PATH")
+    parser.add_argument("--share", type=float, default=0.5, help="of the dense model's bytes")
+    parser.add_argument("--axes", nargs="+", default=["layers", "vocabulary", "drop", "vocabulary+drop"])
+    parser.add_argument("--vocabulary", default="auto")
+    parser.add_argument("--effort", default="quick")
+    parser.add_argument("--tokens", type=int, default=8192, help="of calibration text")
+    parser.add_argument("--items", type=int, default=50)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("results/quality/equal_bytes.json"))
+    given = parser.parse_args()
+    rows = json.loads(given.out.read_text())["rows"] if given.out.is_file() else []
+    for spec in given.tasks:
+        whole = loader.load_for_work(given.model, device="cpu")
+        dense = nats_per_byte(*whole, spec, Evaluation(metric="loss", num_items=given.items))
+        del whole
+        for axes in given.axes:
+            task = spec.partition("=")[0]
+            asked = options_of(axes, given).get("vocabulary")
+            row = dict(zip(KEYS, (Path(given.model).name, task, axes, given.share, asked, given.effort), strict=True))
+            row |= measure(given.model, spec, axes, given, dense)
+            rows = [old for old in rows if any(old[key] != row[key] for key in KEYS)] + [row]
+            write_json(given.out, {"kind": "equal bytes", "rows": rows} | provenance())
+            print(json.dumps(row, indent=2), flush=True)
+
+
+if __name__ == "__main__":
+    main()
