@@ -4,7 +4,8 @@
 
 Each network is pruned to the same `--target-size`, a share of the dense model's bytes on disk, saved, and measured on
 the task's test text, which neither units nor tokens were chosen on. Axes, joined by +: `layers` (KV groups and channels
-alone), `vocabulary`, `drop` (whole sub-blocks). Rows of other models, tasks and axes that the file has stay.
+alone), `vocabulary`, `drop` (whole sub-blocks), `heads` (query heads within groups). Rows of other models, tasks and
+axes that the file has stay.
 """
 
 import argparse
@@ -45,8 +46,10 @@ def options_of(axes: str, given: argparse.Namespace) -> dict[str, Any]:
             found["vocabulary"] = given.vocabulary if given.vocabulary == "auto" else int(given.vocabulary)
         elif axis == "drop":
             found["drop"] = "both"
+        elif axis == "heads":
+            found["heads"] = "query"
         elif axis != "layers":
-            raise UserError(f"--axes {axes}: must be layers, vocabulary, drop, or several of them joined by +")
+            raise UserError(f"--axes {axes}: must be layers, vocabulary, drop, heads, or several of them joined by +")
     return found
 
 
@@ -99,7 +102,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("tasks", nargs="+", metavar="TASK=PATH")
     parser.add_argument("--share", type=float, default=0.5, help="of the dense model's bytes")
-    parser.add_argument("--axes", nargs="+", default=["layers", "vocabulary", "drop", "vocabulary+drop"])
+    parser.add_argument("--axes", nargs="+", default=["layers", "heads", "drop", "vocabulary", "vocabulary+heads"])
     parser.add_argument("--vocabulary", default="auto")
     parser.add_argument("--effort", default="quick")
     parser.add_argument("--tokens", type=int, default=8192, help="of calibration text")

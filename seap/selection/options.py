@@ -31,7 +31,7 @@ from seap.methods import (
     Method,
     Score,
 )
-from seap.selection.targets import Cost, check_target, implied_cost
+from seap.selection.targets import BY_STEPS, Cost, check_target, implied_cost
 from seap.shares import FIRST, Share, share, size_in_bytes, speed_up
 
 Drop = Literal["none", "attention", "mlp", "both"]
@@ -305,10 +305,10 @@ def _check_goes_together(options: Pruning) -> None:
             "--heads query weighs the damage of query heads against that of groups, which --allocate "
             f"{method.allocate} doesn't measure; choose --allocate damage or search"
         )
-    if options.heads == "query" and options.cost != "params":
+    if options.heads == "query" and options.cost in BY_STEPS:
         raise UserError(
-            f"--heads query: what query heads take is known in parameters alone, not with --cost {options.cost}; leave "
-            "one of them out"
+            f"--heads query: what query heads take is known in parameters and bytes, not with --cost {options.cost}; "
+            "leave one of them out"
         )
     if options.heads == "query" and method.score in RUNNING:
         raise UserError(

@@ -16,7 +16,7 @@ from seap.models.arch import Arch, choose_axes
 from seap.models.axes import KV_GROUPS, Axis
 from seap.scoring.score import Scores
 from seap.selection.allocate import allocate, grid
-from seap.selection.budgets import Budgets, check_drop, is_protected, least_kept, may_go
+from seap.selection.budgets import Budgets, check_drop, is_protected, least_kept, may_go, variants
 from seap.selection.damage import Costs
 from seap.selection.footprint import Footprint
 from seap.selection.options import Pruning
@@ -67,7 +67,9 @@ def free_axes(arch: Arch, axes: Sequence[Axis], options: Pruning) -> list[Axis]:
 
 def least_of(arch: Arch, free: Sequence[Axis], options: Pruning) -> Budgets:
     """The fewest units that the options let each of them keep."""
-    return {axis.key: 0 if may_go(arch, axis, options) else least_kept(axis, options) for axis in free}
+    least = {axis.key: 0 if may_go(arch, axis, options) else least_kept(axis, options) for axis in free}
+    heads = [variants(axis, options)[-1] for axis in free]
+    return least | {axis.heads_key: axis.heads for axis in heads if axis.heads < axis.queries}
 
 
 def check_possible(arch: Arch, options: Pruning, footprint: Footprint, free: Sequence[Axis]) -> None:
@@ -104,7 +106,7 @@ def most_removed(arch: Arch, free: Sequence[Axis], options: Pruning) -> float:
     if any(axis.usage_key for axis in free):
         return 1 - 1e-9  # experts may go too
     least = least_of(arch, free, options)
-    gone = sum((axis.units - least[axis.key]) * axis.unit_params for axis in free)
+    gone = sum(axis.params - least[axis.key] * axis.shaped(least).unit_params for axis in free)
     return min(gone / arch.prunable_params, 1 - 1e-9)
 
 
@@ -120,7 +122,7 @@ def _by_bytes(
     """The budgets of a share of the parameters, a little more of them where what goes comes in larger units."""
     found = allocate(arch, wanted, scores, curves, axes=axes)
     most = most_removed(arch, free_axes(arch, arch.axes, options), options)
-    if curves is None and options.drop != "none":  # it isn't known yet what goes whole
+    if curves is None and (options.drop != "none" or options.heads == "query"):  # it isn't known yet what goes
         return found
     for _ in range(TRIES):
         beyond = footprint.of(found) - footprint.most(options.sparsity)

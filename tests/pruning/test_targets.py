@@ -48,7 +48,9 @@ def test_what_is_saved_takes_no_more_than_was_asked(name: str, tmp_path: Path) -
     assert report.target["after"] >= found * 0.97
 
 
-@pytest.mark.parametrize("options", [{}, {"drop": "both"}, {"save_dtype": "bfloat16"}, {"effort": "quick"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"drop": "both"}, {"heads": "query"}, {"save_dtype": "bfloat16"}, {"effort": "quick"}]
+)
 def test_by_the_method_that_we_recommend_and_with_whole_sub_blocks(options: dict[str, Any], tmp_path: Path) -> None:
     dense: Any = model("llama")
     wanted = torch.bfloat16 if "save_dtype" in options else torch.float32
