@@ -21,16 +21,17 @@ from seap.exports.stock import stock_model
 from seap.models.arch import Arch, describe
 from seap.models.axes import KV_GROUPS, Masks
 from seap.models.families import FAMILIES
+from seap.models.modeling_seap import layer_widths
 from seap.pruning.surgery import cut_
 from seap.selection.mask import budgets_of, compose, load_masks, realised_sparsity, save_masks
 
 GROUPS = {"llama-mqa": 1}  # of 8 query heads; else 2
-HEADS = [3, 2, 1, 4]  # that stay of each group, layer by layer
+HEADS = [3, 2, 4, 1]  # that stay of each group, layer by layer
 CUTTABLE = sorted(name for name in EVERY if not FAMILIES[name.partition("-")[0]].heads_refused)
 
 
 def built(name: str, **changes: Any) -> Any:
-    return model(name, num_hidden_layers=4, **{"num_key_value_heads": GROUPS.get(name, 2), **changes})
+    return model(name, **{"num_key_value_heads": GROUPS.get(name, 2), **changes})
 
 
 def some_masks(arch: Arch, seed: int = 0) -> Masks:
@@ -40,7 +41,7 @@ def some_masks(arch: Arch, seed: int = 0) -> Masks:
     for axis in arch.axes:
         if axis.name == KV_GROUPS:
             groups = torch.rand(axis.units, generator=generator).argsort() < 1 + axis.layer % 2
-            count = max(HEADS[axis.layer] - seed, 1)
+            count = max(HEADS[axis.layer % 4] - seed, 1)
             heads = torch.rand(axis.units, axis.queries, generator=generator).argsort(1) < count
             masks[axis.key] = groups
             if count < axis.queries:
@@ -88,17 +89,20 @@ def test_sliced_equals_masked_and_reloads_to_the_bit(name: str, tmp_path: Path) 
     reference, sliced, masks = cut(name)
     arch, dense = describe(sliced), describe(reference)
     torch.testing.assert_close(sliced(ids()).logits, reference(ids()).logits, atol=2e-5, rtol=1e-4)
-    for axis in (axis for axis in arch.axes if axis.name == KV_GROUPS):
-        own = sliced.config.per_layer_config[axis.layer]
-        own = own if isinstance(own, dict) else vars(own)
-        assert axis.queries == HEADS[axis.layer] and axis.units == min(1 + axis.layer % 2, GROUPS.get(name, 2))
-        assert own["num_attention_heads"] == axis.units * axis.queries and own["num_key_value_heads"] == axis.units
-    before, after = (
+    budgets = budgets_of(dense.axes, masks)
+    for axis, before in zip(arch.axes, dense.axes, strict=True):
+        if axis.name == KV_GROUPS:
+            assert (
+                axis.queries == min(HEADS[axis.layer % 4], before.queries) == budgets.get(axis.heads_key, axis.queries)
+            )
+            assert axis.units == int(masks[axis.key].sum()) == budgets[axis.key]
+            own = layer_widths(sliced.config, axis.layer)
+            assert own["num_attention_heads"] == axis.units * axis.queries and own["num_key_value_heads"] == axis.units
+    size, left = (
         sum(p.numel() for key, p in net.named_parameters() if not key.endswith((".sinks", ".experts.down_proj_bias")))
         for net in (reference, sliced)
     )  # both with the repairs' biases
-    assert realised_sparsity(dense, masks) * dense.prunable_params == pytest.approx(before - after)
-    assert budgets_of(dense.axes, masks)["layers.1.query_heads"] == 2
+    assert realised_sparsity(dense, masks) * dense.prunable_params == pytest.approx(size - left)
     sliced.save_pretrained(tmp_path)
     assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(ids()).logits, sliced(ids()).logits)
 
@@ -158,7 +162,7 @@ print("equal")
 @pytest.mark.parametrize("second", ["heads", "units"])
 def test_cut_twice_is_cut_once_by_the_masks_of_both(first: str, second: str) -> None:
     """In layers that lose query heads first, second, both times or never."""
-    dense = built("qwen3")
+    dense = built("qwen3", num_hidden_layers=4)
     whole, parts = copy.deepcopy(dense), []
     for seed, kind in ((0, first), (1, second)):
         masks = some_masks(describe(dense), seed)
@@ -212,7 +216,7 @@ def test_a_stock_class_holds_it_padded(name: str, tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_one_number_of_query_heads_in_all_layers_is_a_stock_model(tmp_path: Path) -> None:
-    dense = built("qwen2")
+    dense = built("qwen2", num_hidden_layers=4)
     masks = {axis.key: torch.ones(axis.units, dtype=torch.bool) for axis in describe(dense).axes}
     for layer in range(4):
         masks[f"layers.{layer}.query_heads"] = (
@@ -229,7 +233,7 @@ def test_one_number_of_query_heads_in_all_layers_is_a_stock_model(tmp_path: Path
 def test_layers_of_different_query_heads_are_no_uniform_model() -> None:
     dense = built("llama")
     cut_(dense, some_masks(describe(dense)))
-    with pytest.raises(UserError, match="1 to 4 query heads"):
+    with pytest.raises(UserError, match="2 to 4 query heads"):
         stock_model(dense, pad=False)
 
 
@@ -244,7 +248,7 @@ def test_gguf_has_the_head_counts_of_every_layer(tmp_path: Path) -> None:
     from seap.exports.gguf_file import write_gguf
     from seap.exports.gguf_vocabulary import Vocabulary
 
-    _, sliced, _ = cut("llama")
+    _, sliced, _ = cut("llama", num_hidden_layers=4)
     write_gguf(sliced, Vocabulary("none"), tmp_path / "cut.gguf", Export(quantize="f32"))
     fields = gguf.GGUFReader(tmp_path / "cut.gguf").fields
     assert query_heads(sliced.config) == HEADS
