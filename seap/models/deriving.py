@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seap.errors import first_line
 from seap.models.families import FAMILIES, Family
 from seap.models.modeling_seap import LayerConfig
 from seap.models.watching import Call, groups_of, is_conv1d, watched
@@ -58,7 +59,10 @@ def layers_path(model: Any) -> str:
 def _derive(model: Any) -> Derived:
     path = layers_path(model)
     layer, told = model.get_submodule(path)[0], _about_layers(model.get_submodule(path))
-    calls, given = watched(model, layer)
+    try:
+        calls, given = watched(model, layer)
+    except Exception as error:  # a model of sizes that nobody made can raise what it likes
+        raise CantTell(f"a small model of it doesn't run ({type(error).__name__}: {first_line(error)})") from error
     groups = groups_of([call for call in calls if call.is_linear])
     attention, mlp = _pairs(groups, given.shape[-1])
     row = replace(
@@ -109,8 +113,12 @@ def _differs(tensor: Tensor) -> bool:
 
 def _of_attention(config: Any, layer: nn.Module, pair: Pair, told: list[str]) -> dict[str, Any]:
     producers, consumer = pair
-    heads = config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None)
+    if type(heads) is not int:
+        raise CantTell(f"its config says no number of attention heads (it has {heads!r})")
     groups = getattr(config, "num_key_value_heads", None) or heads
+    if groups == 1:
+        told.append("with one KV group none can go: whether its heads could be cut was not tried")
     inputs = consumer.read.shape[-1]
     size, rest = divmod(inputs, heads)
     if rest:

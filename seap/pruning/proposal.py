@@ -137,11 +137,16 @@ def _narrower(config: Any, shrink: int) -> Any:
     narrow = copy.deepcopy(config)
     if shrink == 1:
         return narrow
-    groups = getattr(config, "num_key_value_heads", None)
-    sizes = {key: getattr(config, key, None) for key in ("hidden_size", "intermediate_size", "num_attention_heads")}
-    for key, value in (sizes | {"num_key_value_heads": groups}).items():
-        if type(value) is int:
-            setattr(narrow, key, max(value // shrink, 1))
+    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    sizes = {key: value for key in names if type(value := getattr(config, key, None)) is int}
+    fewer = {key: max(value // shrink, 1) for key, value in sizes.items()}
+    heads, groups = sizes.get(names[2], 0), fewer.get(names[3], 1)
+    if heads:
+        fewer[names[2]] = max(fewer[names[2]] // groups * groups, groups)
+        if sizes["hidden_size"] % heads == 0:
+            fewer["hidden_size"] = sizes["hidden_size"] // heads * fewer[names[2]]
+    for key, value in fewer.items():
+        setattr(narrow, key, value)
     return narrow
 
 

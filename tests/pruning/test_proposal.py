@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import MOE, ROWS, model
 from toy import folder
+from transformers import CONFIG_MAPPING
 
 from seap.cli.main import main
 from seap.models.families import FAMILIES, Family
@@ -60,6 +61,25 @@ def test_experts_are_not_told_and_that_is_said(name: str) -> None:
     assert name in MOE
     found = proposed(copy.deepcopy(model(name).config))
     assert not found.holds and any("experts" in text or "runs its linears as" in text for text in found.told)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("gptj", 'heads_consumer="attn.out_proj"'),
+        ("jais2", 'mlp={"mlp.up_proj": "c"}'),
+        ("falcon", ""),
+        ("deepseek_v3", "self_attn.q_a_proj → self_attn.q_b_proj"),
+        ("mamba2", "doesn't run"),
+    ],
+)
+def test_families_that_have_no_row(name: str, said: str) -> None:
+    """By the configs that transformers has for them: a row that holds, or a reason."""
+    if name in FAMILIES or name not in CONFIG_MAPPING:
+        pytest.skip(f"{name} has a row, or this transformers doesn't know it")
+    found = proposed(CONFIG_MAPPING[name]())
+    assert said in (found.text if found.holds else " ".join(found.told))
+    assert name not in FAMILIES and (found.row is None or found.text)
 
 
 def test_a_wrong_row_is_noticed() -> None:
