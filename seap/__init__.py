@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from seap.models import modeling_seap
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from seap.evaluation.figures import evaluate as evaluate

@@ -97,6 +97,12 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert Path("small/seap.json").is_file() and Path("comparison/compare.json").is_file()
 
 
+def test_the_tables_of_costs_are_those_of_the_results() -> None:
+    script = str(ROOT / "runs" / "pages" / "cost_page.py")
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, f"docs/cost.md is of other results; run {script} {done.stderr}"
+
+
 def test_every_page_is_in_the_site() -> None:
     named = set(re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text()))
     assert {str(page.relative_to(ROOT / "docs")) for page in PAGES} | {"reference/commands.md"} == named

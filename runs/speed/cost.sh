@@ -20,3 +20,4 @@ run smollm2_flap "${SMOLLM2:-}" "arc_easy=${TASKS:-}/arc_easy" "--method flap"
 run smollm2 "${SMOLLM2:-}" "arc_easy=${TASKS:-}/arc_easy" ""
 run qwen2_5_coder_flap "${QWEN:-}" "arc_easy=${TASKS:-}/arc_easy" "--method flap"
 run qwen2_5_coder "${QWEN:-}" "arc_easy=${TASKS:-}/arc_easy" ""
+[ "$out" != results/speed ] || "$python" runs/pages/cost_page.py  # the tables of docs/cost.md

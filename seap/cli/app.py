@@ -6,17 +6,17 @@ Results go to standard output, everything else to standard error; `--json` print
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Parameter
 from rich.console import Console
 from rich.markup import escape
 
 import seap
 from seap.errors import UserError
-from seap.evaluation.options import Evaluation
+from seap.evaluation.options import Evaluation, Measures
 from seap.text.options import Calibration
 
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -36,13 +36,6 @@ app = App(
 
 given: set[str] = set()  # options that stand on the command line, as --out; set by `call`
 
-Flat = Parameter(name="*")
-FlatText = Parameter(name="*", group=Group("Calibration text", sort_key=3))
-FlatTests = Parameter(name="*", group=Group("Tests", sort_key=4))
-FlatPromise = Parameter(name="*", group=Group("A promise in place of a sparsity", sort_key=2))
-FlatMachine = Parameter(name="*", group=Group("Model and machine", sort_key=5))
-FlatVocabulary = Parameter(name="*", group=Group("Vocabulary", sort_key=6))
-FlatDetails = Parameter(name="*", group=Group("In detail: how units and widths are chosen", sort_key=9))
 Model = Annotated[
     str,
     Parameter(help="Model folder, GGUF file or Hub id (safetensors); `builtin` is the one that comes with seap."),
@@ -117,9 +110,9 @@ def print_json(value: Any) -> None:
     sys.stdout.write(to_json(value, indent=2) + "\n")
 
 
-def read_alike(evaluation: Evaluation, calibration: Calibration) -> Evaluation:
-    """A test that reads its text as calibration does: --template and --weigh are of both."""
-    return replace(evaluation, template=calibration.template, weigh=calibration.weigh)
+def read_alike(tests: Measures, calibration: Calibration) -> Evaluation:
+    """Measures that read their text as calibration does: --template and --weigh are of both."""
+    return Evaluation(**asdict(tests), template=calibration.template, weigh=calibration.weigh)
 
 
 def merged_options(*parts: Any) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from cyclopts import Parameter
 from rich.markup import escape
 
 from seap.bench.options import Bench
-from seap.cli.app import Flat, FlatMachine, Json, Overwrite, app, print_json, results
+from seap.cli.app import Json, Overwrite, app, print_json, results
+from seap.cli.panels import Flat, FlatMachine
 from seap.errors import UserError
 from seap.models.options import Loading
 

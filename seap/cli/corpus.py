@@ -7,7 +7,8 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from rich.markup import escape
 
-from seap.cli.app import Flat, FlatMachine, Json, Model, Overwrite, app, bars, note, print_json, results
+from seap.cli.app import Json, Model, Overwrite, app, bars, note, print_json, results
+from seap.cli.panels import Flat, FlatMachine
 from seap.models.options import Loading
 from seap.writing.options import Answering, Writing
 

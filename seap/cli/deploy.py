@@ -7,7 +7,8 @@ from cyclopts import Parameter
 from rich.markup import escape
 from rich.table import Table
 
-from seap.cli.app import Flat, Json, Model, Overwrite, app, note, print_json, results
+from seap.cli.app import Json, Model, Overwrite, app, note, print_json, results
+from seap.cli.panels import Flat
 from seap.exports.options import Deployment, Export, Target
 
 
@@ -101,7 +102,9 @@ def show_check(found: dict[str, Any]) -> None:
 
 @app.command
 def push(
-    folder: Annotated[Path, Parameter(help="A pruned checkpoint, or one that seap export made a stock class.")],
+    folder: Annotated[
+        Path, Parameter(help="A pruned checkpoint, also when trained since, or one that seap export made.")
+    ],
     repo: Annotated[str, Parameter(help="Its name on the Hub, such as me/llama-gsm8k.")],
     /,
     *,
@@ -109,6 +112,9 @@ def push(
         Path | None, Parameter(name="--results", help="What `seap eval FOLDER --json` printed, for the card.")
     ] = None,
     also: Annotated[tuple[Path, ...], Parameter(help="Files to put beside it, such as its GGUF.")] = (),
+    provenance: Annotated[
+        Path | None, Parameter(help="The pruned folder that FOLDER was trained from, where it has no seap.json.")
+    ] = None,
     private: Annotated[bool, Parameter(help="A new repository is private.")] = False,
     dry_run: Annotated[bool, Parameter(help="Show the card and the files, and send nothing.")] = False,
     json: Json = False,
@@ -119,7 +125,8 @@ def push(
     """
     from seap.exports.push import push as run
 
-    told = run(folder, repo, results=eval_results, also=also, private=private, dry_run=dry_run)
+    beside: dict[str, Any] = {"results": eval_results, "also": also, "provenance": provenance}
+    told = run(folder, repo, **beside, private=private, dry_run=dry_run)
     if json:
         print_json(told)
         return

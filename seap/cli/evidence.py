@@ -9,11 +9,6 @@ from rich.markup import escape
 
 from seap.cli.app import (
     ColumnsOption,
-    FlatDetails,
-    FlatMachine,
-    FlatTests,
-    FlatText,
-    FlatVocabulary,
     Json,
     Model,
     Overwrite,
@@ -25,8 +20,9 @@ from seap.cli.app import (
     read_alike,
     results,
 )
+from seap.cli.panels import FlatDetails, FlatMachine, FlatVocabulary, FlatTests, FlatText, FoldedTests, FoldedText
 from seap.cli.plan import planned
-from seap.evaluation.options import Evaluation
+from seap.evaluation.options import Evaluation, Measures
 from seap.models.options import Loading
 from seap.selection.options import Choices, Pruning
 from seap.shares import shares, sizes_in_bytes
@@ -94,9 +90,9 @@ def compare(
         Path("comparison")
     ),
     choices: Annotated[Choices, FlatDetails] = Choices(),  # noqa: B008
-    calibration: Annotated[Calibration, FlatText] = Calibration(),  # noqa: B008
+    calibration: Annotated[Calibration, FoldedText] = Calibration(),  # noqa: B008
     vocabulary: Annotated[Vocabulary, FlatVocabulary] = Vocabulary(),  # noqa: B008
-    evaluation: Annotated[Evaluation, FlatTests] = Evaluation(),  # noqa: B008
+    tests: Annotated[Measures, FoldedTests] = Measures(),  # noqa: B008
     loading: Annotated[Loading, FlatMachine] = Loading(),  # noqa: B008
     plan: Plan = False,
     overwrite: Overwrite = False,
@@ -123,7 +119,7 @@ def compare(
         general=general,
         calibration=calibration,
         vocabulary=vocabulary,
-        evaluation=read_alike(evaluation, calibration),
+        evaluation=read_alike(tests, calibration),
         pruning=Pruning(**vars(choices)),
     )
     place = asdict(loading)

@@ -9,11 +9,6 @@ from rich.markup import escape
 
 from seap.cli.app import (
     ColumnsOption,
-    FlatDetails,
-    FlatMachine,
-    FlatTests,
-    FlatText,
-    FlatVocabulary,
     Json,
     Model,
     Overwrite,
@@ -26,8 +21,9 @@ from seap.cli.app import (
     read_alike,
     results,
 )
+from seap.cli.panels import FlatDetails, FlatMachine, FlatVocabulary, FoldedTests, FoldedText
 from seap.cli.plan import planned
-from seap.evaluation.options import Evaluation
+from seap.evaluation.options import Measures
 from seap.models.options import Loading
 from seap.selection.options import Choices, Pruning
 from seap.shares import shares, sizes_in_bytes
@@ -48,9 +44,9 @@ def sweep(
     repeats: Annotated[int, Parameter(help="Times that speed is measured, after a warm-up.")] = 7,
     out: Annotated[Path, Parameter(help="Folder for sweep.json.")] = Path("sweep"),
     choices: Annotated[Choices, FlatDetails] = Choices(),  # noqa: B008
-    calibration: Annotated[Calibration, FlatText] = Calibration(),  # noqa: B008
+    calibration: Annotated[Calibration, FoldedText] = Calibration(),  # noqa: B008
     vocabulary: Annotated[Vocabulary, FlatVocabulary] = Vocabulary(),  # noqa: B008
-    evaluation: Annotated[Evaluation, FlatTests] = Evaluation(),  # noqa: B008
+    tests: Annotated[Measures, FoldedTests] = Measures(),  # noqa: B008
     loading: Annotated[Loading, FlatMachine] = Loading(),  # noqa: B008
     plan: Plan = False,
     overwrite: Overwrite = False,
@@ -75,7 +71,7 @@ def sweep(
         pruning=Pruning(method=method, **vars(choices)),
         calibration=calibration,
         vocabulary=vocabulary,
-        evaluation=read_alike(evaluation, calibration),
+        evaluation=read_alike(tests, calibration),
         repeats=repeats,
         batch=choices.batch,
     )

@@ -12,7 +12,8 @@ from seap.errors import UserError
 
 GLOBALS = """Beside its own options every command takes: `--config FILE` (options from a YAML file),
 `--save-recipe FILE` (write the command as a recipe of `seap run`, and run it), `-q`, `--quiet` (no notes and no
-progress), `-v`, `--verbose` (what libraries say too), `--debug` (whole tracebacks).
+progress), `-v`, `--verbose` (what libraries say too), `--debug` (whole tracebacks), `--help-all` (`--help` with every
+option explained).
 
 Exit codes: 0 done, 1 refused or failed, with one line on standard error that says why, 130 interrupted, 143 terminated.
 """
@@ -28,6 +29,7 @@ class Globals:
     debug: bool = False
     quiet: bool = False
     verbose: bool = False
+    everything: bool = False  # in the help
     files: dict[str, Path] = field(default_factory=dict)  # by option
 
     @classmethod
@@ -35,6 +37,7 @@ class Globals:
         """Take them out of the words. Raises UserError for one without its file."""
         found, rest = cls([]), list(arguments)
         flags = {"--debug": "debug", "-q": "quiet", "--quiet": "quiet", "-v": "verbose", "--verbose": "verbose"}
+        flags["--help-all"] = "everything"
         while rest:
             word = rest.pop(0)
             name, equals, value = word.partition("=")
@@ -46,6 +49,8 @@ class Globals:
                 found.files[name] = Path(expanded(value if equals else rest.pop(0)))
             else:
                 found.words.append(word)
+        if found.everything:
+            found.words.append("--help")
         return found
 
 

@@ -9,12 +9,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from seap.cli.app import (
-    Flat,
-    FlatDetails,
-    FlatMachine,
-    FlatTests,
-    FlatText,
-    FlatVocabulary,
     Json,
     Model,
     Overwrite,
@@ -27,6 +21,16 @@ from seap.cli.app import (
     note,
     print_json,
     results,
+)
+from seap.cli.panels import (
+    Flat,
+    FlatConnections,
+    FlatDetails,
+    FlatLimits,
+    FlatMachine,
+    FlatTests,
+    FlatVocabulary,
+    FoldedText,
 )
 from seap.cli.plan import planned
 from seap.evaluation.options import Evaluation
@@ -134,7 +138,7 @@ def pack(
     out: Annotated[Path, Parameter(help="Folder for NAME.safetensors.")] = Path("tasks"),
     stats: Annotated[tuple[Path, ...], Parameter(help="Statistics that masks with reconstruction need.")] = (),
     pruning: Annotated[Pruning, FlatDetails] = Pruning(),  # noqa: B008
-    calibration: Annotated[Calibration, FlatText] = Calibration(),  # noqa: B008
+    calibration: Annotated[Calibration, FoldedText] = Calibration(),  # noqa: B008
     vocabulary: Annotated[Vocabulary, FlatVocabulary] = Vocabulary(),  # noqa: B008
     packing: Annotated[Packing, Flat] = Packing(),  # noqa: B008
     loading: Annotated[Loading, FlatMachine] = Loading(),  # noqa: B008
@@ -186,9 +190,9 @@ def serve(
     masks: Masks | None = None,
     router: RouterFile | None = None,
     serving: Annotated[Serving, Flat] = Serving(),  # noqa: B008
-    limits: Annotated[Limits, Flat] = Limits(),  # noqa: B008
+    limits: Annotated[Limits, FlatLimits] = Limits(),  # noqa: B008
     access: Annotated[Access, Flat] = Access(),  # noqa: B008
-    connections: Annotated[Connections, Flat] = Connections(),  # noqa: B008
+    connections: Annotated[Connections, FlatConnections] = Connections(),  # noqa: B008
     loading: Annotated[Loading, FlatMachine] = Loading(),  # noqa: B008
 ) -> None:
     """Serve one model with all its tasks' networks to OpenAI's clients (seap[serve]).

@@ -9,9 +9,6 @@ from rich.markup import escape
 
 from seap.cli.app import (
     ColumnsOption,
-    FlatDetails,
-    FlatMachine,
-    FlatText,
     Json,
     Model,
     Overwrite,
@@ -22,6 +19,7 @@ from seap.cli.app import (
     print_json,
     results,
 )
+from seap.cli.panels import FlatDetails, FlatMachine, FlatText
 from seap.models.options import Loading, Streaming
 from seap.selection.options import Pruning
 from seap.text.options import Calibration

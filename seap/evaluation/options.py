@@ -17,7 +17,7 @@ Say = Literal["open", "listed"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation(Reading):
+class Measures:
     """What a model is tested on, and how."""
 
     metric: Metric = "auto"
@@ -55,7 +55,6 @@ class Evaluation(Reading):
     """Draws the test items and the distractors."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         one_of("metric", self.metric, Metric)
         one_of("say", self.say, Say)
         at_least("continuation_context", self.context, 1)
@@ -73,6 +72,15 @@ class Evaluation(Reading):
             at_least("test_batch_tokens", self.test_batch_tokens, 1)
         if self.extract is not None:
             _compiled(self.extract)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Measures, Reading):
+    """What a model is tested on, and how the text of it becomes tokens."""
+
+    def __post_init__(self) -> None:
+        Reading.__post_init__(self)
+        Measures.__post_init__(self)
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:

@@ -19,6 +19,7 @@ from seap.page.sections.analyze import activation_section, map_section, stabilit
 from seap.page.sections.bench import speed_section
 from seap.page.sections.compare_masks import control_section, cross_section, overlap_section
 from seap.page.sections.compare_results import curve_section, main_section, task_section, width_section
+from seap.page.sections.compare_written import written_section
 from seap.page.sections.limits import limits_section
 from seap.page.sections.provenance import provenance_section
 from seap.page.sections.sweep import frontier_section, frontier_words
@@ -72,7 +73,7 @@ def _check_out(out: Path) -> Path:
 
 def sections_of(sources: Sequence[Source], data: Comparison | None) -> tuple[list[Section], list[Section]]:
     """The sections that have something to show, and those that have not."""
-    made = [main_section, task_section, curve_section, width_section, overlap_section, cross_section]
+    made = [curve_section, main_section, task_section, written_section, width_section, overlap_section, cross_section]
     of_compare: list[Callable[[Comparison], Section]] = [*made, control_section]
     usable = data if data and data.methods else None
     empty = Comparison(rows=[], overlap=[], methods=[], judged=None, tasks=[], seeds=[0], sparsities=[])

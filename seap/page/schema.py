@@ -42,9 +42,22 @@ class Overlap(Struct, kw_only=True):
             raise ValueError("`expected_per_layer` and `per_layer` differ in length")
 
 
+class ComparedRow(Row, kw_only=True):
+    """With what the model wrote."""
+
+    said: MaybeNumber = None
+    said_stderr: MaybeNumber = None
+    recall: MaybeNumber = None
+    recall_stderr: MaybeNumber = None
+    loops: MaybeNumber = None
+    loops_stderr: MaybeNumber = None
+    endless: MaybeNumber = None
+    endless_stderr: MaybeNumber = None
+
+
 class Compare(Common, kw_only=True):
     model: str
-    rows: list[Row]
+    rows: list[ComparedRow]
     overlap: list[Overlap] | None = None
 
     def __post_init__(self) -> None:

@@ -14,6 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained(DIR)
 tokenizer = AutoTokenizer.from_pretrained(DIR)
 ```"""
+WITHOUT = """Without seap and without `trust_remote_code=True`, transformers lists weights as MISMATCH and ends with "You
+set `ignore_mismatched_sizes` to `False`": no class of its own builds layers of different widths. Nothing is damaged
+then; add one of the two."""
 STOCK_TRANSFORMERS = TRANSFORMERS.partition("\n")[0] + TRANSFORMERS[TRANSFORMERS.index("\nfrom") :]
 OPENVINO = """```python
 import openvino_genai
@@ -75,7 +78,8 @@ CITATION = """## The method
 def model_card(about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = (), *, repo: str | None = None) -> str:
     """Of a pruned checkpoint. rows: those of `seap eval`. repo: the id that the snippets load, on the Hub."""
     own = (
-        f"`seap/mask.safetensors` says which units stayed, `seap.json` how they were chosen.\n\n{ENGINES}\n\n{CITATION}"
+        f"{WITHOUT}\n\n`seap/mask.safetensors` says which units stayed, `seap.json` how they were chosen.\n\n"
+        f"{ENGINES}\n\n{CITATION}"
     )
     return _placed(f"{_head(about)}\n{_measured(about, rows)}\n{TRANSFORMERS}\n\n{own}\n", repo)
 
@@ -93,6 +97,56 @@ def exported_card(
     return _placed(
         f"{_head(about)}\n{_measured(about, rows)}\n{form.format(class_name)}\n\n{snippet}\n\n{CITATION}\n", repo
     )
+
+
+def unknown_card(
+    config: Mapping[str, Any],
+    params: int,
+    about: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]] = (),
+    *,
+    repo: str,
+) -> str:
+    """Of a pruned checkpoint whose seap.json is gone. about: the metadata of its masks, where it has those."""
+    known = ""
+    if about.get("realised_sparsity") is not None:
+        known = (
+            f" {about['realised_sparsity']:.1%} of the attention and MLP parameters were removed, method "
+            f"`{about.get('method')}`, for {', '.join(about.get('tasks') or []) or 'no task'}."
+        )
+    name = repo.rpartition("/")[2]
+    return _placed(
+        f"""---
+{_front_matter({"model": ""})}---
+# {name}
+
+A `{config.get("model_type")}` model that seap pruned and another program saved since, {params:,} parameters; it may
+have been trained in between.{known} {_widths(config)}
+
+**Off the text that it was made for it is worse than the dense model.** Measure your own task before you rely on it.
+
+{_table(rows) if rows else ""}
+{TRANSFORMERS}
+
+{WITHOUT}
+
+{ENGINES}
+
+{CITATION}
+""",
+        repo,
+    )
+
+
+def _widths(config: Mapping[str, Any]) -> str:
+    """`Its layers differ: intermediate_size is 120 to 340, num_key_value_heads 2 to 4.`"""
+    layers = [layer for layer in (config.get("per_layer_config") or {}).values() if isinstance(layer, Mapping)]
+    spans = []
+    for name in (config.get("seap") or {}).get("widths", ()):
+        values = [layer[name] for layer in layers if isinstance(layer.get(name), int)]
+        if values:
+            spans.append(f"{name} from {min(values):,} to {max(values):,}")
+    return f"Its layers differ: {', '.join(spans)}." if spans else ""
 
 
 def _placed(card: str, repo: str | None) -> str:
@@ -198,10 +252,12 @@ def _tasks(about: Mapping[str, Any]) -> str:
 def _measured(about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     tasks, damage = _tasks(about), about.get("damage")
     unknown = "" if rows else ", and by how much was not measured here"
+    again = "The weights were saved again after the pruning, and may have been trained since.\n"
     parts = [
+        *([again] if about.get("saved_again") else []),
         f"""**Off task this model is worse than the dense one{unknown}.** The units that {tasks}
 used least are gone for good; text of another kind may need them. Measure your own task before you rely on it.
-"""
+""",
     ]
     if damage:
         before, after = damage["loss_before"], damage["loss_after"]

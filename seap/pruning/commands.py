@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from seap.activations.ranks import Ranks, joined, local_device
 from seap.disk.claim import claimed
 from seap.errors import UserError
 from seap.models import loader
+from seap.models.axes import Masks
 from seap.models.options import Streaming
 from seap.pruning import checkpoint
 from seap.pruning.probe import check_saved
@@ -105,32 +106,17 @@ def _prune_claimed(
     options: Mapping[str, Any],
 ) -> Report:
     """`prune_to_folder`, once its output is known to be fit."""
-    stored = read_statistics(stats_files)
-    given, about_mask = load_masks(mask_file) if mask_file else (None, {})
-    if mask_file:
-        needed(mask_file, about_mask, "options", "tasks", "num_tokens")
-    options = options_of_mask(options, about_mask) if mask_file else options
-    wanted, others = vocabulary_of(options)
-    pruning, _ = split_options(others)
-    if not mask_file:
-        check_one_amount(others)
-    check_vocabulary(wanted, tasks, stats_files, streaming)
-    needed_text = wanted.is_cut or (not stored and needs_text(pruning, given))
-    if streaming.stream:
-        check_streamable(pruning)
-    check_texts(tasks, pruning, needed=needed_text, stored=stored, general=general)
+    made = _Made.read(stats_files, mask_file)
+    options = options_of_mask(options, made.about) if mask_file else options
+    pruning = _checked(made, options, tasks, general, streaming)
     if ranks.is_first:
         ready()
     place = {**loading, "device": local_device(loading.get("device", "auto"))}
     together: dict[str, Any] = {"ranks": ranks} if ranks.size > 1 else {}
     with joined(ranks), loader.loaded(name, out, place, save_dtype, streaming) as (model, tokenizer):
-        check_same_model(stats_files, [about for _, about in stored.values()], model)
-        check_measured(stats_files, [part for part, _ in stored.values()], model)
-        if mask_file:
-            check_same_model([mask_file], [about_mask], model)
+        made.check(model)
         removed = (pruning.sparsity if pruning.cost == "params" else 0.0) if least is None else least
         checkpoint.check_space(out, checkpoint.written_bytes(model, removed, save_dtype), "the pruned model")
-        statistics = {task: part for task, (part, _) in stored.items()} or None
         written_as = getattr(torch, save_dtype) if save_dtype else model.config.dtype or model.dtype
         if pruning.cost != "params" and not streaming.stream:
             together["save_dtype"] = written_as
@@ -138,8 +124,8 @@ def _prune_claimed(
             model,
             tokenizer,
             task=list(tasks) or None,
-            statistics=statistics,
-            masks=given,
+            statistics={task: part for task, (part, _) in made.stored.items()} or None,
+            masks=made.masks,
             general=general,
             progress=progress,
             **together,
@@ -148,13 +134,54 @@ def _prune_claimed(
         if not ranks.is_first:
             return report
         if mask_file:
-            tokens = report.num_tokens or about_mask["num_tokens"]
-            report = replace(report, tasks=tuple(about_mask["tasks"]), num_tokens=tokens)
+            tokens = report.num_tokens or made.about["num_tokens"]
+            report = replace(report, tasks=tuple(made.about["tasks"]), num_tokens=tokens)
         if not streaming.stream:
             model.to(written_as)
         trust = bool(loading.get("trust_remote_code"))
         notes = save_pruned(model, tokenizer, report, out, verify=verify, trust_remote_code=trust)
         return replace(report, notes=(*report.notes, *notes))
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What was made before: statistics by task, or masks, each with its metadata."""
+
+    stats_files: Sequence[Path]
+    mask_file: Path | None
+    stored: Mapping[str, tuple[Any, dict[str, Any]]]
+    masks: Masks | None
+    about: Mapping[str, Any]  # of the masks
+
+    @classmethod
+    def read(cls, stats_files: Sequence[Path], mask_file: Path | None) -> "_Made":
+        masks, about = load_masks(mask_file) if mask_file else (None, {})
+        if mask_file:
+            needed(mask_file, about, "options", "tasks", "num_tokens")
+        return cls(stats_files, mask_file, read_statistics(stats_files), masks, about)
+
+    def check(self, model: Any) -> None:
+        """Raise UserError for what was made of another model."""
+        check_same_model(self.stats_files, [about for _, about in self.stored.values()], model)
+        check_measured(self.stats_files, [part for part, _ in self.stored.values()], model)
+        if self.mask_file:
+            check_same_model([self.mask_file], [self.about], model)
+
+
+def _checked(
+    made: _Made, options: Mapping[str, Any], tasks: Sequence[str], general: str | None, streaming: Streaming
+) -> Pruning:
+    """The options of the pruning. Raises UserError for what doesn't go together, before anything is loaded."""
+    wanted, others = vocabulary_of(options)
+    pruning, _ = split_options(others)
+    if not made.mask_file:
+        check_one_amount(others)
+    check_vocabulary(wanted, tasks, made.stats_files, streaming)
+    needed_text = wanted.is_cut or (not made.stored and needs_text(pruning, made.masks))
+    if streaming.stream:
+        check_streamable(pruning)
+    check_texts(tasks, pruning, needed=needed_text, stored=made.stored, general=general)
+    return pruning
 
 
 def check_vocabulary(

@@ -110,8 +110,8 @@ class Choices:
     """How attention is cut: KV groups with all their query heads; or query: groups, and query heads in those that stay,
     equally many of each group of a layer (with --allocate damage or search)."""
     effort: Annotated[EffortName, FIRST] = "standard"
-    """What is spent on the choice of units and widths: quick (closed forms, no refit), standard, thorough. The options
-    below that are left out come from it, and so do the search and the refit of methods that have them."""
+    """What is spent on the choice of units and widths: quick (closed forms, no refit), standard, thorough. Options in
+    detail that are left out come from it, and so do the search and the refit of methods that have them."""
     curves: CurvesFrom | None = None
     """How the damage of an axis at a width is known: closed, from moments alone; measured, by a forward pass."""
     cost: Cost = "params"

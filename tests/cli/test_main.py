@@ -14,7 +14,7 @@ from seap.methods import METHODS
 from seap.selection.options import Pruning
 
 COMMANDS = [
-    *"prune calibrate mask merge eval compare sweep analyze report inspect tasks demo export check push".split(),
+    *"prune calibrate mask merge eval compare sweep analyze report inspect diff tasks demo export check push".split(),
     "corpus write",
 ]
 
@@ -192,6 +192,13 @@ def test_what_most_need_comes_first_in_the_help(capsys: pytest.CaptureFixture[st
     assert places == sorted(places)
     assert places[0] < text.index("--sparsity FLOAT") < places[1] < text.index("--num-texts")
     assert places[2] < text.index("--logistic-k")
+    assert len(text.splitlines()) < 80 and "Steepness" not in text, "expert options are named, not explained"
+    assert main(["prune", "--help-all"]) == 0
+    whole = capsys.readouterr().out
+    assert "Steepness" in whole
+    names = {word for word in text.split() if word.startswith("--")}
+    assert names >= {word for word in whole.split() if word.startswith("--") and word.strip("-").isalpha()}
+    assert main(["prune", "--help"]) == 0 and capsys.readouterr().out == text
 
 
 def test_quiet_says_nothing_but_results(

@@ -122,3 +122,15 @@ def test_a_page_of_nothing_swept(tmp_path: Path) -> None:
     [file] = page_example.write(tmp_path, sweep={"kind": "sweep", "model": "m", "rows": [{"task": WORDS[0]}]})
     with pytest.raises(UserError, match=r"rows\[0\] has no realised_sparsity"):
         document.build([file], tmp_path / "report.html")
+
+
+@pytest.mark.parametrize("method", "gisp llm-pruner shortgpt obs modegpt-mlp wanda-sp-sequential".split())
+def test_methods_to_compare_with_are_swept(method: str, dense: str, task: str, tmp_path: Path) -> None:
+    words = ["sweep", dense, "--task", task, *SMALL, "--method", method, "--sparsity", "0.3", "--metric", "loss"]
+    assert main([*words, "--effort", "quick", "--out", str(tmp_path / "out"), "-q"]) == 0
+    found = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    whole, row = found["rows"]
+    assert found["method"] == method and row["params"] < whole["params"] and row["speed"]
+    least, most = (0.3, 0.34) if method == "shortgpt" else (0.27, 0.31)  # whole layers of three
+    assert least <= row["realised_sparsity"] <= most
+    assert document.build([tmp_path / "out" / "sweep.json"], tmp_path / "page.html").is_file()

@@ -106,6 +106,35 @@ def test_a_quantized_export_has_a_card_that_names_torchao(small: Path, tmp_path:
     assert {"model.safetensors", "modeling_seap.py", "config.json", "seap.json"} <= set(told["files"])
 
 
+def test_a_folder_that_lost_its_seap_json_goes_up_with_what_is_known(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = tmp_path / "tuned"
+    shutil.copytree(small, tuned)
+    (tuned / "seap.json").unlink()
+    told = push(tuned, "me/tuned", dry_run=True)
+    assert "neither what this was pruned from" in told["notes"][0]
+    assert "`llama` model that seap pruned" in told["card"] and "for toy" in told["card"]
+    assert "intermediate_size from" in told["card"] and 'from_pretrained("me/tuned")' in told["card"]
+    shutil.rmtree(tuned / "seap")
+    assert "for toy" not in push(tuned, "me/tuned", dry_run=True)["card"]
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    told = push(tuned, "me/tuned", provenance=small)
+    sent = json.loads(Hub.sent["seap.json"])
+    assert sent["saved_again"] is True and "digests" not in sent and sent["tasks"] == ["toy"]
+    assert Hub.sent["seap/mask.safetensors"] == (small / "seap" / "mask.safetensors").read_bytes()
+    assert "pruned for toy" in told["card"] and "may have been trained since" in told["card"]
+    assert not any("no seap.json" in note for note in told["notes"])
+
+
+def test_provenance_is_of_the_folder_that_was_trained(small: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has a seap\.json of its own"):
+        push(small, "me/small", provenance=small, dry_run=True)
+    other = folder(tmp_path / "dense")
+    with pytest.raises(UserError, match="wasn't trained from it: they differ in seap, per_layer_config"):
+        push(other, "me/small", provenance=small, dry_run=True)
+
+
 @pytest.mark.parametrize(
     ("repo", "content", "message"),
     [

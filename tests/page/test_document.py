@@ -25,7 +25,8 @@ from seap.page.terminal import show_comparison
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
-SECTIONS = "results tasks curves widths overlap cross controls map activation stability speed provenance limits".split()
+SECTIONS = "curves results tasks written widths overlap cross controls map activation stability speed".split()
+SECTIONS += ["provenance", "limits"]
 
 
 class Page(HTMLParser):
@@ -240,7 +241,7 @@ def test_a_method_that_removed_less_wins_nothing(tmp_path: Path) -> None:
 
 def test_little_data_leaves_sections_out_and_says_so(tmp_path: Path) -> None:
     shown = made(tmp_path, compare=page_example.minimal())
-    assert shown.sections == ["results", "tasks", "curves", "provenance", "limits"]
+    assert shown.sections == ["curves", "results", "tasks", "provenance", "limits"]
     assert "That adds 0.250 nats per token" in shown.text and "nan" not in shown.text
     for said in ("Speed was not measured", "Only 1 seed", "Loss only", "No controls", "Layer widths", "Only 1 task"):
         assert said in shown.text

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from generating import assert_a_cache_changes_nothing, assert_left_padding_changes_nothing
 from safetensors.torch import load_file
 from tiny import EVERY, ids, model
 from toy import folder, texts_file, tokenizer
@@ -135,31 +136,13 @@ def test_save_and_load_are_bit_identical(dropped: tuple[Any, Any], tmp_path: Pat
         assert gone(loaded.config) == gone(sliced.config)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_generation_with_a_cache_equals_the_full_forward(dropped: tuple[Any, Any], cache: str) -> None:
-    _, sliced = dropped
-    if cache == "static" and not sliced._can_compile_fullgraph:
-        pytest.skip(f"{type(sliced).__mro__[1].__name__} has no static cache in transformers")
-    prompt = ids(2, 9)
-    text = sliced.generate(
-        prompt, max_new_tokens=6, min_new_tokens=6, do_sample=False, cache_implementation=cache, disable_compile=True
-    )
-    for end in range(prompt.shape[1], text.shape[1]):
-        logits = sliced(text[:, :end], use_cache=False).logits[:, -1]
-        logits[:, 2] = -torch.inf  # min_new_tokens forbids the end of text
-        assert torch.equal(logits.argmax(-1), text[:, end])
+    assert_a_cache_changes_nothing(dropped[1], cache)
 
 
-@torch.no_grad()
 def test_left_padding_changes_nothing(dropped: tuple[Any, Any]) -> None:
-    _, sliced = dropped
-    prompt = ids(1, 7)
-    padded = torch.cat([torch.zeros(1, 4, dtype=torch.long), prompt], 1)
-    mask = (torch.arange(11) >= 4).long()[None]
-    options: dict[str, Any] = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
-    alone = sliced.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[:, 7:]
-    assert torch.equal(sliced.generate(padded, attention_mask=mask, **options)[:, 11:], alone)
+    assert_left_padding_changes_nothing(dropped[1])
 
 
 def test_gradients_reach_every_parameter(dropped: tuple[Any, Any]) -> None:

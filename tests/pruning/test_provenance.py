@@ -1,6 +1,8 @@
 """A pruned model remembers how it was made, whoever saves it: seap.json, the masks, the card; and the damage."""
 
 import json
+import subprocess
+import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -205,3 +207,14 @@ def test_eval_shows_the_dense_model_and_what_was_added(
     figures = seap.evaluate(out, task=task, dense=dense, num_items=8, context=2, continuation=2)
     assert figures["toy"]["loss"] == row["loss"] and f"{row['added_loss']:+.3f}" in str(figures)
     assert "<table>" in figures._repr_html_()
+
+
+def test_the_card_quotes_what_transformers_says_without_seap(tmp_path: Path, task: str) -> None:
+    prune_to_folder(str(folder(tmp_path / "dense")), tmp_path / "out", tasks=[task], **QUICK)
+    program = "from transformers import AutoModelForCausalLM as M; M.from_pretrained('out')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    last = done.stderr.strip().splitlines()[-1]
+    card = " ".join((tmp_path / "out" / "README.md").read_text().split())
+    assert done.returncode == 1 and "MISMATCH" in done.stderr + done.stdout
+    quoted = 'ends with "You set `ignore_mismatched_sizes` to `False`"'
+    assert quoted in card and quoted.split('"')[1] in last

@@ -12,6 +12,7 @@ from workload import Bench
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install playwright)")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+sync_api.expect.set_options(timeout=120_000)  # on a machine that has other work
 SHOTS = os.environ.get("SEAP_SCREENSHOTS")  # a folder to look at them in
 
 
@@ -82,6 +83,57 @@ def test_by_keyboard_and_with_a_mistake(browser: Any, url: str) -> None:
     page.keyboard.press("Enter")
     sync_api.expect(page.locator("#dense-speed")).to_contain_text("per second")
     sync_api.expect(page.locator("#error")).to_be_empty()
+    page.close()
+
+
+def answered(page: Any, prompt: str, tokens: int = 9) -> None:
+    page.get_by_label("Prompt", exact=True).fill(prompt)
+    page.get_by_label("Most tokens").fill(str(tokens))
+    page.keyboard.press("Control+Enter")
+    sync_api.expect(page.locator("#stop")).to_be_disabled()
+    sync_api.expect(page.locator("#dense")).not_to_be_empty()
+
+
+def test_a_conversation_goes_on_and_begins_anew(browser: Any, url: str) -> None:
+    page = browser.new_page()
+    page.goto(url)
+    asked: list[dict[str, Any]] = []
+    page.on("request", lambda sent: asked.append(sent.post_data_json) if sent.method == "POST" else None)
+    page.locator("summary").click()
+    page.get_by_label("System prompt").fill("w3")
+    page.get_by_label("Network", exact=True).select_option("red")
+    page.get_by_label("One after the other").check()
+    answered(page, "w5")
+    first = page.locator("#pruned").text_content()
+    page.get_by_label("Go on from the last answers").check()
+    answered(page, "w6")
+    own = next(one for one in asked[2:] if one["model"] == "red")["messages"]
+    assert [turn["role"] for turn in own] == ["system", "user", "assistant", "user"]
+    assert own[1]["content"] == "w5" and own[2]["content"] == first and own[3]["content"] == "w6"
+    assert page.locator("#turns li").count() == 1 and page.get_by_label("Prompt", exact=True).input_value() == ""
+    page.get_by_role("button", name="Start anew").click()
+    assert page.locator("#turns li").count() == 0
+    answered(page, "w7")
+    assert len(asked[-1]["messages"]) == 2
+    page.close()
+
+
+def test_stop_ends_both_answers(browser: Any, url: str) -> None:
+    page = browser.new_page()
+    page.goto(url)
+
+    def held(route: Any) -> None:  # an answer that never comes
+        if route.request.method != "POST":
+            route.continue_()
+
+    page.route("**/v1/chat/completions", held)
+    stops = [lambda: page.get_by_role("button", name="Stop").click(), lambda: page.keyboard.press("Escape")]
+    for stop in stops:
+        page.get_by_role("button", name="Run").click()
+        sync_api.expect(page.get_by_role("button", name="Run")).to_be_disabled()
+        stop()
+        sync_api.expect(page.get_by_role("button", name="Run")).to_be_enabled()
+        sync_api.expect(page.locator("#error")).to_be_empty()
     page.close()
 
 

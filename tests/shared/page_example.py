@@ -81,6 +81,10 @@ def _row(method: str, task: str, sparsity: float, seed: int, dense: float, added
         "acc_metric": "exact match" if task == "gsm8k" else "continuation among four",
         "agreement": 0.9 - 0.4 * added,
     }
+    if task == "gsm8k":
+        more |= {"loops": min(1.0, 0.05 + 0.3 * added), "loops_stderr": 0.02, "endless": 0.1, "endless_stderr": 0.02}
+    if task == "science":
+        more |= {"said": max(0.1, 0.5 - 0.3 * added), "said_stderr": 0.06, "recall": 0.4, "recall_stderr": 0.09}
     more |= {"calibration_tokens": 16_000, "data_hash": f"{task}-{seed}-3f2a", "realised_sparsity": sparsity + 0.0004}
     return row(method, task, sparsity, seed, dense + added, **more)
 

@@ -86,25 +86,76 @@ class EventStream(StreamingResponse):
 
 def create_app(service: Service) -> FastAPI:
     """The application; its lifespan is the scheduler's."""
-    metrics, outbox, pools = Metrics(service.scheduler), Outbox(), Pools()
-    limits, router = service.scheduler.limits, service.scheduler.router
-    reader = Reader(pools, service.grants, limits, service.context)
-    routed = router.max_prompt_tokens if router else 0
-    tokenizing = Tokenizing(service.tokenizer, pools, limits, service.context, routed)
+    asking = _Asking.of(service)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.scheduler.start()
         yield
         await asyncio.to_thread(service.scheduler.close, timeout=service.drain_seconds)
-        pools.close()
+        asking.pools.close()
 
     app = FastAPI(title="seap", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    metrics, limits = asking.metrics, service.scheduler.limits
     places = Places(service.grants.max_connections, limits.client_share, retry_after=limits.retry_after)
     add_gate(app, service.guard, places, lambda status: metrics.refused.labels(str(status)).inc())
     add_errors(app)
     _add_models(app, service)
+    _add_pages(app, service, metrics)
+    app.post("/v1/completions", response_model=None)(asking.completions)
+    app.post("/v1/chat/completions", response_model=None)(asking.chat)
+    return app
 
+
+@dataclass(frozen=True)
+class _Asking:
+    """The routes that have the model write, and what they share."""
+
+    service: Service
+    metrics: Metrics
+    outbox: Outbox
+    pools: Pools
+    reader: Reader
+    tokenizing: Tokenizing
+
+    @classmethod
+    def of(cls, service: Service) -> "_Asking":
+        limits, router, pools = service.scheduler.limits, service.scheduler.router, Pools()
+        routed = router.max_prompt_tokens if router else 0
+        reader = Reader(pools, service.grants, limits, service.context)
+        tokenizing = Tokenizing(service.tokenizer, pools, limits, service.context, routed)
+        return cls(service, Metrics(service.scheduler), Outbox(), pools, reader, tokenizing)
+
+    async def completions(self, request: Request) -> Response:
+        service = self.service
+        asked: CompletionRequest = await self.reader.asked(request, CompletionRequest)
+        client, given = client_of(request), asked.prompts
+        if len(given) * asked.n > MAX_PROMPTS:
+            raise FieldError(
+                "n", f"{len(given)} prompts with n {asked.n}: at most {MAX_PROMPTS} answers in one request"
+            )
+        with about("prompt"):
+            prompts = await unless_gone(request, encode_all(self.tokenizing, given, service.size, client))
+        tickets = _requests(service, asked, prompts, asked.max_tokens, asked.logprobs, DEFAULT_COMPLETION, client)
+        answer = _answer(service, asked, chat=False, logprobs=asked.logprobs is not None)
+        echoes: Sequence[Echo] = ()
+        if asked.echo:
+            made = [(prompt.ids, one) for prompt, one in zip(prompts, given, strict=True)]
+            echoes = [await self.pools.run(len(ids), Echo.of, service.tokenizer, ids, one) for ids, one in made]
+        return await _run(service, self.metrics, self.outbox, asked, tickets, answer, request, echoes)
+
+    async def chat(self, request: Request) -> Response:
+        asked: ChatRequest = await self.reader.asked(request, ChatRequest)
+        client = client_of(request)
+        with about("messages"):
+            prompt = await unless_gone(request, encode_chat(self.tokenizing, asked.messages, client))
+        top = asked.top_logprobs if asked.logprobs else None
+        tickets = _requests(self.service, asked, [prompt], asked.limit, top, MOST_BY_DEFAULT, client)
+        answer = _answer(self.service, asked, chat=True, logprobs=asked.logprobs)
+        return await _run(self.service, self.metrics, self.outbox, asked, tickets, answer, request)
+
+
+def _add_pages(app: FastAPI, service: Service, metrics: Metrics) -> None:
     @app.get("/health")
     async def health() -> JSONResponse:
         return told_health(service.scheduler.alive)
@@ -116,37 +167,6 @@ def create_app(service: Service) -> FastAPI:
     @app.get("/metrics")
     async def numbers() -> PlainTextResponse:
         return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
-
-    @app.post("/v1/completions")
-    async def completions(request: Request) -> Response:
-        asked: CompletionRequest = await reader.asked(request, CompletionRequest)
-        client, given = client_of(request), asked.prompts
-        if len(given) * asked.n > MAX_PROMPTS:
-            raise FieldError(
-                "n", f"{len(given)} prompts with n {asked.n}: at most {MAX_PROMPTS} answers in one request"
-            )
-        with about("prompt"):
-            prompts = await unless_gone(request, encode_all(tokenizing, given, service.size, client))
-        tickets = _requests(service, asked, prompts, asked.max_tokens, asked.logprobs, DEFAULT_COMPLETION, client)
-        answer = _answer(service, asked, chat=False, logprobs=asked.logprobs is not None)
-        echoes: Sequence[Echo] = ()
-        if asked.echo:
-            made = [(prompt.ids, one) for prompt, one in zip(prompts, given, strict=True)]
-            echoes = [await pools.run(len(ids), Echo.of, service.tokenizer, ids, one) for ids, one in made]
-        return await _run(service, metrics, outbox, asked, tickets, answer, request, echoes)
-
-    @app.post("/v1/chat/completions")
-    async def chat(request: Request) -> Response:
-        asked: ChatRequest = await reader.asked(request, ChatRequest)
-        client = client_of(request)
-        with about("messages"):
-            prompt = await unless_gone(request, encode_chat(tokenizing, asked.messages, client))
-        top = asked.top_logprobs if asked.logprobs else None
-        tickets = _requests(service, asked, [prompt], asked.limit, top, MOST_BY_DEFAULT, client)
-        answer = _answer(service, asked, chat=True, logprobs=asked.logprobs)
-        return await _run(service, metrics, outbox, asked, tickets, answer, request)
-
-    return app
 
 
 def _add_models(app: FastAPI, service: Service) -> None:
