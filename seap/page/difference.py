@@ -8,11 +8,12 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from torch import Tensor
 
 from seap.errors import UserError
 from seap.evidence.agreement import expected_jaccard, jaccard, mean
 from seap.models import kinds
-from seap.models.axes import AXIS_NAMES, BLOCK, Masks
+from seap.models.axes import BLOCK, KV_GROUPS, QUERY_HEADS, WIDTH_NAMES, Masks
 from seap.pruning.checkpoint import MASK_FILE, read_provenance
 from seap.pruning.provenance import SEAP_JSON
 from seap.selection.mask import load_masks
@@ -48,6 +49,15 @@ class Side:
         told = read_provenance(path) if (path / SEAP_JSON).is_file() else {}
         return cls(name, masks, {**about, **told}, kinds.look(path).bytes)
 
+    def units(self, others: Masks) -> Masks:
+        """Its masks but for whole layers; query heads too, as its groups say, where the others' tell them apart."""
+        own = {key: mask for key, mask in self.masks.items() if not key.endswith(f".{BLOCK}")}
+        for key, heads in others.items():
+            groups = own.get(key.replace(QUERY_HEADS, KV_GROUPS))
+            if key.endswith(QUERY_HEADS) and key not in own and groups is not None:
+                own[key] = groups.repeat_interleave(max(1, heads.numel() // groups.numel()))
+        return own
+
     def facts(self) -> dict[str, Any]:
         known = {name: self.about[name] for name in FACTS if self.about.get(name) is not None}
         return {"name": self.name, **known, "bytes": self.bytes}
@@ -66,19 +76,17 @@ def difference(first: str, second: str) -> dict[str, Any]:
     Raises UserError for two of different models.
     """
     a, b = Side.of(first), Side.of(second)
-    keys = [key for key in a.masks if not key.endswith(f".{BLOCK}")]
-    sizes = (
-        {key: mask.numel() for key, mask in side.masks.items() if not key.endswith(f".{BLOCK}")} for side in (a, b)
-    )
-    own, other = sizes
-    for key in sorted(own.keys() | other.keys()):
-        if own.get(key) != other.get(key):
+    one, two = a.units(b.masks), b.units(a.masks)
+    for key in sorted(one.keys() | two.keys()):
+        sizes = [masks[key].numel() if key in masks else "no" for masks in (one, two)]
+        if sizes[0] != sizes[1]:
             raise UserError(
-                f"{first} and {second} are of different models: {key} has {own.get(key, 'no')} units in the one and "
-                f"{other.get(key, 'no')} in the other; compare two networks of one model"
+                f"{first} and {second} are of different models: {key} has {sizes[0]} units in the one and {sizes[1]} "
+                "in the other; compare two networks of one model"
             )
-    layers = sorted((_layer(a, b, key) for key in keys), key=lambda row: (row["layer"], AXIS_NAMES.index(row["axis"])))
-    names = [name for name in AXIS_NAMES if any(row["axis"] == name for row in layers)]
+    layers = [_layer(key, one[key], two[key]) for key in one]
+    layers.sort(key=lambda row: (row["layer"], WIDTH_NAMES.index(row["axis"])))
+    names = [name for name in WIDTH_NAMES if any(row["axis"] == name for row in layers)]
     marks = [side.about.get("fingerprint") for side in (a, b)]
     return {
         "a": a.facts(),
@@ -89,9 +97,8 @@ def difference(first: str, second: str) -> dict[str, Any]:
     }
 
 
-def _layer(a: Side, b: Side, key: str) -> dict[str, Any]:
+def _layer(key: str, one: Tensor, two: Tensor) -> dict[str, Any]:
     """Of one axis of one layer; `only_a` and `only_b` are places of units in the dense model."""
-    one, two = a.masks[key], b.masks[key]
     _, layer, name = key.split(".")
     counts = int(one.sum()), int(two.sum())
     return {

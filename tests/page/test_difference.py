@@ -62,6 +62,17 @@ def test_folders_masks_and_networks_are_compared_alike(tmp_path: Path) -> None:
     ]
 
 
+def test_query_heads_are_told_apart_where_one_side_does(tmp_path: Path) -> None:
+    groups = {"layers.0.kv_groups": torch.tensor([True, False])}
+    heads = {"layers.0.query_heads": torch.tensor([True, False, False, False])}
+    save_masks(tmp_path / "a.safetensors", groups | heads, {})
+    save_masks(tmp_path / "b.safetensors", groups, {})
+    for names in (("a", "b"), ("b", "a")):
+        found = difference(*(str(tmp_path / f"{name}.safetensors") for name in names))
+        assert [row["axis"] for row in found["layers"]] == ["kv_groups", "query_heads"]
+        assert found["axes"]["kv_groups"]["overlap"] == 1 and found["axes"]["query_heads"]["overlap"] == 0.5
+
+
 def test_what_cant_be_compared_is_said(tmp_path: Path) -> None:
     first = masks(tmp_path / "a.safetensors", "x.", "xx..")
     wider = masks(tmp_path / "b.safetensors", "x.", "xx..x.")
