@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from paths import ROOT
-from toy import TEXTS, folder
+from toy import TEXTS, WORDS, folder
 
 from seap.cli.globals import Globals
 from seap.cli.main import app, main
@@ -60,6 +60,29 @@ def test_the_first_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for snippet in snippets(page, "python"):
         exec(snippet, names)
     assert Path("small/seap.json").is_file() and "write" in names
+
+
+@pytest.mark.parametrize("name", ["several_tasks", "promise", "into_an_engine"])
+def test_the_other_tutorials_run_on_a_tiny_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of the built-in model and its tasks, and of the reader's own."""
+    monkeypatch.chdir(tmp_path)
+    folder(Path("my-model"), intermediate_size=120)
+    rows = [
+        json.dumps({"text": f"{words} {' '.join([text] * 24)}"}) for words in (WORDS[0], WORDS[1]) for text in TEXTS
+    ]
+    Path("tickets.jsonl").write_text("\n".join(rows))
+    Path("other.jsonl").write_text("\n".join(reversed(rows)))
+    if name == "into_an_engine":
+        assert (
+            main(["prune", "my-model", "--task", "tickets=tickets.jsonl", "--method", "wanda-sp", "--out", "small"])
+            == 0
+        )
+    own = {"arithmetic": "arithmetic=tickets.jsonl", "calendar": "calendar=other.jsonl", "builtin": "my-model"}
+    for command in commands(ROOT / "docs" / "tutorials" / f"{name}.md"):
+        words = [",".join(own.get(part, part) for part in word.split(",")) for word in shlex.split(command)[1:]]
+        if words[0] == "serve" or {"gguf", "openvino"} & set(words):  # runs on; not for the toy's tokenizer
+            continue
+        assert main(words) == 0, command
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft's
