@@ -19,7 +19,7 @@ from seap.cli.main import app, main
 from seap.cli.recipes import read_recipe
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-MADE = {"reference/commands.md", "howto/first_prune_notebook.md"}  # by docs/reference/hooks.py
+MADE = {"reference/commands.md", "howto/first_prune_notebook.md", "changelog.md"}  # by docs/reference/hooks.py
 SNIPPET = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 QUICK = {"prune": ["--effort", "quick", "--num-texts", "64"], "eval": ["--num-items", "12", "--max-new-tokens", "8"]}
 

@@ -1,5 +1,5 @@
-"""What MkDocs makes of the repository beside the pages: the commands' reference, from the command line itself, and the
-notebook with what it printed."""
+"""What MkDocs makes of the repository beside the pages: the commands' reference, from the command line itself, the
+notebook with what it printed, and the changelog."""
 
 import json
 import re
@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(?:runs|results|tests|seap|README|CONTRIBUTING|CHANGELOG)[^)]*\)")
-NOTEBOOK = Path(__file__).parents[2] / "examples" / "first_prune.ipynb"
+ROOT = Path(__file__).parents[2]
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add reference/commands.md and howto/first_prune_notebook.md."""
+    """Add reference/commands.md, howto/first_prune_notebook.md and changelog.md."""
     from mkdocs.structure.files import File
 
     files.append(File.generated(config, "reference/commands.md", content=commands()))
-    files.append(File.generated(config, "howto/first_prune_notebook.md", content=notebook(NOTEBOOK)))
+    found = notebook(ROOT / "examples" / "first_prune.ipynb")
+    files.append(File.generated(config, "howto/first_prune_notebook.md", content=found))
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").replace("](docs/", "](")
+    files.append(File.generated(config, "changelog.md", content=changes))
     return files
 
 
