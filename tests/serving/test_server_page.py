@@ -12,7 +12,7 @@ from workload import Bench
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install playwright)")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-sync_api.expect.set_options(timeout=120_000)  # on a machine that has other work
+sync_api.expect.set_options(timeout=120_000)
 SHOTS = os.environ.get("SEAP_SCREENSHOTS")  # a folder to look at them in
 
 
@@ -38,14 +38,22 @@ def url(bench: Bench) -> Iterator[str]:
         yield url
 
 
+def opened(browser: Any, url: str, problems: list[str] | None = None, **options: Any) -> Any:
+    """The page in a tab of its own. problems: where its JavaScript's errors go."""
+    page = browser.new_page(**options)
+    page.set_default_timeout(120_000)  # on a machine that has other work
+    if problems is not None:
+        page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(url)
+    return page
+
+
 @pytest.mark.parametrize(("name", "width", "scheme"), [("desktop", 1200, "light"), ("phone", 360, "dark")])
 def test_a_prompt_is_answered_side_by_side(
     browser: Any, bench: Bench, url: str, name: str, width: int, scheme: str
 ) -> None:
-    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.goto(url)
+    page = opened(browser, url, problems, viewport={"width": width, "height": 900}, color_scheme=scheme)
     page.get_by_label("Prompt", exact=True).fill(PROMPT)
     page.get_by_label("Network", exact=True).select_option("red")
     page.get_by_label("Most tokens").fill("9")
@@ -63,8 +71,7 @@ def test_a_prompt_is_answered_side_by_side(
 
 
 def test_by_keyboard_and_with_a_mistake(browser: Any, url: str) -> None:
-    page = browser.new_page()
-    page.goto(url)
+    page = opened(browser, url)
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "prompt"
     page.keyboard.press("Control+A")
@@ -95,8 +102,7 @@ def answered(page: Any, prompt: str, tokens: int = 9) -> None:
 
 
 def test_a_conversation_goes_on_and_begins_anew(browser: Any, url: str) -> None:
-    page = browser.new_page()
-    page.goto(url)
+    page = opened(browser, url)
     asked: list[dict[str, Any]] = []
     page.on("request", lambda sent: asked.append(sent.post_data_json) if sent.method == "POST" else None)
     page.locator("summary").click()
@@ -119,8 +125,7 @@ def test_a_conversation_goes_on_and_begins_anew(browser: Any, url: str) -> None:
 
 
 def test_stop_ends_both_answers(browser: Any, url: str) -> None:
-    page = browser.new_page()
-    page.goto(url)
+    page = opened(browser, url)
 
     def held(route: Any) -> None:  # an answer that never comes
         if route.request.method != "POST":
@@ -139,8 +144,7 @@ def test_stop_ends_both_answers(browser: Any, url: str) -> None:
 
 def test_a_key_can_be_given(browser: Any) -> None:
     with running(Bench(), key="secret") as url:
-        page = browser.new_page()
-        page.goto(url)
+        page = opened(browser, url)
         sync_api.expect(page.get_by_role("alert")).to_contain_text("API key")
         page.get_by_label("API key").fill("secret")
         page.get_by_label("Prompt", exact=True).fill("w5")
