@@ -20,7 +20,7 @@ from seap.cli.app import (
     read_alike,
     results,
 )
-from seap.cli.panels import FlatDetails, FlatMachine, FlatVocabulary, FlatTests, FlatText, FoldedTests, FoldedText
+from seap.cli.panels import FlatDetails, FlatMachine, FlatTests, FlatText, FlatVocabulary, FoldedTests, FoldedText
 from seap.cli.plan import planned
 from seap.evaluation.options import Evaluation, Measures
 from seap.models.options import Loading
