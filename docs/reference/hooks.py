@@ -1,5 +1,5 @@
 """What MkDocs makes of the repository beside the pages: the commands' reference, from the command line itself, the
-notebook with what it printed, and the changelog."""
+notebook with what its cells printed, where that is stored in it, and the changelog."""
 
 import json
 import re
