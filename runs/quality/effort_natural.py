@@ -21,6 +21,7 @@ from seap.pruning.prune import prune
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "standard": {},
+    "standard, half the Fisher text": {"fisher_tokens": 4096},
     "quick": {"effort": "quick"},
     "standard, curves measured, 60 trials": {"curves": "measured", "search_evaluations": 60},
     "thorough": {"effort": "thorough"},
