@@ -137,13 +137,16 @@ def test_the_commands_run_one_after_the_other(tmp_path: Path, monkeypatch: pytes
         Path(f"part{part}.jsonl").write_text("\n".join(rows[part::2]))
         assert main(["calibrate", "my-model", "--task", f"tickets=part{part}.jsonl", "--out", f"shard{part}"]) == 0
     for command in COMMANDS:
+        command = command.replace("200MB", "150kB")  # of a toy of 188 kB
         words = shlex.split(command.replace("meta-llama/Llama-3.2-1B", "my-model"))[1:]
         words = [re.sub(r"\bgsm8k$", "gsm8k=gsm8k.jsonl", word) if "llama" not in word else word for word in words]
         if "small" in words and Path("small").exists() and words[0] == "prune":
             words.append("--overwrite")
         if words[0] == "corpus":  # what a random model writes is nothing like the texts
             words += ["--slack", "1e9", "--max-new-tokens", "16"]
-        if words[0] == "serve":  # runs until it is stopped
+        if (
+            words[0] == "serve" or "--target-speed" in words
+        ):  # runs until it is stopped; a toy's time is its calls alone
             continue
         if words[0] == "merge":
             Path("stats/tickets.safetensors").unlink()
