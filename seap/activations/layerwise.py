@@ -208,7 +208,7 @@ def finished(arch: Arch, batch: Batch, hidden: Tensor) -> Tensor:
     return logits
 
 
-def vocabulary_of(arch: Arch) -> int:
+def vocabulary_size(arch: Arch) -> int:
     found: int = arch.model.get_input_embeddings().weight.shape[0]
     return found
 
@@ -220,7 +220,7 @@ def few_logits(vocabulary: int, most: int) -> int:
 
 def in_pieces(arch: Arch, batch: Batch, hidden: Tensor) -> Iterator[tuple[Batch, Tensor]]:
     """Some rows of a batch and of its states at a time, with few logits or one row."""
-    step = max(few_logits(vocabulary_of(arch), batch.ids.numel()) // batch.ids.shape[1], 1)
+    step = max(few_logits(vocabulary_size(arch), batch.ids.numel()) // batch.ids.shape[1], 1)
     for i in range(0, len(batch.ids), step):
         rows = slice(i, i + step)
         yield replace(batch, ids=batch.ids[rows], mask=batch.mask[rows], counted=batch.counted[rows]), hidden[rows]

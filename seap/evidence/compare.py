@@ -23,6 +23,7 @@ from seap.files import digest, write_json
 from seap.models import loader
 from seap.models.arch import describe
 from seap.models.axes import AXIS_NAMES
+from seap.models.sizes import dtype_on_disk
 from seap.pruning import prune as pruning
 from seap.pruning.vocabulary import smaller_beside
 from seap.selection.mask import load_masks, save_masks
@@ -67,7 +68,7 @@ def _compare_claimed(
     answered = [t for t in plan.names if tests[t].metric != "continuation" and _has_answers(tests[t])]
     ready()
     model, tokenizer = loader.load_for_work(name, **loading)
-    plan = in_shares(plan, model, model.config.dtype or model.dtype)
+    plan = in_shares(plan, model, dtype_on_disk(model))
     for method in plan.methods:
         likely = foreseen_for(model, replace(plan, pruning=replace(plan.pruning, method=method)))
         for sparsity in plan.sparsities:

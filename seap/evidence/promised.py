@@ -22,6 +22,7 @@ from seap.evidence.heldout import Outcome, check_dense, damage, observe
 from seap.evidence.options import Promise
 from seap.evidence.promise import UNSEEN_LOSS, WORSE_THAN_SEEN, Damage, Levels, largest, more_texts, texts_needed
 from seap.evidence.sizes import check_counted, footprint_for
+from seap.models.sizes import dtype_on_disk
 from seap.pruning.provenance import note_, origin_of
 from seap.pruning.prune import split_options
 from seap.pruning.report import Report, Run
@@ -87,7 +88,7 @@ def prune_to_promise(
     dense, origin, seen = observed(model, exams, wanted), origin_of(model), footprint_for(model, pruning)
     with vocabulary_cut(model, tokenizer, tasks, None, run, progress=progress) as finished:
         exams = exams_of(tokenizer) if vocabulary.is_cut else exams
-        seen = seen and seen.with_output(output_of(model, pruning, model.config.dtype or model.dtype))
+        seen = seen and seen.with_output(output_of(model, pruning, dtype_on_disk(model)))
         how: dict[str, Any] = {"statistics": statistics, "footprint": seen, "progress": progress}
         search = Search(Frontier.measure(model, tokenizer, tasks, pruning, calibration, **how), wanted, exams, dense)
         search.progress = progress

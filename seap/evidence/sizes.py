@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from seap.errors import UserError
+from seap.models.sizes import dtype_on_disk
 from seap.pruning.targets import foreseen
 from seap.selection.footprint import Footprint, footprint_of, output_of, settled
 from seap.selection.options import Pruning
@@ -48,6 +49,6 @@ def footprint_for(model: Any, pruning: Pruning, smaller: Any = None) -> Footprin
     """
     if pruning.cost == "params":
         return None
-    dtype = model.config.dtype or model.dtype
+    dtype = dtype_on_disk(model)
     found = footprint_of(model, pruning, dtype)
     return found if smaller is None else found.with_output(output_of(smaller, pruning, dtype))

@@ -28,6 +28,7 @@ from seap.evidence.sizes import check_counted, footprint_for, foreseen_for, in_s
 from seap.files import digest, write_json
 from seap.models import loader
 from seap.models.arch import describe
+from seap.models.sizes import dtype_on_disk
 from seap.pruning.prune import check
 from seap.pruning.report import Report, choices
 from seap.pruning.vocabulary import Smaller, smaller_beside
@@ -101,7 +102,7 @@ def _sweep_claimed(
         load_items(parse_spec(spec), "train")
     ready()
     model, tokenizer = loader.load_for_work(name, **loading)
-    plan = in_shares(plan, model, model.config.dtype or model.dtype)
+    plan = in_shares(plan, model, dtype_on_disk(model))
     likely = foreseen_for(model, plan)
     for sparsity in plan.sparsities:
         check(model, replace(plan.pruning, sparsity=sparsity), footprint=likely)

@@ -11,6 +11,7 @@ from seap.exports.options import Deployment
 from seap.models import loader, modeling_seap
 from seap.models.axes import ATTENTION, MLP
 from seap.models.families import find_family, refuse_experts
+from seap.models.heads import num_groups, queries_at
 from seap.models.soundness import digests_of
 
 TILE = 128  # channels a GPU's matrix kernels like to have in one piece
@@ -50,10 +51,9 @@ def widths(config: Any) -> list[dict[str, int]]:
     for layer in range(config.num_hidden_layers):
         pruned = getattr(config, "seap", None) is not None
         own = modeling_seap.layer_widths(config, layer) if pruned else {}
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         channels = own.get(family.channels_key) or getattr(config, family.channels_key) or 4 * config.hidden_size
         gone = modeling_seap.skipped(config, layer)
-        groups = 0 if ATTENTION in gone else own.get("num_key_value_heads", heads)
+        groups = 0 if ATTENTION in gone else own.get("num_key_value_heads", num_groups(config))
         found.append({"kv_groups": groups, "channels": 0 if MLP in gone else channels})
     return found
 
@@ -62,11 +62,8 @@ def query_heads(config: Any) -> list[int]:
     """Query heads of each KV group, layer by layer, of the layers that have an attention."""
     found = []
     for layer in range(config.num_hidden_layers):
-        own = modeling_seap.layer_widths(config, layer) if getattr(config, "seap", None) is not None else {}
         if ATTENTION not in modeling_seap.skipped(config, layer):
-            heads = own.get("num_attention_heads", config.num_attention_heads)
-            groups = own.get("num_key_value_heads", getattr(config, "num_key_value_heads", None))
-            found.append(heads // (groups or heads))
+            found.append(queries_at(config, layer))
     return found
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from seap.disk.kinds import GGUF_KEY
 from seap.errors import UserError, missing_extra
 from seap.exports.engines import widths
-from seap.exports.llamas import dynamic_note
+from seap.exports.llamas import ROPES, rope_of
 from seap.exports.options import Export
 from seap.exports.stock import slides
 from seap.models.arch import Arch, describe
@@ -64,8 +64,7 @@ def check_config(config: Any) -> str:
         "its sliding window can't be said there": slides(config),
         f"its activation is {getattr(config, 'hidden_act', None)}, not silu": getattr(config, "hidden_act", "")
         != "silu",
-        f"its rope scaling {rope.get('rope_type')} isn't written yet": rope.get("rope_type", "default")
-        not in ("default", "linear", "llama3", "yarn", "dynamic"),
+        f"its rope scaling {rope.get('rope_type')} isn't written yet": rope.get("rope_type", "default") not in ROPES,
         "only Qwen3 with tied embeddings fits openelm": family == "qwen3" and not config.tie_word_embeddings,
         "openelm scales no rope": family == "qwen3" and rope.get("rope_type", "default") != "default",
     }
@@ -109,9 +108,7 @@ def write_gguf(
         writer.write_ti_data_to_file()
         for name, tensor in _tensors(arch, architecture):
             writer.write_tensor_data(_encoded(gguf, name, tensor, kinds[name]))
-    dynamic = (model.config.rope_parameters or {}).get("rope_type") == "dynamic"
-    about_rope = [dynamic_note(model.config)] if dynamic else []
-    return [*vocabulary.notes, *about_rope, *_about_kinds(gguf, arch, kinds, options)]
+    return [*vocabulary.notes, *rope_of(model.config, "--to gguf").notes, *_about_kinds(gguf, arch, kinds, options)]
 
 
 def _add_parameters(gguf: Any, writer: Any, arch: Arch, options: Export) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 from seap.errors import UserError
 from seap.exports.stock import slides
-from seap.models import modeling_seap
 from seap.models.arch import Arch
 from seap.models.axes import ATTENTION
 from seap.models.families import refuse_experts
@@ -42,17 +41,13 @@ def rope_of(config: Any, target: str) -> Rope:
     if kind not in ROPES:
         raise UserError(f"{target}: its rope scaling {kind} isn't written yet; {', '.join(ROPES)} are")
     if kind == "dynamic":
-        return Rope(theta, None, (dynamic_note(config),))
+        note = (
+            f"its rope is dynamic, which engines are not told: up to {config.max_position_embeddings:,} tokens it is "
+            "the same, beyond them don't use it"
+        )
+        return Rope(theta, None, (note,))
     scaling = {name: value for name, value in told.items() if value is not None}
     return Rope(theta, None if kind == "default" else scaling)
-
-
-def dynamic_note(config: Any) -> str:
-    """What is said where a dynamic rope is written as a plain one."""
-    return (
-        f"its rope is dynamic, which engines are not told: up to {config.max_position_embeddings:,} tokens it is the "
-        "same, beyond them don't use it"
-    )
 
 
 def check_family(config: Any, target: str, families: tuple[str, ...] = AS_LLAMA) -> None:
@@ -68,13 +63,6 @@ def check_family(config: Any, target: str, families: tuple[str, ...] = AS_LLAMA)
         if applies:
             raise UserError(f"{target}: {reason}; use --to padded, or serve it as it is with vLLM")
     rope_of(config, target)
-
-
-def queries_at(config: Any, layer: int) -> int:
-    """Query heads of each KV group of a layer, by the config."""
-    own = modeling_seap.layer_widths(config, layer) if getattr(config, "seap", None) else {}
-    heads = own.get("num_attention_heads", config.num_attention_heads)
-    return int(heads // own.get("num_key_value_heads", config.num_key_value_heads))
 
 
 def biased(arch: Arch, block: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from seap.exports.engines import widths
-from seap.exports.llamas import AS_LLAMA, check_family, dynamic_note
+from seap.exports.llamas import AS_LLAMA, check_family, rope_of
 from seap.exports.step import stock_name
 from seap.files import to_json, write_safetensors
 from seap.models.arch import Arch, describe
@@ -37,8 +37,7 @@ def write_mlx(model: Any, tokenizer: Any, folder: Path) -> list[str]:
     (folder / SOURCE.name).write_text(SOURCE.read_text())
     tokenizer.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
-    dynamic = (model.config.rope_parameters or {}).get("rope_type") == "dynamic"
-    return [dynamic_note(model.config)] if dynamic else []
+    return [*rope_of(model.config, TARGET).notes]
 
 
 def tensors(arch: Arch) -> Iterator[tuple[str, Tensor]]:

@@ -18,10 +18,11 @@ from torch import Tensor
 from seap.errors import UserError
 from seap.exports import configuration_decilm
 from seap.exports.engines import widths
-from seap.exports.llamas import biased, check_family, queries_at, rope_of
+from seap.exports.llamas import biased, check_family, rope_of
 from seap.files import to_json, write_safetensors
 from seap.models.arch import Arch, describe
 from seap.models.axes import ATTENTION, MLP
+from seap.models.heads import queries_at
 
 MULTIPLE = 256  # that readers round a layer's channels to
 TARGET = "--to nemotron-nas"
@@ -65,7 +66,7 @@ def ffn_mult(channels: int, hidden_size: int) -> float:
 
 def derived(mult: float, hidden_size: int) -> int:
     """What readers derive from it."""
-    return -(-int(2 * mult * hidden_size / 3) // MULTIPLE) * MULTIPLE
+    return _multiple(int(2 * mult * hidden_size / 3))
 
 
 def write_nas(model: Any, tokenizer: Any, folder: Path) -> list[str]:

@@ -17,12 +17,13 @@ import torch
 
 from seap.errors import UserError, missing_extra
 from seap.exports.engines import widths
-from seap.exports.step import Step, cache_names, cache_shapes, example_of, head_size, stock_name
+from seap.exports.step import Step, cache_names, cache_shapes, example_of, stock_name
 from seap.exports.stock import OWN, slides
 from seap.files import to_json
 from seap.models.arch import describe
 from seap.models.blocks import refuse_gone
 from seap.models.families import refuse_experts
+from seap.models.heads import size_of_key
 
 OPSET = 18
 TARGET = "--to onnx"
@@ -160,7 +161,7 @@ def genai_config(model: Any, tokenizer: Any) -> dict[str, Any]:
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
         "filename": "model.onnx",
-        "head_size": head_size(arch),
+        "head_size": size_of_key(arch),
         "hidden_size": config.hidden_size,
         "inputs": {
             "input_ids": "input_ids",

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from seap.models.arch import Arch
+from seap.models.heads import num_groups, size_of_key
 
 
 class Step(nn.Module):
-    """One forward pass as OpenVINO is to see it: the cache comes in and goes out as plain tensors."""
+    """A model whose cache is among its inputs and outputs."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -55,17 +56,8 @@ def cache_shapes(arch: Arch) -> list[tuple[int, int]]:
     """KV groups and head size of every cache tensor: keys, then values, layer by layer."""
     groups = [axis.units for axis in arch.axes if axis.name == "kv_groups"]
     if not groups:
-        config = arch.model.config
-        groups = [getattr(config, "num_key_value_heads", None) or config.num_attention_heads] * len(arch.layers)
-    return [(count, head_size(arch)) for count in groups for _ in range(2)]
-
-
-def head_size(arch: Arch) -> int:
-    """Of a family whose heads can't be cut by its config, where its attention may not say it."""
-    if arch.can_cut_heads:
-        return arch.head_size
-    config = arch.model.config
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        groups = [num_groups(arch.model.config)] * len(arch.layers)
+    return [(count, size_of_key(arch)) for count in groups for _ in range(2)]
 
 
 def cache_names(prefix: str, number: int) -> list[str]:

@@ -26,6 +26,7 @@ from seap.models.axes import (
 )
 from seap.models.experts import Experts
 from seap.models.families import Family, find_family
+from seap.models.heads import queries_at
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,7 @@ class Arch:
 
     def queries_at(self, layer: int) -> int:
         """Query heads of each KV group of a layer as it is now."""
-        config = self.model.config
-        if not getattr(config, "seap", None):
-            return self.queries_per_group
-        own = modeling_seap.layer_widths(config, layer)
-        return int(own["num_attention_heads"] // own["num_key_value_heads"])
+        return queries_at(self.model.config, layer)
 
     @property
     def heads_refused(self) -> str:

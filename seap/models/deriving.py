@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from seap.errors import first_line
 from seap.models.families import FAMILIES, Family
+from seap.models.heads import num_groups
 from seap.models.modeling_seap import LayerConfig
 from seap.models.watching import Call, groups_of, is_conv1d, watched
 
@@ -116,7 +117,7 @@ def _of_attention(config: Any, layer: nn.Module, pair: Pair, told: list[str]) ->
     heads = getattr(config, "num_attention_heads", None)
     if type(heads) is not int:
         raise CantTell(f"its config says no number of attention heads (it has {heads!r})")
-    groups = getattr(config, "num_key_value_heads", None) or heads
+    groups = num_groups(config)
     if groups == 1:
         told.append("with one KV group none can go: whether its heads could be cut was not tried")
     inputs = consumer.read.shape[-1]
@@ -175,7 +176,7 @@ def _about_heads(
 def _refused(config: Any, layer: nn.Module, consumer: str, size: int) -> str:
     """Why fewer heads can't be said to a layer's constructor; empty where they can."""
     heads = config.num_attention_heads
-    groups = getattr(config, "num_key_value_heads", None) or heads
+    groups = num_groups(config)
     if groups == 1:
         return ""
     fewer = groups // 2

@@ -10,6 +10,12 @@ LENGTH = 8  # bytes that say how long a header is, to a multiple of which it is 
 ENTRY = 160  # bytes of a header that one more tensor takes, at most
 
 
+def dtype_on_disk(model: Any) -> torch.dtype:
+    """What a model was saved as, which is what a pruned one is saved as; its own where its config doesn't say."""
+    found: torch.dtype = model.config.dtype or model.dtype
+    return found
+
+
 def saved_bytes(model: Any, dtype: torch.dtype | None = None) -> int:
     """Of the weights' files, at most: all of them in one dtype (by default the model's own), tied ones once."""
     tensors = _stored(model)
@@ -32,10 +38,10 @@ def header_bytes(model: Any) -> int:
 
 def _stored(model: Any) -> dict[str, Tensor]:
     """What is saved, each tensor once."""
-    seen: dict[int, str] = {}
-    for name, value in model.state_dict(keep_vars=True).items():
+    tensors, seen = model.state_dict(keep_vars=True), dict[int, str]()
+    for name, value in tensors.items():
         seen.setdefault(id(value), name)
-    return {name: value for name, value in model.state_dict(keep_vars=True).items() if seen[id(value)] == name}
+    return {name: value for name, value in tensors.items() if seen[id(value)] == name}
 
 
 def _itemsize(value: Tensor, dtype: torch.dtype) -> int:

@@ -17,6 +17,7 @@ from seap.models.arch import describe
 from seap.models.axes import Masks
 from seap.models.loader import resolve_model
 from seap.models.residency import streamed
+from seap.models.sizes import dtype_on_disk
 from seap.pruning.provenance import MASK_FILE as MASK_FILE  # in a folder: vLLM loads all *.safetensors at the top
 from seap.pruning.provenance import SEAP_JSON, check_kept
 from seap.pruning.provenance import read_provenance as read_provenance
@@ -45,7 +46,7 @@ def written_bytes(model: Any, removed: float, save_dtype: str | None = None) -> 
     removed: the share of the prunable parameters that goes.
     """
     arch, plan = describe(model), streamed(model)
-    dtype = getattr(torch, save_dtype) if save_dtype else plan.save_dtype if plan else model.config.dtype or model.dtype
+    dtype = getattr(torch, save_dtype) if save_dtype else plan.save_dtype if plan else dtype_on_disk(model)
     stays = sum(p.numel() for p in model.parameters()) - int(removed * arch.prunable_params)
     biases = len(arch.axes) * model.config.hidden_size
     return (stays + biases) * dtype.itemsize + sum(axis.entries for axis in arch.axes)

@@ -15,6 +15,7 @@ from seap.errors import UserError
 from seap.models import loader
 from seap.models.axes import Masks
 from seap.models.options import Streaming
+from seap.models.sizes import dtype_on_disk
 from seap.pruning import checkpoint
 from seap.pruning.probe import check_saved
 from seap.pruning.provenance import note_
@@ -117,7 +118,7 @@ def _prune_claimed(
         made.check(model)
         removed = (pruning.sparsity if pruning.cost == "params" else 0.0) if least is None else least
         checkpoint.check_space(out, checkpoint.written_bytes(model, removed, save_dtype), "the pruned model")
-        written_as = getattr(torch, save_dtype) if save_dtype else model.config.dtype or model.dtype
+        written_as = getattr(torch, save_dtype) if save_dtype else dtype_on_disk(model)
         if pruning.cost != "params" and not streaming.stream:
             together["save_dtype"] = written_as
         report = prune(

@@ -24,6 +24,7 @@ from seap.files import digest, is_current
 from seap.models import loader
 from seap.models.arch import describe
 from seap.models.options import Streaming
+from seap.models.sizes import dtype_on_disk
 from seap.pruning.prune import build_corpora, check, make_masks, with_rounding
 from seap.pruning.report import choices
 from seap.pruning.targets import check_countable, check_met
@@ -209,7 +210,7 @@ def _mask_claimed(
     footprint = None
     if options.cost != "params":
         check_countable(model, options)
-        footprint = footprint_of(model, options, model.config.dtype or model.dtype)
+        footprint = footprint_of(model, options, dtype_on_disk(model))
         options = settled(options, footprint)
     check(model, options, footprint=footprint)
     made_with = identity(model)

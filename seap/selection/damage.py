@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 from tqdm import tqdm
 
-from seap.activations.layerwise import Walk, evaluation, few_logits, finished, resume, split_rows, vocabulary_of
+from seap.activations.layerwise import Walk, evaluation, few_logits, finished, resume, split_rows, vocabulary_size
 from seap.activations.ranks import Ranks, summed
 from seap.compensation.compensate import Repair, map_inputs
 from seap.models.arch import Arch
@@ -152,7 +152,7 @@ class Judge:
         remembers: bool = True,
     ) -> "Judge":
         """Run the dense model once over the rows, in batches of few logits."""
-        batch_tokens = few_logits(vocabulary_of(arch), batch_tokens)
+        batch_tokens = few_logits(vocabulary_size(arch), batch_tokens)
         with evaluation(arch.model):
             walk = Walk.start(arch, rows, batch_tokens=batch_tokens, ranks=ranks)
             shelf = shelf_for(arch.model, walk.state_bytes * (len(arch.layers) + 1), "hidden states")

@@ -15,6 +15,7 @@ from seap.errors import UserError
 from seap.models.arch import Arch, describe, embedding_params
 from seap.models.axes import ATTENTION, KV_GROUPS, Axis
 from seap.models.blocks import cached_tokens
+from seap.models.heads import num_groups, size_of_key
 from seap.models.sizes import ENTRY, saved_bytes
 from seap.selection.options import Pruning
 from seap.selection.targets import WORDS, Cost
@@ -121,7 +122,7 @@ def footprint_of(model: Any, options: Pruning, dtype: torch.dtype | None = None)
     fixed = saved_bytes(model, dtype) - output - sum(axis.params * size for axis in arch.axes)
     if options.cost == "memory":
         free = {axis.layer for axis in arch.axes if axis.name == KV_GROUPS}
-        fixed += sum(_groups(arch, layer) * own for layer, own in enumerate(cached) if layer not in free)
+        fixed += num_groups(arch.model.config) * sum(own for layer, own in enumerate(cached) if layer not in free)
     whole = fixed + output + sum(line.at([line.units])[0] for line in lines.values())
     heads = {a.key: (a.heads_key, a.queries, float(a.head_params * size)) for a in arch.axes if a.heads_key}
     return Footprint(options.cost, whole, fixed, output, lines, size, heads)
@@ -149,20 +150,7 @@ def _cached(arch: Arch, layer: int, options: Pruning, size: int) -> float:
     if not arch.has(layer, ATTENTION):
         return 0.0
     tokens = cached_tokens(arch.model.config, layer, options.context)
-    return 2.0 * head_size(arch) * tokens * options.batch * size
-
-
-def head_size(arch: Arch) -> int:
-    """Numbers of a key of one head; where heads can't be cut, as the config has it."""
-    config = arch.model.config
-    own = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return arch.head_size if arch.can_cut_heads else int(own)
-
-
-def _groups(arch: Arch, layer: int) -> int:
-    """Of a layer whose heads can't be cut."""
-    config = arch.model.config
-    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    return 2.0 * size_of_key(arch) * tokens * options.batch * size
 
 
 def settled(options: Pruning, footprint: Footprint) -> Pruning:

@@ -9,9 +9,10 @@ from tiny import ALL, model
 from seap.errors import UserError
 from seap.models.arch import describe
 from seap.models.blocks import cached_tokens
+from seap.models.heads import size_of_key
 from seap.scoring.score import score_inputs
 from seap.selection.damage import Curve
-from seap.selection.footprint import Footprint, Line, footprint_of, head_size, settled
+from seap.selection.footprint import Footprint, Line, footprint_of, settled
 from seap.selection.options import Pruning
 from seap.selection.within import budgets_for, in_params
 
@@ -29,7 +30,7 @@ def test_memory_is_weights_and_cache(name: str) -> None:
     found = footprint_of(dense, options, torch.bfloat16)
     groups = getattr(dense.config, "num_key_value_heads", None) or dense.config.num_attention_heads
     cached = sum(
-        2 * groups * head_size(arch) * cached_tokens(dense.config, layer, 10) * 3 * 2
+        2 * groups * size_of_key(arch) * cached_tokens(dense.config, layer, 10) * 3 * 2
         for layer in range(len(arch.layers))
     )
     held = found.of({}) - cached
