@@ -123,6 +123,7 @@ def _estimate(
         memory_free=memory.free(seen.device),
         disk=disk,
         cheaper=(*fewer, *same),
+        planning=seen.looking,
         device=seen.device,
     )
 

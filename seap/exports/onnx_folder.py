@@ -5,11 +5,8 @@ it. `genai_config.json` is what onnxruntime-genai reads of it
 (https://onnxruntime.ai/docs/genai/reference/config.html).
 """
 
-import contextlib
 import io
 import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ import torch
 
 from seap.errors import UserError, missing_extra
 from seap.exports.engines import widths
+from seap.exports.quiet import quiet
 from seap.exports.step import Step, cache_names, cache_shapes, example_of, stock_name
 from seap.exports.stock import OWN, slides
 from seap.files import to_json
@@ -106,7 +104,7 @@ def _export(model: Any, shapes: list[tuple[int, int]], into: Any) -> None:
     axes |= {"position_ids": {0: "batch", 1: "tokens"}, "logits": {0: "batch", 1: "tokens"}}
     axes |= {name: {0: "batch", 2: "past"} for name in inputs[3:]}
     axes |= {name: {0: "batch", 2: "total"} for name in outputs[1:]}
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet("torch.onnx", logging.ERROR):
         torch.onnx.export(
             Step(model).eval(),
             example_of(shapes),
@@ -117,19 +115,6 @@ def _export(model: Any, shapes: list[tuple[int, int]], into: Any) -> None:
             opset_version=OPSET,
             dynamo=False,
         )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the tracer's words about what doesn't vary here."""
-    with warnings.catch_warnings(action="ignore"):
-        logger = logging.getLogger("torch.onnx")
-        level = logger.level
-        logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
 
 
 def halve_matrices(onnx: Any, graph: Any) -> None:

@@ -9,7 +9,6 @@ to layer are shapes like any other there.
 import contextlib
 import logging
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 from seap.errors import UserError, missing_extra
 from seap.exports.engines import widths
 from seap.exports.options import Export
+from seap.exports.quiet import quiet
 from seap.exports.step import Step, cache_names, cache_shapes, example_of, stock_name
 from seap.exports.stock import OWN, slides
 from seap.files import to_json
@@ -97,7 +97,7 @@ def traced(model: Any) -> Any:
     arch = describe(model)
     shapes = cache_shapes(arch)
     model.config._attn_implementation = "sdpa"
-    with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # the tracer's, about what doesn't vary here
+    with torch.no_grad(), quiet():  # the tracer warns about what doesn't vary here
         converted = openvino.convert_model(Step(model).eval(), example_input=example_of(shapes))
     names = ["input_ids", "attention_mask", "position_ids", *cache_names("past_key_values", len(shapes))]
     for port, name in zip(converted.inputs, names, strict=True):

@@ -15,6 +15,7 @@ from seap.errors import UserError
 from seap.models.options import Streaming
 from seap.pruning import memory, streamed_cost
 from seap.pruning.cost import Shape, pruning_stages, shape_of
+from seap.pruning.damage import TOKENS as DAMAGE_TOKENS
 from seap.pruning.prospect import Prospect, about_stats, prospect, stored_text
 from seap.pruning.rates import Rates, Taken, measure_rates
 from seap.pruning.targets import as_planned
@@ -28,7 +29,7 @@ from seap.vocabulary.options import Vocabulary
 
 LOW, HIGH = 0.75, 1.5  # of the estimate: its range
 WORTH_SAYING = 0.8  # an option is named where it leaves at most so much of the time
-OVERHEAD = 4.0  # seconds: reading the model, its checkpoint
+OVERHEAD = 6.0  # seconds: Python and its libraries, reading the model, its checkpoint
 
 # What makes a run cheaper, as it is typed, and what it changes; in the order of how little it costs in quality.
 CHEAPER: dict[str, dict[str, Any]] = {
@@ -52,16 +53,17 @@ class Estimate:
     disk: tuple[tuple[str, float, Path], ...] = ()  # what, bytes, where
     cheaper: tuple[tuple[str, float], ...] = ()  # option, seconds with it
     less_memory: str = ""  # the option that needs less
+    planning: Taken = field(default_factory=lambda: Taken(0.0, 0.0))  # what this has taken, which a run does first
     device: str = "cpu"
     threads: int = field(default_factory=torch.get_num_threads)
 
     @property
     def seconds(self) -> float:
-        return OVERHEAD + sum(taken.wall for _, taken in self.stages)
+        return OVERHEAD + self.planning.wall + sum(taken.wall for _, taken in self.stages)
 
     @property
     def cpu_seconds(self) -> float:
-        return OVERHEAD + sum(taken.cpu for _, taken in self.stages)
+        return OVERHEAD + self.planning.cpu + sum(taken.cpu for _, taken in self.stages)
 
     def line(self) -> str:
         """In one line."""
@@ -110,6 +112,7 @@ class Estimate:
             "memory_bytes": self.memory,
             "memory_free_bytes": self.memory_free,
             "disk": [{"what": what, "bytes": part, "place": str(path)} for what, part, path in self.disk],
+            "planning_seconds": self.planning.wall,
             "stages": stages,
             "cheaper": [{"option": option, "seconds": seconds} for option, seconds in self.cheaper],
             "less_memory": self.less_memory,
@@ -176,6 +179,8 @@ def plan_prune(
     rates = rates_for(seen, shape, text, calibration)
     stages = pruning_stages(shape, pruning, text, moments=calibration.moments, sparsities=sparsities, done=done)
     stages = [*choosing_vocabulary(shape, vocabulary), *stages]
+    if not streaming.stream and tasks:
+        stages.append(looking_at_damage(shape, len(tasks)))
     kept = shape.params - pruning.sparsity * shape.arch.prunable_params
     needs = memory.of(shape, pruning, text, calibration)
     if streaming.stream:
@@ -191,8 +196,15 @@ def plan_prune(
         disk=(("the pruned model", kept * seen.saved.itemsize, disk_place(out)), *needs.disk),
         cheaper=() if is_masked else cheaper(given, pruning),
         less_memory="" if streaming.stream else memory.smaller(pruning),
+        planning=seen.looking,
         device=seen.device,
     )
+
+
+def looking_at_damage(shape: Shape, num_tasks: int) -> Stage:
+    """The loss and the KL of some held-out text, before and after the cut (`damage.py`)."""
+    tokens, passes = 2.0 * DAMAGE_TOKENS, 2.0 * num_tasks * shape.num_layers
+    return Stage(name="held-out loss", forward=tokens, positions=tokens, passes=passes)
 
 
 def choosing_vocabulary(shape: Shape, options: Vocabulary) -> list[Stage]:

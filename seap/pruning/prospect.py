@@ -1,5 +1,6 @@
 """A model before it is loaded: its config, its tokenizer, and how much text there is."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from seap.files import read_about
 from seap.models import checkpoint_folder, configs, gguf, loader
 from seap.models.options import Loading
+from seap.pruning.rates import Taken
 from seap.pruning.work import Text
 from seap.text.corpus import build_corpus, longest_sequence, num_batches, num_with_padding
 from seap.text.options import Calibration
@@ -28,6 +30,12 @@ class Prospect:
     dtype: torch.dtype  # of the work
     saved: torch.dtype
     device: str
+    begun: Taken  # the clock's and the processor's seconds when looking at it began
+
+    @property
+    def looking(self) -> Taken:
+        """What planning has taken so far: a run does it too, with all that it imports."""
+        return Taken(time.perf_counter() - self.begun.wall, time.process_time() - self.begun.cpu)
 
     def text(self, specs: Sequence[str], options: Calibration) -> dict[str, Text]:
         """Tokens and batches of each task's text, by the tokenizer itself."""
@@ -49,6 +57,7 @@ class Prospect:
 
 def prospect(name: str, loading: Mapping[str, Any] | None = None, *, save_dtype: str | None = None) -> Prospect:
     """Look at a model's config and tokenizer. Raises UserError for what can't be loaded."""
+    begun = Taken(time.perf_counter(), time.process_time())
     place = Loading(**(loading or {}))
     trusted = {"trust_remote_code": place.trust_remote_code}
     tokenizer = None
@@ -65,7 +74,8 @@ def prospect(name: str, loading: Mapping[str, Any] | None = None, *, save_dtype:
         room = loader.free_memory() // 2
         working = torch.float32 if 4 * sum(p.numel() for p in model.parameters()) < room else own
     saved = getattr(torch, save_dtype) if save_dtype else own if place.dtype == "auto" else working
-    return Prospect(name=name, model=model, tokenizer=tokenizer, dtype=working, saved=saved, device=device)
+    found: dict[str, Any] = {"dtype": working, "saved": saved, "device": device, "begun": begun}
+    return Prospect(name=name, model=model, tokenizer=tokenizer, **found)
 
 
 def about_stats(path: Path) -> dict[str, Any]:

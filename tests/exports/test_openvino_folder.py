@@ -1,6 +1,7 @@
 """OpenVINO folders compute what the pruned model computes, with their cache inside. Skipped without the extra."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,9 @@ def test_the_command_writes_a_whole_folder(tmp_path: Path, capsys: pytest.Captur
     pruned("llama").save_pretrained(tmp_path / "small")
     byte_level(r"\w+").save_pretrained(tmp_path / "small")
     out = tmp_path / "ov"
+    level, filters = logging.root.level, list(logging.root.filters)
     assert main(["export", str(tmp_path / "small"), "--to", "openvino", "--out", str(out), "--json"]) == 0
+    assert (logging.root.level, logging.root.filters) == (level, filters)  # the converter sets both
     assert json.loads(capsys.readouterr().out)["bytes"] > 1000
     names = {path.name for path in out.iterdir()}
     assert names >= {

@@ -130,6 +130,12 @@ def test_the_line_says_time_memory_and_what_is_cheaper() -> None:
     assert span(3600 * 4) == "3.0 to 6.0 hours" and span(20) == "15 to 30 seconds"
 
 
+def test_what_planning_takes_is_counted() -> None:
+    """A run plans too, and does so with the same imports."""
+    told = an_estimate(planning=Taken(7.0, 5.0))
+    assert told.seconds - an_estimate().seconds == 7 and told.cpu_seconds - an_estimate().cpu_seconds == 5
+
+
 def test_cheaper_options_leave_less_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dense, task = folder(tmp_path / "dense"), texts_file(tmp_path / "t.txt")
 

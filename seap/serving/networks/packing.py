@@ -186,6 +186,7 @@ def plan_pack(
         memory_free=memory.free(seen.device),
         disk=(("the networks", written, disk_place(out)), *needs.disk),
         cheaper=cheaper(Given(shape, rates, texts, calibration.moments, [pruning.sparsity]), pruning) if texts else (),
+        planning=seen.looking,
         device=seen.device,
     )
 
