@@ -1,12 +1,57 @@
-"""The commands that show what there is: diff, tasks, methods, demo."""
+"""The commands that show what there is: explore, diff, tasks, methods, demo."""
 
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from rich.markup import escape
 
-from seap.cli.app import Json, Overwrite, app, bars, print_json, results
+from seap.cli.app import ColumnsOption, Json, Model, Overwrite, TaskOption, app, bars, print_json, results
+from seap.cli.panels import FlatMachine, FoldedText
+from seap.models.options import Loading
+from seap.text.options import Calibration
+
+
+@app.command
+def explore(
+    model: Model,
+    /,
+    *,
+    task: TaskOption,
+    columns: ColumnsOption = (),
+    out: Annotated[Path, Parameter(help="The page, one HTML file. Snippets of your texts are in it.")] = Path(
+        "explore.html"
+    ),
+    num_units: Annotated[int, Parameter(help="Channels of a layer that are shown; heads and experts all are.")] = 48,
+    num_kept: Annotated[int, Parameter(help="Texts that are shown of each head, channel and expert.")] = 5,
+    calibration: Annotated[Calibration, FoldedText] = Calibration(),  # noqa: B008
+    loading: Annotated[Loading, FlatMachine] = Loading(),  # noqa: B008
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Make a page of a model to click through: which heads and channels each task uses, and for which texts.
+
+    Example: `seap explore builtin --task arithmetic --task calendar --out explore.html`
+    """
+    from seap.page.explorer import explore_to_page
+    from seap.text.tasks import with_columns
+
+    found = explore_to_page(
+        model,
+        with_columns(task, columns),
+        out,
+        calibration,
+        num_units=num_units,
+        num_kept=num_kept,
+        overwrite=overwrite,
+        loading=asdict(loading),
+        progress=bars(json=json),
+    )
+    if json:
+        print_json(found)
+    else:
+        results.print(f"written: {escape(str(out))} (for a browser; it needs no network)")
 
 
 @app.command

@@ -11,7 +11,7 @@ FOLDERS = ("checkpoint", "export", "page files", "task definitions")  # written 
 COLLECTION = "collection"  # a folder that results are put into one by one
 ASKING = ("checkpoint", "export", "gguf", "router", "written texts")  # never replaced without --overwrite
 RESULT = "result"  # a JSON result that names no kind
-GENERATOR = '<meta name="generator" content="seap report">'
+GENERATOR = '<meta name="generator" content="seap '  # report or explore
 GGUF_KEY = "seap.version"
 BESIDE = ".meta.json"
 _START = 8192  # bytes that tell what a file is

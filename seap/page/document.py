@@ -142,7 +142,7 @@ def _html(
 
     place = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=place, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    models = list(dict.fromkeys(_model_name(str(s.data["model"])) for s in sources if s.data.get("model")))
+    models = list(dict.fromkeys(model_name(str(s.data["model"])) for s in sources if s.data.get("model")))
     title = f"Pruning {' and '.join(models)}" if models else "Pruning report"
     commits = list(dict.fromkeys(s.data["commit"] for s in sources if s.data.get("commit")))
     subtitle = "Made by seap report from " + ", ".join(s.path.name for s in sources)
@@ -151,6 +151,6 @@ def _html(
     return environment.get_template("report.html.j2").render(sections=sections, **values)
 
 
-def _model_name(model: str) -> str:
+def model_name(model: str) -> str:
     """A Hub id as it is, of a path the last part."""
     return Path(model).name if model.startswith((".", "/", "~")) else model

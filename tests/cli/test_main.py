@@ -14,7 +14,8 @@ from seap.methods import METHODS
 from seap.selection.options import Pruning
 
 COMMANDS = [
-    *"prune calibrate mask merge eval compare sweep analyze report inspect diff tasks demo export check push".split(),
+    *"prune calibrate mask merge eval compare sweep analyze report inspect explore diff".split(),
+    *"tasks demo export check push".split(),
     "corpus write",
 ]
 
