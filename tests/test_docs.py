@@ -9,6 +9,8 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from pprint import pformat
+from typing import Any
 
 import pytest
 import yaml
@@ -60,7 +62,8 @@ def test_the_first_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     names: dict[str, object] = {}
     for snippet in snippets(page, "python"):
         exec(snippet, names)
-    assert Path("small/seap.json").is_file() and "write" in names
+    told = json.loads(Path("small/seap.json").read_text())
+    assert told["model"] == "builtin" and "write" in names  # not where seap is installed
 
 
 @pytest.mark.parametrize("name", ["several_tasks", "promise", "into_an_engine"])
@@ -108,13 +111,46 @@ def test_fine_tuning_after_pruning(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not Path("tuned/seap.json").exists(), "a folder without it went up"
 
 
-def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+NOTEBOOK = ROOT / "examples" / "first_prune.ipynb"
+
+
+def code_cells() -> list[dict[str, Any]]:
+    return [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
+
+
+def form(value: str) -> list[str]:
+    """Of HTML its tags, of other text how many lines."""
+    return re.findall(r"</?\w+", value) or [str(value.strip().count("\n"))]
+
+
+def stored(cell: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """What a cell shows, as it is stored: kinds and forms, not numbers and pictures."""
+    found = []
+    for output in cell["outputs"]:
+        [(kind, text)] = output.get("data", {output.get("name"): output.get("text", [])}).items()
+        found.append((kind, [] if kind == "image/png" else form("".join(text))))
+    return found
+
+
+def shown_as(shown: Any, printed: str) -> list[tuple[str, list[str]]]:
+    """The same of what a cell showed just now."""
+    found = [("stdout", form(printed))] if printed else []
+    if type(shown).__name__ == "Figure":
+        return [*found, ("image/png", [])]
+    if hasattr(shown, "_repr_html_"):
+        return [*found, ("text/html", form(shown._repr_html_()))]
+    return [*found, ("text/plain", form(pformat(shown, width=79)))] if shown is not None else found
+
+
+def test_the_notebook_runs_and_shows_what_is_stored_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    cells = json.loads((ROOT / "examples" / "first_prune.ipynb").read_text())["cells"]
-    for cell in (cell for cell in cells if cell["cell_type"] == "code"):
+    for cell in code_cells():
+        shown = None
         lines = [line for line in "".join(cell["source"]).splitlines() if not line.startswith("%")]
         tree = ast.parse("\n".join(lines))
         last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
@@ -122,7 +158,20 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         if isinstance(last, ast.Expr):
             shown = eval(compile(ast.Expression(last.value), "cell", "eval"), names)
             assert repr(shown) and (not hasattr(shown, "_repr_html_") or shown._repr_html_() != "")
+        assert shown_as(shown, capsys.readouterr().out) == stored(cell), cell["source"]
     assert Path("small/seap.json").is_file() and Path("comparison/compare.json").is_file()
+
+
+def test_what_the_notebook_shows_is_fit_to_be_read() -> None:
+    """Made by runs/pages/notebook.py: in one go from the top, without errors, and of no machine in particular."""
+    assert NOTEBOOK.stat().st_size < 300_000
+    cells = code_cells()
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert {output["output_type"] for output in outputs} <= {"execute_result", "display_data", "stream"}
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 3
+    told = [text for output in outputs for kind, text in (output.get("data") or output).items() if kind != "image/png"]
+    assert not re.search(r"/(home|root|tmp|work|Users|usr|opt|var)/|[A-Z]:\\\\", json.dumps(told))
 
 
 def test_the_tables_of_costs_are_those_of_the_results() -> None:

@@ -27,6 +27,7 @@ from seap.files import digest
 from seap.models.arch import Arch, describe
 from seap.models.axes import Axis
 from seap.models.experts import Routed
+from seap.models.loader import name_of
 from seap.models.residency import release, resident, streamed
 from seap.models.shelf import offloading
 from seap.schema import needed
@@ -245,8 +246,8 @@ def fingerprint(model: Any) -> str:
 
 def identity(model: Any) -> dict[str, Any]:
     """What statistics and masks remember of their model, so that `check_same_model` can know it again."""
-    name = getattr(model.config, "_name_or_path", "")
-    known = {"model": name, "fingerprint": fingerprint(model), "structure": structure(model), "samples": samples(model)}
+    known = {"model": name_of(model), "fingerprint": fingerprint(model)}
+    known |= {"structure": structure(model), "samples": samples(model)}
     read_from = getattr(model.config, "dequantized_from", None)
     return known if read_from is None else known | {"dequantized_from": read_from}
 
@@ -261,7 +262,7 @@ def check_same_model(paths: Sequence[Path], abouts: Sequence[Mapping[str, Any]],
         if not (same and torch.allclose(torch.tensor(about["samples"]), own, rtol=2**-7, atol=1e-6)):
             raise UserError(
                 f"{path} was made with another model ({about.get('model') or 'unnamed'}), not with "
-                f"{getattr(model.config, '_name_or_path', '') or 'this one'}; make it again with this model"
+                f"{name_of(model) or 'this one'}; make it again with this model"
             )
 
 

@@ -30,6 +30,7 @@ from seap.evidence.agreement import (
 )
 from seap.models.arch import Arch, describe
 from seap.models.axes import Axis
+from seap.models.loader import name_of
 from seap.pruning.prune import Tasks, build_corpora, check
 from seap.pruning.report import choices
 from seap.selection.options import Pruning
@@ -80,7 +81,7 @@ def analyze(
     table = masks_of_spans(model, measured, prunings[0], [p.sparsity for p in prunings], progress=progress)
     return {
         "kind": "analyze",
-        "model": getattr(model.config, "_name_or_path", "") or "unnamed",
+        "model": name_of(model) or "unnamed",
         "family": arch.family.model_type,
         "fingerprint": fingerprint(model),
         **hidden_states(model, corpora, num_states, embedding, calibration, progress=progress),

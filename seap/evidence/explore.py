@@ -21,6 +21,7 @@ from seap.errors import UserError
 from seap.models.arch import Arch, describe
 from seap.models.axes import CHANNELS, EXPERTS, QUERY_HEADS, Axis
 from seap.models.experts import Routed
+from seap.models.loader import name_of
 from seap.pruning.texts import Tasks, build_corpora
 from seap.text.corpus import Batch, Corpus, batches, num_batches
 from seap.text.options import Calibration
@@ -87,7 +88,7 @@ def explore(
     rows = [row for corpus in corpora.values() for row in corpus.rows]
     return {
         "kind": "explore",
-        "model": getattr(model.config, "_name_or_path", "") or "unnamed",
+        "model": name_of(model) or "unnamed",
         "family": arch.family.model_type,
         "tasks": list(corpora),
         "num_texts": [len(corpus.rows) for corpus in corpora.values()],

@@ -45,6 +45,12 @@ def resolve_model(name: str) -> str:
     return name
 
 
+def name_of(model: Any) -> str:
+    """What a loaded model is called in results: as it was given, `builtin` wherever seap is installed, or nothing."""
+    name = str(getattr(model.config, "_name_or_path", "") or "")
+    return BUILTIN if name == str(model_path()) else name
+
+
 def open_model(name: str, *, weights: bool = True, trust_remote_code: bool = False) -> Opened:
     """A model's folder with its config, checked against the headers of its weights; nothing is loaded yet.
 

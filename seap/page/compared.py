@@ -64,7 +64,8 @@ class Result:
             raise missing_extra("matplotlib", "report", "a plot") from error
 
     def __repr__(self) -> str:
-        console = Console(file=io.StringIO(), width=120, highlight=False)
+        plain: dict[str, Any] = {"force_jupyter": False, "force_terminal": False, "no_color": True}  # in notebooks too
+        console = Console(file=io.StringIO(), width=120, highlight=False, **plain)
         (show_comparison if self.data["kind"] == "compare" else show_analysis)(self.data, console)
         return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
 

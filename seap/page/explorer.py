@@ -38,7 +38,7 @@ def explore_to_page(
         model, tokenizer = loader.load_for_work(name, **(loading or {}))
         options: dict[str, Any] = {"num_units": num_units, "num_kept": num_kept, "calibration": calibration}
         found = explore(model, tokenizer, list(tasks), progress=progress, **options)
-        found["model"] = model_name(name)
+        found["model"] = model_name(found["model"])
         with written_whole(out, "page") as draft:
             draft.write_text(page_of(found), encoding="utf-8")
     return found

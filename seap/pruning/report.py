@@ -12,6 +12,7 @@ from seap.files import digest
 from seap.methods import MEASURED
 from seap.models.arch import describe, embedding_params
 from seap.models.axes import Masks
+from seap.models.loader import name_of
 from seap.pruning.provenance import Origin, base_card, origin_of, pruned_before
 from seap.selection.footprint import Footprint
 from seap.selection.mask import ShownMasks, budgets_of, realised_sparsity
@@ -196,7 +197,7 @@ def build_report(
         if corpus.uncounted
     ]
     return Report(
-        model=getattr(model.config, "_name_or_path", "") or "unnamed",
+        model=name_of(model) or "unnamed",
         method=run.pruning.method,
         tasks=tuple(run.statistics),
         target_sparsity=target,
