@@ -246,7 +246,7 @@ def fingerprint(model: Any) -> str:
 
 def identity(model: Any) -> dict[str, Any]:
     """What statistics and masks remember of their model, so that `check_same_model` can know it again."""
-    known = {"model": name_of(model), "fingerprint": fingerprint(model)}
+    known: dict[str, Any] = {"model": name_of(model), "fingerprint": fingerprint(model)}
     known |= {"structure": structure(model), "samples": samples(model)}
     read_from = getattr(model.config, "dequantized_from", None)
     return known if read_from is None else known | {"dequantized_from": read_from}
