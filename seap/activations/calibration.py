@@ -207,6 +207,8 @@ def _of_experts(accumulator: ExpertAccumulator, real: Tensor | None) -> Callable
 
 
 def _check_finite(axes: Sequence[Axis], into: Into) -> None:
+    if not axes:  # of a layer that has none
+        return
     finite = torch.stack([into[axis.key].is_finite.cpu() for axis in axes])
     bad = (~finite).nonzero().flatten().tolist()
     if bad:

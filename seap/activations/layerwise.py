@@ -126,6 +126,12 @@ def first(output: Any) -> Tensor:
     return found
 
 
+def handed_on(arch: Arch, hidden: Tensor) -> Any:
+    """Hidden states as a layer of this family returns them: alone, or in a tuple."""
+    parts = arch.family.output_parts
+    return (hidden, *[None] * (parts - 1)) if parts else hidden
+
+
 def placed(values: Tensor, module: nn.Module) -> Tensor:
     """Values where a module computes; layers may lie on several devices."""
     device = next((weight.device for weight in module.parameters()), values.device)
@@ -172,10 +178,10 @@ def _begin(arch: Arch, batch: Batch) -> tuple[Tensor, list[Call]]:
     calls: dict[int, Call] = {}
 
     def recorder(index: int) -> Stub:
-        def record(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        def record(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
             states.append(hidden)
             calls[index] = Call(args, kwargs)
-            return hidden
+            return handed_on(arch, hidden)
 
         return record
 
@@ -189,7 +195,7 @@ def resume(arch: Arch, batch: Batch, layer: int, hidden: Tensor) -> Tensor:
     """Logits (B, T, V) from the hidden states before a layer (or, with the number of layers, after the last one)."""
 
     def stub(index: int) -> Stub:
-        return lambda given, *args, **kwargs: hidden if index == layer - 1 else given
+        return lambda given, *args, **kwargs: handed_on(arch, hidden if index == layer - 1 else given)
 
     with stubbed(arch.layers, {i: stub(i) for i in range(layer)}):
         logits: Tensor = arch.model(**model_inputs(arch, batch)).logits
@@ -202,7 +208,7 @@ def finished(arch: Arch, batch: Batch, hidden: Tensor) -> Tensor:
     if plan is None:
         return resume(arch, batch, num_layers, hidden)
     last, given = hidden.to(plan.device), {"attention_mask": batch.mask.long().to(plan.device), "use_cache": False}
-    stubs: dict[int, Stub] = dict.fromkeys(range(num_layers), lambda *args, **kwargs: last)
+    stubs: dict[int, Stub] = dict.fromkeys(range(num_layers), lambda *args, **kwargs: handed_on(arch, last))
     with stubbed(arch.layers, stubs):
         logits: Tensor = arch.model(inputs_embeds=last, **given).logits
     return logits

@@ -107,9 +107,9 @@ class Runner:
         if mode == "eager":
             return cls(model, model, model.base_model)
         if mode in ("prepacked", "auto"):
-            from seap.models.cache import growing_cache
+            from seap.models.cache import cache_for
 
-            return cls(model, model, model.base_model, growing_cache)
+            return cls(model, model, model.base_model, lambda: cache_for(model))
         import torch._inductor.config as inductor
         from transformers import StaticCache
 

@@ -73,9 +73,10 @@ def _nearest(parts: Tensor, scale: Tensor, top: int) -> Tensor:
 
 def check_config(config: Any) -> None:
     """Raise UserError for a model none of whose linears such a file can hold."""
-    from seap.models.families import find_family, refuse_experts
+    from seap.models.families import find_family, refuse_experts, refuse_states
 
     refuse_experts(config, "--to compressed-tensors", "leave it in 16 bits, or use an engine's own quantizer")
+    refuse_states(config, "--to compressed-tensors", "leave it in 16 bits, or use an engine's own quantizer")
     if find_family(config).transposed:
         raise UserError(
             f"--to compressed-tensors: {config.model_type} has no linears of the kind that readers know; use --to "

@@ -10,7 +10,7 @@ from seap.errors import UserError
 from seap.exports.options import Deployment
 from seap.models import loader, modeling_seap
 from seap.models.axes import ATTENTION, MLP
-from seap.models.families import find_family, refuse_experts
+from seap.models.families import find_family, refuse_experts, refuse_states
 from seap.models.heads import num_groups, queries_at
 from seap.models.soundness import digests_of
 
@@ -25,6 +25,7 @@ def check(name: str, deployment: Deployment, *, trust_remote_code: bool = False)
     """
     config = loader.load_config(name, trust_remote_code=trust_remote_code)
     refuse_experts(config, "seap check", "load it with transformers, which needs import seap")
+    refuse_states(config, "seap check", "load it with transformers, which needs import seap")
     layers = widths(config)
     problems = _uneven(layers, deployment.tp)
     folder = Path(loader.resolve_model(name))

@@ -45,6 +45,8 @@ def export(
         check_suffix(out, ".gguf")
     kind = "gguf" if target == "gguf" else "export"
     with claimed(out, kind, overwrite=overwrite, inputs=sources_of(name, task)):
+        instead = "load it with transformers, which needs import seap"
+        loader.refuse_multimodal(name, "seap export", instead, trust_remote_code=trust_remote_code)
         losses = Losses(task)
         config = loader.load_config(name, trust_remote_code=trust_remote_code)
         job = Job(

@@ -24,7 +24,7 @@ from seap.exports.options import Export
 from seap.exports.stock import slides
 from seap.models.arch import Arch, describe
 from seap.models.blocks import refuse_gone
-from seap.models.families import refuse_experts
+from seap.models.families import refuse_experts, refuse_states
 
 ARCHITECTURES = {"llama": "deci", "mistral": "deci", "qwen2": "deci", "qwen3": "openelm"}
 NAMES = {
@@ -56,6 +56,7 @@ def gguf_package() -> Any:
 def check_config(config: Any) -> str:
     """The GGUF architecture of a model, from its config. Raises UserError, with the reason, where there is none."""
     refuse_experts(config, "--to gguf", "load it with transformers, which needs import seap")
+    refuse_states(config, "--to gguf", "load it with transformers, which needs import seap")
     refuse_gone(config, "--to gguf", "llama.cpp runs such a layer in its own way: prune without --drop")
     family = config.model_type
     rope = getattr(config, "rope_parameters", None) or {}

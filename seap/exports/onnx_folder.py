@@ -20,7 +20,7 @@ from seap.exports.stock import OWN, slides
 from seap.files import to_json
 from seap.models.arch import describe
 from seap.models.blocks import refuse_gone
-from seap.models.families import refuse_experts
+from seap.models.families import refuse_experts, refuse_other_caches
 from seap.models.heads import size_of_key
 
 OPSET = 18
@@ -41,6 +41,7 @@ def onnx_package() -> Any:
 def check_config(config: Any) -> None:
     """Raise UserError for a model whose layers don't all see all tokens."""
     refuse_experts(config, TARGET, "use --to uniform, or load it with transformers, which needs import seap")
+    refuse_other_caches(config, TARGET, "use --to uniform, or load it with transformers, which needs import seap")
     refuse_gone(config, TARGET, "load it with transformers, or prune without --drop")
     if slides(config):
         raise UserError(f"{TARGET}: a sliding window shorter than the context can't be traced yet; use --to padded")

@@ -23,7 +23,7 @@ from seap.exports.stock import OWN, slides
 from seap.files import to_json
 from seap.models.arch import describe
 from seap.models.blocks import refuse_gone
-from seap.models.families import refuse_experts
+from seap.models.families import refuse_experts, refuse_other_caches
 
 GROUP = 64  # weights that share a scale in int4
 
@@ -44,6 +44,7 @@ def openvino_packages(options: Export) -> tuple[Any, Any]:
 def check_config(config: Any) -> None:
     """Raise UserError for a model whose layers don't all see all tokens."""
     refuse_experts(config, "--to openvino", "load it with transformers, which needs import seap")
+    refuse_other_caches(config, "--to openvino", "load it with transformers, which needs import seap")
     refuse_gone(config, "--to openvino", "load it with transformers, or prune without --drop")
     if slides(config):
         raise UserError("--to openvino: a sliding window shorter than the context can't be traced yet; use --to padded")

@@ -14,7 +14,7 @@ from torch import nn
 from seap.errors import UserError, missing_extra
 from seap.models import loader
 from seap.models.arch import describe
-from seap.models.families import refuse_experts
+from seap.models.families import refuse_experts, refuse_states
 from seap.models.loader import check_not_quantized
 
 Bits = Literal["int8", "int4"]
@@ -45,6 +45,7 @@ def quantize_(model: Any, weights: Bits) -> list[str]:
     package = torchao_package(f"quantize_(model, {weights!r})")
     check_not_quantized(model)
     refuse_experts(model.config, "seap.quantize_", "leave it in 16 bits: only its attention would be quantized")
+    refuse_states(model.config, "seap.quantize_", "leave it in 16 bits")
     if weights == "int4" and model.device.type != "cpu":
         raise UserError("int4 is for CPUs here; on a GPU use torchao's own Int4WeightOnlyConfig")
     linears = dict(_linears(model))

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from seap.errors import UserError
-from seap.models.arch import Arch, describe, layer_width_values
+from seap.models.arch import Arch, describe
 from seap.models.axes import KV_GROUPS, QUERY_HEADS, Axis, Slice
 from seap.models.blocks import refuse_gone
 from seap.models.families import refuse_experts
+from seap.models.layer_config import layer_width_values, whole_values
 
 OWN = ("seap", "per_layer_config", "auto_map", "allow_global_per_layer_attribute_access", "architectures")
 BIAS_FLAGS = ("attention_bias", "mlp_bias")
@@ -65,6 +66,12 @@ def stock_model(model: Any, *, pad: bool, dense: Mapping[str, int] | None = None
         refuse_experts(model.config, "--to padded", "prune with --allocate one-width and export --to uniform")
     else:
         check_one_width(arch)
+        layouts = [arch.experts_of(axis).layout for axis in arch.axes if axis.usage_key]
+        if any(layout.resized for layout in layouts):
+            raise UserError(
+                f"a stock {arch.family.model_type} makes the shared expert as wide as several others, and this one "
+                "isn't; load it with transformers and seap"
+            )
     form, units = _fitting_form(arch, pad=pad, dense=dense)
     with torch.device("meta"):
         built = form.model_class(form.config)
@@ -110,16 +117,25 @@ def _forms(arch: Arch, units: Mapping[str, int], reasons: list[str]) -> Iterator
         try:
             config, model_class = _config(arch, model_type, units)
             with torch.device("meta"):
-                names = model_class(config).state_dict().keys()
+                shapes = model_class(config).state_dict()
         except (ValueError, StrictDataclassError) as error:  # a config that refuses the number of heads
             reasons.append(f"{model_type} says: {str(error).strip().splitlines()[-1].strip().rstrip('.')}")
             continue
-        homeless = sorted(arch.model.state_dict().keys() - names)
-        if homeless:
-            reasons.append(f"{model_type} has no place for {homeless[0]}")
+        if why := _misfit(arch, shapes):
+            reasons.append(f"{model_type} has {why}")
             continue
         notes = [f"rewritten from {own} to {model_type}, which computes the same"] if model_type != own else []
         yield Form(config, model_class, tuple(notes))
+
+
+def _misfit(arch: Arch, shapes: Mapping[str, Tensor]) -> str:
+    """What a stock class doesn't hold of a model: a weight, or the shape of one that isn't cut. Empty where all fit."""
+    found, places = arch.model.state_dict(), _places(arch)
+    homeless = sorted(found.keys() - shapes.keys())
+    if homeless:
+        return f"no place for {homeless[0]}"
+    other = (name for name, value in found.items() if value.shape != shapes[name].shape)
+    return next((f"another shape for {name}" for name in other if name.rpartition(".")[0] not in places), "")
 
 
 def _config(arch: Arch, model_type: str, units: Mapping[str, int]) -> tuple[Any, Any]:
@@ -127,7 +143,8 @@ def _config(arch: Arch, model_type: str, units: Mapping[str, int]) -> tuple[Any,
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     config_class = CONFIG_MAPPING[model_type]
-    values = {name: value for name, value in arch.model.config.to_dict().items() if name not in OWN}
+    own = [name for name in OWN if name != "per_layer_config" or not arch.family.sizes_by_type]
+    values = {name: value for name, value in arch.model.config.to_dict().items() if name not in own}
     if model_type != arch.model.config.model_type:
         known = config_class().to_dict().keys() | {"dtype"}
         values = {name: value for name, value in values.items() if name in known and name != "layer_types"}
@@ -135,8 +152,7 @@ def _config(arch: Arch, model_type: str, units: Mapping[str, int]) -> tuple[Any,
     for layer in range(len(arch.layers)):
         budgets = {f"layers.{layer}.{name}": count for name, count in units.items()}
         values |= layer_width_values(arch, budgets, layer)
-    if arch.can_cut_heads:
-        values["head_dim"] = arch.head_size
+    values |= whole_values(arch)
     has = {flag: _has_bias(arch, flag) for flag in BIAS_FLAGS}
     values |= {flag: True for flag, found in has.items() if found and hasattr(config_class(), flag)}
     values.pop("model_type", None)
@@ -164,12 +180,15 @@ def slides(config: Any) -> bool:
     return bool(window < config.max_position_embeddings)
 
 
+def _places(arch: Arch) -> dict[str, tuple[Axis, Slice]]:
+    """The linears that axes run through, by their names in a checkpoint."""
+    start = arch.family.layers
+    return {f"{start}.{axis.layer}.{part.module}": (axis, part) for axis in arch.axes for part in axis.slices}
+
+
 def _state(arch: Arch, shapes: Mapping[str, Tensor], units: Mapping[str, int]) -> dict[str, Tensor]:
     """The model's weights in the stock model's shapes: zeros for units and biases that it hasn't got."""
-    places = {
-        f"{arch.family.layers}.{axis.layer}.{part.module}": (axis, part) for axis in arch.axes for part in axis.slices
-    }
-    found = arch.model.state_dict()
+    places, found = _places(arch), arch.model.state_dict()
     state = {}
     for name, shape in shapes.items():
         tensor = found.get(name)

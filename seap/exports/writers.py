@@ -16,7 +16,7 @@ from seap.files import to_json
 from seap.models import loader
 from seap.models.arch import describe
 from seap.models.axes import AXIS_NAMES, KV_GROUPS, QUERY_HEADS
-from seap.models.families import find_family, refuse_experts
+from seap.models.families import find_family, refuse_experts, refuse_states
 from seap.models.loader import check_not_quantized
 from seap.pruning import checkpoint
 from seap.pruning.card import exported_card
@@ -78,6 +78,7 @@ def check_padded(config: Any) -> None:
 def check_torchao(config: Any) -> None:
     """Raise UserError for a model whose linears torchao doesn't know."""
     refuse_experts(config, "--to torchao", "leave it in 16 bits: only its attention would be quantized")
+    refuse_states(config, "--to torchao", "leave it in 16 bits")
     if find_family(config).transposed:
         raise UserError(f"{config.model_type} has no linears that torchao knows; use --to openvino --weights int8")
 

@@ -4,28 +4,21 @@ Shape letters: C inputs of a consumer, O outputs.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from seap.errors import UserError
 from seap.models import modeling_seap
-from seap.models.axes import (
-    ATTENTION,
-    CHANNELS,
-    EXPERT_CHANNELS,
-    EXPERTS,
-    KV_GROUPS,
-    MLP,
-    QUERY_HEADS,
-    Axis,
-    Slice,
-    Values,
-)
+from seap.models.axes import ATTENTION, KV_GROUPS, MLP, Axis, Values
+from seap.models.bare import check_bare
 from seap.models.experts import Experts
-from seap.models.families import Family, find_family
+from seap.models.families import find_family
+from seap.models.family import Family, Mixer
+from seap.models.found_axes import kv_groups, mlp_axes, weights_of
 from seap.models.heads import queries_at
 
 
@@ -41,14 +34,34 @@ class Arch:
         return self.model.get_submodule(self.family.layers)
 
     @property
-    def layer_class(self) -> str:
-        return type(self.layers[0]).__name__
+    def layer_classes(self) -> tuple[str, ...]:
+        """The names of the layers' classes: one, or one for each kind of layer."""
+        return tuple(dict.fromkeys(type(layer).__name__ for layer in self.layers))
+
+    def built(self, config: Any, layer: int, place: int | None = None) -> nn.Module:
+        """A layer as its own class builds it from a config, without memory. place: its number, if that is another."""
+        index = layer if place is None else place
+        classes = modeling_seap.patch_layer_class(type(self.model), list(self.layer_classes))
+        options = {name: getattr(config, key)[index] for name, key in self.family.built_with.items()}
+        with torch.device("meta"):
+            made: nn.Module = classes[type(self.layers[layer]).__name__](config, layer_idx=index, **options)
+        return made
+
+    def module_at(self, layer: int, path: str) -> Any:
+        """What a layer has at a path, of whatever kind; None where it has nothing there."""
+        found = self.layers[layer]
+        for name in path.split("."):
+            found = getattr(found, name, None)
+            if found is None:
+                return None
+        return found
 
     @property
     def head_size(self) -> int:
+        """What one head of the first attention writes; 0 where there is no attention."""
         owner, _, attribute = self.family.head_size.rpartition(".")
-        first = next(layer for index, layer in enumerate(self.layers) if self.has(index, ATTENTION))
-        return int(getattr(first.get_submodule(owner), attribute))
+        first = next((layer for layer in range(len(self.layers)) if self.has(layer, ATTENTION)), None)
+        return 0 if first is None else int(getattr(self.layers[first].get_submodule(owner), attribute))
 
     @property
     def queries_per_group(self) -> int:
@@ -65,15 +78,32 @@ class Arch:
         """Why the heads can't be cut, by the family or by an option of this model's config; empty when they can."""
         options = self.family.heads_refused_with.items()
         own = next((why for entry, why in options if getattr(self.model.config, entry, False)), "")
+        if not own and not any(self.makes(layer, ATTENTION) for layer in range(len(self.layers))):
+            own = "none of its layers has softmax attention"
         return self.family.heads_refused or own
 
     @property
     def can_cut_heads(self) -> bool:
         return not self.heads_refused
 
+    def makes(self, layer: int, block: str) -> bool:
+        """Whether a layer is of a kind with attention, or with an MLP."""
+        if block == ATTENTION:
+            return self.module_at(layer, self.family.heads_consumer) is not None
+        return self.module_at(layer, self.family.mlp_consumer) is not None or self.experts(layer) is not None
+
     def has(self, layer: int, block: str) -> bool:
-        """Whether a layer has its attention, or its MLP: pruning may have taken it away."""
-        return block not in modeling_seap.skipped(self.model.config, layer)
+        """Whether a layer has its attention, or its MLP: its kind may have none, and pruning may have taken it away."""
+        return self.makes(layer, block) and block not in modeling_seap.skipped(self.model.config, layer)
+
+    def mixers(self, layer: int) -> list[Mixer]:
+        """What mixes tokens in a layer, beside softmax attention or in place of it, and stays."""
+        return [mixer for mixer in self.family.mixers if self.module_at(layer, mixer.consumer) is not None]
+
+    def mixing(self, layer: int) -> list[nn.Linear]:
+        """The linears of a layer's mixers."""
+        inside = [self.module_at(layer, mixer.path).modules() for mixer in self.mixers(layer)]
+        return [module for modules in inside for module in modules if isinstance(module, nn.Linear)]
 
     def norm_at(self, layer: int, path: str) -> Any:
         """A norm of a layer; None where there is none, or nothing in its place."""
@@ -100,8 +130,7 @@ class Arch:
         layout = self.family.experts
         if layout is None:
             return None
-        found = self.layers[layer]
-        return Experts(found, layout) if layout.module in dict(found.named_modules()) else None
+        return Experts(self.layers[layer], layout) if self.module_at(layer, layout.module) is not None else None
 
     def experts_of(self, axis: Axis) -> Experts:
         """Those that an axis of experts runs through."""
@@ -119,11 +148,20 @@ class Arch:
         """The linear that reads the axis, or the module of all experts."""
         return self.linear(axis.layer, axis.consumer)
 
-    def writers(self, layer: int) -> tuple[str, str]:
-        """Paths of the two modules whose outputs a layer adds to the residual stream, in the order of their running."""
+    def writers(self, layer: int) -> tuple[str, ...]:
+        """Paths of the modules whose outputs a layer adds to the residual stream, in the order of their running."""
+        found = [mixer.consumer for mixer in self.mixers(layer)]
+        if self.makes(layer, ATTENTION):
+            found.append(self.family.heads_consumer)
         experts = self.experts(layer)
-        mlp = self.family.mlp_consumer if experts is None else experts.layout.block
-        return self.family.heads_consumer, mlp
+        if experts is not None:
+            layout = experts.layout
+            found.append(layout.block)
+            if layout.shared and not layout.shared_consumer.startswith(f"{layout.block}."):
+                found.append(layout.shared_consumer)
+        elif self.makes(layer, MLP):
+            found.append(self.family.mlp_consumer)
+        return tuple(found)
 
     def name_of(self, axis: Axis) -> str:
         """What errors call an axis: `layer 7 kv_groups`."""
@@ -135,9 +173,9 @@ class Arch:
         found = []
         for layer in range(len(self.layers)):
             if self.can_cut_heads and self.has(layer, ATTENTION):
-                found.append(self._kv_groups(layer))
+                found.append(kv_groups(self, layer))
             if self.has(layer, MLP):
-                found += self._mlp(layer)
+                found += mlp_axes(self, layer)
         return tuple(found)
 
     def layer_axes(self, layer: int) -> list[Axis]:
@@ -173,106 +211,28 @@ class Arch:
         return sum(axis.params for axis in self.layer_axes(layer)) + self.uncut_params(layer)
 
     def uncut_params(self, layer: int) -> int:
-        """Those of one layer's attention where it can't be cut; 0 where it can."""
-        if self.can_cut_heads:
-            return 0
-        written = sum(self._numel(layer, name) for name in self.family.heads)
-        return written + self.weight(layer, self.family.heads_consumer).numel()
+        """Those of one layer that can't be cut: of other mixers of tokens, and of an attention whose heads stay."""
+        found = sum(map(weights_of, self.mixing(layer)))
+        if not self.makes(layer, ATTENTION):
+            return found
+        named = [path for path in self.family.uncut if self.module_at(layer, path) is not None]
+        if not self.can_cut_heads:
+            named += self.heads(layer)
+            found += self.weight(layer, self.family.heads_consumer).numel()
+        return found + sum(weights_of(self.linear(layer, path)) for path in named)
 
-    def _numel(self, layer: int, module: str) -> int:
-        linear = self.linear(layer, module)
-        return linear.weight.numel() + (linear.bias.numel() if linear.bias is not None else 0)
-
-    def _kv_groups(self, layer: int) -> Axis:
-        size, queries = self.head_size, self.queries_at(layer)
-        rows = {"q": queries * size, "k": size, "v": size}
-        axis = self._axis(layer, KV_GROUPS, self.family.heads, self.family.heads_consumer, rows, queries * size)
-        beside = (Slice(module=path, dim=0, sections=(queries,), values=True) for path in self.family.head_values)
-        behind = self.norm_at(layer, self.family.heads_behind) is not None
-        return self._by_head(replace(axis, slices=(*axis.slices, *beside), is_normed=behind), queries)
-
-    def _by_head(self, axis: Axis, queries: int) -> Axis:
-        """An axis of KV groups whose slices know which of their sections are the groups' query heads'."""
-        parts = {module: tuple(part == "q" for part in parts) for module, parts in self.family.heads.items()}
-        slices = tuple(replace(part, by_head=parts.get(part.module, (True,))) for part in axis.slices)
-        params = 0
-        for part in [part for part in slices if not part.values]:
-            lines = sum(size for size, is_heads in zip(part.sections, part.by_head, strict=True) if is_heads)
-            weight = self.weight(axis.layer, part.module).numel()
-            numel = weight if part.consumer else self._numel(axis.layer, part.module)
-            params += numel * lines // (axis.units * sum(part.sections) * queries)
-        return replace(axis, slices=slices, queries=queries, heads=queries, head_params=params)
-
-    def _mlp(self, layer: int) -> list[Axis]:
-        """The channels of a layer's MLP, or of its experts and the one that all tokens go through."""
-        rows, experts = dict.fromkeys("guc", 1), self.experts(layer)
-        if experts is None:
-            axis = self._axis(layer, CHANNELS, self.family.mlp, self.family.mlp_consumer, rows, 1)
-            return [replace(axis, is_normed=self.norm_at(layer, self.family.mlp_behind) is not None)]
-        layout, found = experts.layout, []
-        if layout.shared:
-            found.append(self._axis(layer, CHANNELS, dict(layout.shared), layout.shared_consumer, rows, 1))
-        whole = Axis(
-            layer=layer,
-            name=EXPERT_CHANNELS,
-            units=experts.num_channels,
-            unit_inputs=1,
-            unit_params=experts.num_experts * experts.channel_params,
-            slices=(Slice(module=layout.module, dim=1, consumer=True),),
-            experts=experts.num_experts,
-        )
-        return [*found, whole]
-
-    def _axis(
-        self, layer: int, name: str, producers: dict[str, str], consumer: str, rows: dict[str, int], unit_inputs: int
-    ) -> Axis:
-        row_dim, column_dim = (1, 0) if self.family.transposed else (0, 1)
-        inputs = self.weight(layer, consumer).shape[1]
-        units, rest = divmod(inputs, unit_inputs)
-        assert rest == 0, f"layer {layer} {name}: {inputs} inputs of {consumer} are no multiple of {unit_inputs}"
-        slices = [
-            Slice(module=m, dim=row_dim, sections=tuple(rows[p] for p in parts)) for m, parts in producers.items()
-        ]
-        for part in slices:
-            got, expected = self.weight(layer, part.module).shape[0], units * sum(part.sections)
-            assert got == expected, f"layer {layer} {part.module}: {got} rows, expected {expected}"
-        written = sum(self._numel(layer, module) for module in producers)
-        slices.append(Slice(module=consumer, dim=column_dim, sections=(unit_inputs,), consumer=True))
-        total = written + self.weight(layer, consumer).numel()
-        return Axis(
-            layer=layer,
-            name=name,
-            units=units,
-            unit_inputs=unit_inputs,
-            unit_params=total // units,
-            slices=tuple(slices),
-        )
-
-
-# what models are wrapped in → what to give instead
-WRAPPERS = {
-    "peft.": "merge the adapter and give the model that this returns: model.merge_and_unload()",
-    "torch._dynamo.": "give the model itself, model._orig_mod: prune first, compile afterwards",
-    "torch.nn.parallel.": "give the model itself: model.module",
-    "torch.distributed.": "give the model itself, whole and in one process",
-    "transformers.pipelines.": "give its model: pipeline.model",
-}
-
-
-def _check_bare(model: Any) -> None:
-    """Raise UserError for what only holds a model, or is none."""
-    kind = type(model)
-    for start, what in WRAPPERS.items():
-        if kind.__module__.startswith(start):
-            raise UserError(f"a {kind.__name__} is no plain model; {what}")
-    if not hasattr(kind, "get_output_embeddings"):
-        raise UserError(f"a {kind.__name__} is no causal language model of transformers; give what seap.load gives")
+    def heads(self, layer: int) -> dict[str, str]:
+        """The linears of a layer that write its heads, with the parts in their rows."""
+        return {path: parts for path, parts in self.family.heads.items() if self.module_at(layer, path) is not None}
 
 
 def describe(model: Any) -> Arch:
     """Look at a model through its family's row. Raises UserError for anything but a causal LM of a known family."""
-    _check_bare(model)
+    check_bare(model)
     family = find_family(model.config)
+    why = next((why for entry, why in family.refused_with.items() if getattr(model.config, entry, None)), "")
+    if why:
+        raise UserError(f"this {family.model_type} can't be pruned yet: {why}")
     if model.get_output_embeddings() is None:
         raise UserError(f"{type(model).__name__} has no output layer; give the whole causal language model")
     return Arch(model, family)
@@ -292,33 +252,6 @@ def choose_axes(arch: Arch, names: Iterable[str] | None = None) -> tuple[Axis, .
         if name not in there:
             raise UserError(f"--axes {name}: this model has none, only {', '.join(there)}")
     return tuple(axis for axis in arch.axes if axis.name in wanted)
-
-
-def layer_width_values(arch: Arch, budgets: dict[str, int], layer: int) -> dict[str, Any]:
-    """The config entries of one layer with so many units (and experts, and query heads of a group) kept per key.
-
-    A sub-block that keeps none is named under `skip`, as transformers says it (pull request 45332).
-    """
-    experts, inside = arch.experts(layer), f"layers.{layer}."
-    values: dict[str, Any] = {}
-    skip = [MLP] if experts is None and not budgets.get(inside + CHANNELS) else []
-    if experts is None and not skip:
-        values = {arch.family.channels_key: budgets[inside + CHANNELS]}
-    elif experts is not None:
-        layout = experts.layout
-        values = {
-            layout.count_keys[0]: budgets[inside + EXPERTS],
-            layout.channels_key: budgets[inside + EXPERT_CHANNELS],
-        }
-        if layout.shared:
-            values[layout.shared_key] = budgets[inside + CHANNELS]
-    groups = budgets.get(inside + KV_GROUPS, 0)
-    if arch.can_cut_heads and groups:
-        queries = budgets[inside + QUERY_HEADS] if inside + QUERY_HEADS in budgets else arch.queries_at(layer)
-        values |= {"num_attention_heads": groups * queries, "num_key_value_heads": groups}
-    elif arch.can_cut_heads:
-        skip.insert(0, ATTENTION)
-    return values | ({"skip": skip} if skip else {})
 
 
 def embedding_params(model: Any) -> int:

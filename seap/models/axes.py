@@ -80,6 +80,7 @@ class Axis:
     queries: int = 1  # query heads of a KV group
     heads: int = 1  # those of them that stay in every group that does
     head_params: int = 0  # parameters that go with one
+    producers_read_alike: bool = True  # whether all linears that write the axis read the same
 
     @property
     def key(self) -> str:
@@ -108,7 +109,7 @@ class Axis:
 
     @property
     def producers(self) -> list[str]:
-        """Paths, from the layer, of the linears that write the axis; all of them read the same."""
+        """Paths, from the layer, of the linears that write the axis."""
         return [part.module for part in self.slices if not part.consumer and not part.values]
 
     @property

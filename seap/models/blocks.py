@@ -27,7 +27,9 @@ def why_whole(arch: Arch, axis: Axis) -> str:
 def blocks_refused(arch: Arch) -> str:
     """Why no sub-block of a model can go whole, by an option of its config; empty when they can."""
     options = arch.family.blocks_refused_with.items()
-    return next((why for (entry, value), why in options if getattr(arch.model.config, entry, None) is value), "")
+    return arch.family.blocks_refused or next(
+        (why for (entry, value), why in options if getattr(arch.model.config, entry, None) is value), ""
+    )
 
 
 def cache_kinds(arch: Arch) -> list[str]:

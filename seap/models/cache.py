@@ -9,7 +9,14 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from seap.models.families import keeps_states
+
 SPARE = 32  # tokens of room that a new buffer has
+
+
+def cache_for(model: Any) -> DynamicCache:
+    """An empty cache: a growing one, or transformers' own where layers keep states besides keys and values."""
+    return DynamicCache(config=model.config) if keeps_states(model.config) else growing_cache()
 
 
 def growing_cache() -> DynamicCache:

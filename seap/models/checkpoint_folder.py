@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from seap.models import configs, kinds, left_out
+from seap.models import configs, decoders, kinds, left_out
 from seap.models.configs import Opened
 from seap.models.dequantize import dequantized
 from seap.models.kinds import cant_load
@@ -29,14 +29,13 @@ def load(
             model, loading = _from_numbers(opened, how, dtype)
             logging.getLogger("seap").warning("%s: %s", name, how.line())
     check_complete(name, loading)
+    model = decoders.decoder_of(model)
     left_out.settle_(model, loading["unexpected_keys"], name)
     return model, load_tokenizer(name, opened, trust_remote_code=trust_remote_code)
 
 
 def _from_files(opened: Opened, dtype: str, trust_remote_code: bool, quantization_config: Any) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(
+    return decoders.auto_class(opened.config).from_pretrained(
         opened.folder.path,
         config=opened.config,
         dtype=dtype if dtype == "auto" else getattr(torch, dtype),

@@ -14,7 +14,7 @@ from typing import Any
 
 from seap.disk.whole import temporary
 from seap.errors import UserError, missing_extra
-from seap.models import headers, kinds, modeling_seap, quantized
+from seap.models import decoders, headers, kinds, modeling_seap, quantized
 from seap.models.axes import ATTENTION, MLP
 from seap.models.families import FAMILIES, Family, find_family, width_keys
 from seap.models.kinds import Folder, cant_load
@@ -42,19 +42,22 @@ def open_folder(path: Path, *, trust_remote_code: bool = False) -> Opened:
     """Config and headers of a model folder; nothing is in memory yet. Raises UserError with cause and what to do."""
     folder = kinds.look(path)
     raw = folder.config
-    model_type = raw.get("model_type")
-    if not trust_remote_code or model_type in FAMILIES:
+    if not trust_remote_code or raw.get("model_type") in FAMILIES:
         _check_family(path, raw)
-    shapes, is_quantized = headers.read_headers(folder.weights), folder.quantization is not None
+    shapes, told = headers.read_headers(folder.weights), decoders.said_of_decoder(raw)
+    model_type, is_quantized = told.get("model_type"), folder.quantization is not None
     if model_type in FAMILIES:
         for key in _names_of_layers(model_type):
-            if key in raw:
-                headers.check_num_layers(path, raw[key], shapes, raw, FAMILIES[model_type], quantized=is_quantized)
-        check_spec(path, raw)
+            if key in told:
+                headers.check_num_layers(path, told[key], shapes, told, FAMILIES[model_type], quantized=is_quantized)
+        check_spec(path, told)
     config = build_config(path, raw, trust_remote_code=trust_remote_code)
-    headers.check_num_layers(path, config.num_hidden_layers, shapes, raw, find_family(config), quantized=is_quantized)
-    check_heads(path, config)
+    own = decoders.text_config(config)
+    headers.check_num_layers(path, own.num_hidden_layers, shapes, told, find_family(own), quantized=is_quantized)
+    check_heads(path, own)
     if folder.taken_back is not None:
+        if decoders.is_wrapper(config):
+            raise cant_load(path, f"a multimodal model whose weights are quantized; {quantized.GIVE}")
         _forget_quantization_(config)
         config.dequantized_from = folder.taken_back.about()
     if shapes and not trust_remote_code and getattr(config, "quantization_config", None) is None:
@@ -74,11 +77,15 @@ def _check_family(path: Path, raw: Mapping[str, Any]) -> None:
         inner = raw.get(key)
         if isinstance(inner, dict):
             name = inner.get("model_type", "unknown")
+            if decoders.may_wrap(model_type) and (name in FAMILIES or "model_type" not in inner):
+                return
             raise cant_load(
                 path,
                 f"{model_type} is a multimodal wrapper around a text decoder ({name}), which isn't supported yet; "
                 "save the decoder as a model of its own, if its family is known: " + ", ".join(sorted(FAMILIES)),
             )
+    if decoders.may_wrap(model_type):  # older ones have the decoder's entries beside their own
+        return
     find_family(SimpleNamespace(model_type=model_type))
 
 
@@ -123,23 +130,38 @@ def check_spec(path: Path, raw: Mapping[str, Any]) -> None:
     if spec is None:
         return
     known = {"num_attention_heads", "num_key_value_heads", *width_keys(FAMILIES[raw["model_type"]])}
-    per_layer = raw.get("per_layer_config")
+    own = spec.get("layers") if isinstance(spec, dict) else None
+    per_layer = raw.get("per_layer_config") if own is None else own
     added = spec.get("added_bias") if isinstance(spec, dict) else None
     sound = (
         isinstance(spec, dict)
         and isinstance(spec.get("widths"), list)
         and all(isinstance(name, str) and name in known for name in spec["widths"])
-        and isinstance(name := spec.get("layer_class"), str)
-        and name.isidentifier()
-        and name.endswith(("Layer", "Block"))
+        and _sound_classes(spec.get("layer_class"))
         and isinstance(added, dict)
         and all(isinstance(layers, list) and all(type(i) is int for i in layers) for layers in added.values())
         and isinstance(per_layer, dict | list)
         and all(isinstance(v, dict) for v in (per_layer.values() if isinstance(per_layer, dict) else per_layer))
+        and spec.get("resized", {}) == _resized(FAMILIES[raw["model_type"]])
         and _sound_blocks(spec, FAMILIES[raw["model_type"]])
     )
     if not sound:
         raise cant_load(path, "the entry `seap` or `per_layer_config` of its config.json is damaged; prune again")
+
+
+def _resized(family: Family) -> Any:
+    return {} if family.experts is None else family.experts.resized
+
+
+def _sound_classes(names: Any) -> bool:
+    """Whether they can be the names of decoder layers' classes."""
+    given = [names] if isinstance(names, str) else names
+    return (
+        isinstance(given, list)
+        and bool(given)
+        and all(isinstance(name, str) and name.isidentifier() for name in given)
+        and all(name.endswith(("Layer", "Block")) for name in given)
+    )
 
 
 def _sound_blocks(spec: Mapping[str, Any], family: Family) -> bool:
@@ -163,7 +185,7 @@ def _sound_blocks(spec: Mapping[str, Any], family: Family) -> bool:
 def build_config(path: Path, raw: Mapping[str, Any], *, trust_remote_code: bool = False) -> Any:
     """The config of a known family as transformers makes it, without what is ours to choose."""
     config = any_config(path, raw, trust_remote_code=trust_remote_code)
-    find_family(config)
+    find_family(decoders.text_config(config))
     return config
 
 
@@ -201,10 +223,9 @@ def without_ours(value: Any) -> Any:
 def on_meta(config: Any) -> Any:
     """A model of this config that takes no memory."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return decoders.auto_class(config).from_config(config)
 
 
 @contextlib.contextmanager

@@ -52,11 +52,24 @@ class Layout:
     by_channel: Mapping[str, Cut]  # every parameter that goes with a channel
     by_expert: tuple[str, ...]  # the other parameters with a row for each expert, the router's among them
     transposed: bool = False
+    chooses: str = ""  # the module whose top_k says how many are chosen for a token; the router with an empty one
+    groups: str = ""  # the router's attribute of how many groups of experts it chooses among first
+    layers_of: tuple[str, str] | None = None  # config entry with each layer's kind, and the kind that has experts
     count_keys: tuple[str, ...]  # the config keys of the number of experts; the first one is written
     channels_key: str
     shared: Mapping[str, str]  # the linears of an expert that every token goes through, as in `Family.mlp`
     shared_consumer: str = ""
     shared_key: str = ""
+    # whether `shared_key` is ours: the family's class makes that one as wide as some experts, and its linears are made
+    # anew in their own width
+    resizes_shared: bool = False
+
+    @property
+    def resized(self) -> dict[str, dict[str, str]]:
+        """Config key → path of a linear that has its width → on which side; none where the family's class knows it."""
+        if not self.resizes_shared:
+            return {}
+        return {self.shared_key: {**dict.fromkeys(self.shared, "out_features"), self.shared_consumer: "in_features"}}
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,9 @@ class Experts:
     layout: Layout
 
     def __getitem__(self, path: str) -> Tensor:
-        found: Tensor = self.layer.get_parameter(path)
+        """A parameter, or a buffer such as a router's corrections."""
+        owner, _, name = path.rpartition(".")
+        found: Tensor = getattr(self.layer.get_submodule(owner), name)
         return found
 
     @property
@@ -90,8 +105,24 @@ class Experts:
     @property
     def per_token(self) -> int:
         """How many experts the router chooses for a token."""
+        chooses: Any = self.layer.get_submodule(self.layout.chooses or self.layout.router)
+        return int(chooses.top_k)
+
+    @property
+    def groups(self) -> int:
+        """Into how many groups the router divides the experts; 0 where it doesn't know such."""
         router: Any = self.layer.get_submodule(self.layout.router)
-        return int(router.top_k)
+        return int(getattr(router, self.layout.groups) or 1) if self.layout.groups else 0
+
+    @property
+    def least(self) -> int:
+        """How many experts the router needs: those of a token, and of a group the two that it is valued by.
+
+        All of them where there are several groups, which must stay equally large.
+        """
+        if self.groups > 1:
+            return self.num_experts
+        return max(self.per_token, 2 if self.groups else 1)
 
     @property
     def num_experts(self) -> int:
@@ -108,8 +139,14 @@ class Experts:
         return sum(self[name][0].numel() for name in names) // self.num_channels
 
     @property
+    def by_expert(self) -> list[str]:
+        """The parameters with a row for each expert that this model has: an option may switch one off."""
+        places = [(path, *path.rpartition(".")[::2]) for path in self.layout.by_expert]
+        return [path for path, owner, name in places if hasattr(self.layer.get_submodule(owner), name)]
+
+    @property
     def weights(self) -> list[Tensor]:
-        return [self[name] for name in (*self.layout.by_channel, *self.layout.by_expert)]
+        return [self[name] for name in (*self.layout.by_channel, *self.by_expert)]
 
     def matrix(self, name: str, expert: int) -> Tensor:
         """An expert's linear as (outputs, inputs)."""
@@ -129,7 +166,7 @@ class Experts:
         for expert in chosen.unique().tolist():
             tokens, places = torch.where(chosen == expert)
             bias = self[layout.up_bias][expert] if layout.up_bias else None
-            inner = self.module._apply_gate(linear(hidden[tokens], self.matrix(layout.up, expert), bias))
+            inner = self._activated(linear(hidden[tokens], self.matrix(layout.up, expert), bias))
             bias = self[layout.down_bias][expert] if layout.down_bias else None
             own = linear(inner, self.matrix(layout.down, expert), bias)
             share = weights[tokens, places, None]
@@ -138,6 +175,11 @@ class Experts:
             seen.append(Routed(expert, tokens, inner.float() * share.float(), strength))
         watch(len(hidden), seen)
         return output
+
+    def _activated(self, values: Tensor) -> Tensor:
+        module = self.module
+        found: Tensor = module._apply_gate(values) if module.has_gate else module.act_fn(values)
+        return found
 
     @contextlib.contextmanager
     def watched(self, watch: Watch) -> Iterator[None]:
@@ -159,7 +201,7 @@ class Experts:
         """
         chosen = keep.view(self.num_experts, self.num_channels)
         experts = chosen.any(1).nonzero().flatten().tolist()
-        new = {path: self[path][experts] for path in self.layout.by_expert}
+        new = {path: self[path][experts] for path in self.by_expert}
         for path, cut in self.layout.by_channel.items():
             old = self[path]
             rows = {expert: cut.indices(chosen[expert]).to(old.device) for expert in experts}
@@ -170,12 +212,15 @@ class Experts:
         return new
 
     def replace_(self, new: Mapping[str, Tensor]) -> None:
-        """Set parameters by path, and the number of experts that the module goes by."""
+        """Set parameters by path, and the number of experts that the module and the router go by."""
         for path, value in new.items():
             owner, _, name = path.rpartition(".")
-            old = self[path]
-            setattr(self.layer.get_submodule(owner), name, _parameter(value, old.requires_grad))
-        self.module.num_experts = self.num_experts
+            old, module = self[path], self.layer.get_submodule(owner)
+            is_buffer = name in module._buffers
+            setattr(module, name, value if is_buffer else _parameter(value, old.requires_grad))
+        for holder in (self.module, self.layer.get_submodule(self.layout.router)):
+            if "num_experts" in vars(holder):
+                holder.num_experts = self.num_experts
 
     @contextlib.contextmanager
     def replaced(self, new: Mapping[str, Tensor]) -> Iterator[None]:

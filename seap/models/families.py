@@ -1,45 +1,20 @@
-"""The model families: one row each. The only file that knows the names of a model's submodules."""
+"""The model families: one row each; hybrids in `hybrid_families.py`, those of latent attention in `latent_families.py`.
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+These are the only files that know the names of a model's submodules.
+"""
+
+from dataclasses import replace
 from typing import Any
 
 from seap.errors import UserError
 from seap.models.experts import Cut, Layout
+from seap.models.family import LLAMA, SEPARATE_HEADS
+from seap.models.family import Family as Family
+from seap.models.hybrid_families import HYBRIDS
+from seap.models.latent_families import LATENT
 
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """How one `model_type` names its parts. Paths are relative to the decoder layer.
-
-    `heads` and `mlp` map each linear that writes the axis to the parts stacked in its rows: q (Q·K rows a unit), k and
-    v (K rows), g, u and c (one row: gate, up, or the only one). A fused `qkv_proj` has "qkv".
-    """
-
-    model_type: str
-    layers: str = "model.layers"
-    heads: dict[str, str]
-    heads_consumer: str = "self_attn.o_proj"
-    heads_refused: str = ""  # why the heads can't be cut; empty when they can
-    heads_refused_with: Mapping[str, str] = field(default_factory=dict)  # why not, where this config entry is true
-    head_size: str = "self_attn.head_dim"
-    mlp: dict[str, str]
-    mlp_consumer: str = "mlp.down_proj"
-    channels_key: str = "intermediate_size"
-    transposed: bool = False  # weights are (C, O), as in GPT-2's Conv1D
-    head_values: tuple[str, ...] = ()  # parameters with one value for each query head
-    heads_norm: str = "input_layernorm"  # what the attention reads through; empty where it reads the stream itself
-    mlp_norm: str = "post_attention_layernorm"  # and the MLP; where a layer has none, both read through one norm
-    heads_behind: str = ""  # the norm behind what the attention writes
-    mlp_behind: str = ""
-    # why a layer's attention or MLP can't go whole, where a config entry has a value
-    blocks_refused_with: Mapping[tuple[str, bool], str] = field(default_factory=dict)
-    experts: Layout | None = None  # of the layers that have experts; `mlp` is then that of the others
-
-
-_SEPARATE_HEADS = {"self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v"}
-_LLAMA = Family(model_type="llama", heads=_SEPARATE_HEADS, mlp={"mlp.gate_proj": "g", "mlp.up_proj": "u"})
 _LIKE_LLAMA = (
+    "qwen3_vl_text",
     "cohere2",
     "cwm",
     "ernie4_5",
@@ -87,11 +62,22 @@ _GPT_OSS = replace(
 _NORM_OVER_HEADS = "its q/k norm spans all heads of a layer, so removing one changes the others"
 _NORM_PER_HEAD = "its q/k norm ({}) has a weight for each head, which isn't cut yet"
 _GEMMA2 = replace(
-    _LLAMA,
+    LLAMA,
     model_type="gemma2",
     mlp_norm="pre_feedforward_layernorm",
     heads_behind="post_attention_layernorm",
     mlp_behind="post_feedforward_layernorm",
+)
+_GEMMA4 = replace(
+    _GEMMA2,
+    model_type="gemma4_text",
+    heads_refused="its config says sizes of heads by the layer's type, alike for all of a type",
+    refused_with={
+        "num_kv_shared_layers": "its last layers read the keys of others (num_kv_shared_layers)",
+        "hidden_size_per_layer_input": "its layers read the tokens too (hidden_size_per_layer_input)",
+        "enable_moe_block": "it runs experts beside its MLPs (enable_moe_block)",
+    },
+    sizes_by_type=True,
 )
 _EXAONE4 = replace(_GEMMA2, model_type="exaone4", heads_norm="", mlp_norm="")  # its norms stand behind alone
 _NORM_ON_STREAM = "with do_layer_norm_before false its norms are of the stream itself, and stay"
@@ -100,45 +86,49 @@ _DERIVED_HEAD_SIZE = "its attention derives the head size from hidden_size / hea
 FAMILIES: dict[str, Family] = {
     row.model_type: row
     for row in (
-        _LLAMA,
-        replace(_LLAMA, model_type="mistral"),
-        replace(_LLAMA, model_type="qwen2"),
-        replace(_LLAMA, model_type="qwen3"),
+        LLAMA,
+        replace(LLAMA, model_type="mistral"),
+        replace(LLAMA, model_type="qwen2"),
+        replace(LLAMA, model_type="qwen3"),
         _GEMMA2,
         replace(_GEMMA2, model_type="gemma3_text"),
-        replace(_LLAMA, model_type="smollm3"),
-        *(replace(_LLAMA, model_type=name) for name in _LIKE_LLAMA),
+        replace(LLAMA, model_type="smollm3"),
+        *(replace(LLAMA, model_type=name) for name in _LIKE_LLAMA),
+        _GEMMA4,
         _EXAONE4,
-        replace(_LLAMA, model_type="hyperclovax", heads_behind="post_norm1", mlp_behind="post_norm2"),
-        replace(_LLAMA, model_type="vaultgemma", mlp_norm="pre_feedforward_layernorm"),
-        replace(_LLAMA, model_type="cohere", heads_refused_with={"use_qk_norm": _NORM_PER_HEAD.format("use_qk_norm")}),
-        *(replace(_LLAMA, model_type=name, mlp={"mlp.up_proj": "c"}) for name in ("arcee", "nemotron")),
+        replace(LLAMA, model_type="hyperclovax", heads_behind="post_norm1", mlp_behind="post_norm2"),
+        replace(LLAMA, model_type="vaultgemma", mlp_norm="pre_feedforward_layernorm"),
+        replace(LLAMA, model_type="cohere", heads_refused_with={"use_qk_norm": _NORM_PER_HEAD.format("use_qk_norm")}),
+        *(replace(LLAMA, model_type=name, mlp={"mlp.up_proj": "c"}) for name in ("arcee", "nemotron")),
         replace(
-            _LLAMA,
+            LLAMA,
             model_type="apertus",
             mlp={"mlp.up_proj": "c"},
             heads_norm="attention_layernorm",
             mlp_norm="feedforward_layernorm",
         ),
-        replace(_LLAMA, model_type="glm", mlp={"mlp.gate_up_proj": "gu"}),
+        replace(LLAMA, model_type="glm", mlp={"mlp.gate_up_proj": "gu"}),
         replace(
-            _LLAMA,
+            LLAMA,
             model_type="glm4",
             mlp={"mlp.gate_up_proj": "gu"},
             heads_behind="post_self_attn_layernorm",
             mlp_behind="post_mlp_layernorm",
         ),
-        *(replace(_LLAMA, model_type=name, heads_refused=_DERIVED_HEAD_SIZE) for name in ("helium", "stablelm")),
+        *(
+            replace(LLAMA, model_type=name, heads_refused=_DERIVED_HEAD_SIZE)
+            for name in ("helium", "stablelm", "qwen2_vl_text", "qwen2_5_vl_text")
+        ),
         *(replace(_EXAONE4, model_type=name, heads_refused=_NORM_OVER_HEADS) for name in ("olmo2", "olmo3")),
-        replace(_LLAMA, model_type="mixtral", experts=_MIXTRAL),
-        replace(_LLAMA, model_type="qwen2_moe", experts=_QWEN2_MOE),
-        replace(_LLAMA, model_type="qwen3_moe", experts=replace(_MIXTRAL, channels_key="moe_intermediate_size")),
-        replace(_LLAMA, model_type="olmoe", experts=_MIXTRAL, heads_refused=_NORM_OVER_HEADS),
-        replace(_LLAMA, model_type="gpt_oss", experts=_GPT_OSS, head_values=("self_attn.sinks",)),
-        replace(_LLAMA, model_type="starcoder2", mlp={"mlp.c_fc": "c"}, mlp_consumer="mlp.c_proj"),
-        replace(_LLAMA, model_type="nanochat", mlp={"mlp.fc1": "c"}, mlp_consumer="mlp.fc2"),
+        replace(LLAMA, model_type="mixtral", experts=_MIXTRAL),
+        replace(LLAMA, model_type="qwen2_moe", experts=_QWEN2_MOE),
+        replace(LLAMA, model_type="qwen3_moe", experts=replace(_MIXTRAL, channels_key="moe_intermediate_size")),
+        replace(LLAMA, model_type="olmoe", experts=_MIXTRAL, heads_refused=_NORM_OVER_HEADS),
+        replace(LLAMA, model_type="gpt_oss", experts=_GPT_OSS, head_values=("self_attn.sinks",)),
+        replace(LLAMA, model_type="starcoder2", mlp={"mlp.c_fc": "c"}, mlp_consumer="mlp.c_proj"),
+        replace(LLAMA, model_type="nanochat", mlp={"mlp.fc1": "c"}, mlp_consumer="mlp.fc2"),
         replace(
-            _LLAMA,
+            LLAMA,
             model_type="phi",
             heads_refused_with={"qk_layernorm": _DERIVED_HEAD_SIZE + " (qk_layernorm)"},
             heads_consumer="self_attn.dense",
@@ -162,7 +152,7 @@ FAMILIES: dict[str, Family] = {
         Family(
             model_type="opt",
             layers="model.decoder.layers",
-            heads=_SEPARATE_HEADS,
+            heads=SEPARATE_HEADS,
             heads_consumer="self_attn.out_proj",
             heads_refused=_DERIVED_HEAD_SIZE,
             mlp={"fc1": "c"},
@@ -185,6 +175,8 @@ FAMILIES: dict[str, Family] = {
             heads_norm="ln_1",
             mlp_norm="ln_2",
         ),
+        *HYBRIDS,
+        *LATENT,
     )
 }
 
@@ -201,10 +193,42 @@ def find_family(config: Any) -> Family:
     return family
 
 
+def has_experts(config: Any) -> bool:
+    """Whether any layer has experts: a family's smaller models may have none."""
+    layout = find_family(config).experts
+    if layout is None:
+        return False
+    if layout.layers_of:
+        key, kind = layout.layers_of
+        return kind in getattr(config, key)
+    return getattr(config, layout.count_keys[0], None) != 0
+
+
 def refuse_experts(config: Any, what: str, instead: str) -> None:
-    """Raise UserError for a family with experts. what: that doesn't know them; instead: what to do."""
-    if find_family(config).experts is not None:
+    """Raise UserError for a model with experts. what: that doesn't know them; instead: what to do."""
+    if has_experts(config):
         raise UserError(f"{what} doesn't know mixtures of experts such as {config.model_type} yet; {instead}")
+
+
+def keeps_states(config: Any) -> bool:
+    """Whether some layers keep states of a recurrence or a convolution in a cache, not keys and values alone."""
+    return bool(find_family(config).mixers)
+
+
+def refuse_states(config: Any, what: str, instead: str) -> None:
+    """Raise UserError for a family whose layers keep such states. what: that doesn't know them; instead: what to do."""
+    if keeps_states(config):
+        names = ", ".join(mixer.name for mixer in find_family(config).mixers)
+        raise UserError(f"{what} doesn't know layers of {names} such as {config.model_type}'s yet; {instead}")
+
+
+def refuse_other_caches(config: Any, what: str, instead: str) -> None:
+    """As `refuse_states`; and for one whose cache isn't keys and values of one size, a pair for each KV group."""
+    refuse_states(config, what, instead)
+    family = find_family(config)
+    if family.sizes_by_type or not family.heads_share:
+        why = "heads of several sizes" if family.sizes_by_type else "latent attention"
+        raise UserError(f"{what} doesn't know {why} such as {config.model_type}'s yet; {instead}")
 
 
 def width_keys(family: Family) -> tuple[str, ...]:

@@ -16,6 +16,9 @@ LONGEST = 100_000_000  # bytes of a header, as safetensors itself allows
 MOST_LAYERS = 1000  # of a config without weights to check it by
 BEYOND = ("num_nextn_predict_layers", "mtp_num_hidden_layers")  # layers after the last, which predict further tokens
 
+# before the layers' own name, in older checkpoints of some families and in multimodal ones; not of other parts
+ELSEWHERE = r"(?!.*(?:vision|visual|image|audio|speech|mtp|nextn))(?:[A-Za-z_]\w*\.)+"
+
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -55,10 +58,14 @@ def _header(path: Path) -> Shapes:
 
 
 def layer_numbers(names: Iterable[str], family: Family) -> set[int]:
-    """The decoder layers that weights belong to, with or without the model's own prefix."""
+    """The decoder layers that weights belong to, with or without the model's own prefix, or with another."""
     first, _, rest = family.layers.partition(".")
-    pattern = re.compile(rf"(?:{re.escape(first)}\.)?{re.escape(rest)}\.(\d{{1,9}})\.")
-    return {int(found.group(1)) for name in names if (found := pattern.match(name))}
+    given = list(names)
+    for before in (rf"(?:{re.escape(first)}\.)?", ELSEWHERE):
+        pattern = re.compile(rf"{before}{re.escape(rest)}\.(\d{{1,9}})\.")
+        if numbers := {int(found.group(1)) for name in given if (found := pattern.match(name))}:
+            return numbers
+    return set()
 
 
 def check_num_layers(

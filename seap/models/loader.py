@@ -12,7 +12,7 @@ from torch import nn
 
 from seap.disk.whole import folder_beside
 from seap.errors import UserError, first_line
-from seap.models import checkpoint_folder, configs, gguf, headers, hub, kinds, modeling_seap
+from seap.models import checkpoint_folder, configs, decoders, gguf, headers, hub, kinds, modeling_seap
 from seap.models.configs import Opened
 from seap.models.families import find_family, refuse_experts
 from seap.models.kinds import cant_load
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
 BUILTIN = "builtin"
+WHOLE = "leave it out, on a machine whose memory holds the model"
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -64,12 +65,28 @@ def open_model(name: str, *, weights: bool = True, trust_remote_code: bool = Fal
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
-    """The model's config, which agrees with its weights' headers; no weight is read."""
+    """The model's config, or its text decoder's, which agrees with its weights' headers; no weight is read."""
     if gguf.is_gguf(name):
         config = gguf.config_of(Path(name).expanduser())
         find_family(config)
         return config
-    return open_model(name, weights=False, trust_remote_code=trust_remote_code).config
+    return decoders.text_config(open_model(name, weights=False, trust_remote_code=trust_remote_code).config)
+
+
+def model_on_meta(name: str) -> Any:
+    """The model, or the text decoder of a multimodal one, as its config says it: without weights, without memory."""
+    if gguf.is_gguf(name):
+        return configs.on_meta(load_config(name))
+    return decoders.decoder_of(configs.on_meta(open_model(name, weights=False).config))
+
+
+def refuse_multimodal(name: str, what: str, instead: str, *, trust_remote_code: bool = False) -> None:
+    """Raise UserError for a folder of a multimodal model. what: that doesn't know such; instead: what to do."""
+    if gguf.is_gguf(name):
+        return
+    config = open_model(name, weights=False, trust_remote_code=trust_remote_code).config
+    if decoders.is_wrapper(config):
+        raise UserError(f"{what} doesn't know multimodal models such as {config.model_type}; {instead}")
 
 
 def check_device(device: str) -> str:
@@ -171,7 +188,8 @@ def load_streamed(
             f"--stream reads weights where they lie, and those of {name} are quantized ({how.said}); leave it out, or "
             "give the unquantized model"
         )
-    refuse_experts(opened.config, "--stream", "leave it out, on a machine whose memory holds the model")
+    refuse_experts(decoders.text_config(opened.config), "--stream", WHOLE)
+    refuse_multimodal(name, "--stream", WHOLE, trust_remote_code=given.trust_remote_code)
     model, tokenizer = _load(name, replace(given, device="cpu", dtype="auto"))
     check_finite(model, name, in_files=True)
     own = model.dtype

@@ -20,7 +20,11 @@ from typing import Any
 
 _HOOKED_MODULE = "transformers.modeling_utils"
 _ADOPTED = "adopted "
-_REMOTE = {"SeapForCausalLM": "AutoModelForCausalLM", "SeapModel": "AutoModel"}
+_REMOTE = {
+    "SeapForCausalLM": "AutoModelForCausalLM",
+    "SeapForImageTextToText": "AutoModelForImageTextToText",
+    "SeapModel": "AutoModel",
+}
 _WHOLE_ROWS = ("grouped_mm", "deepgemm", "sonicmoe")
 _BLOCKS = ("Gone", "Written")
 _KEPT = ("seap.json", "seap/mask.safetensors", "README.md")
@@ -53,7 +57,10 @@ class LayerConfig:
 
 def layer_widths(config: Any, layer: int) -> dict[str, int]:
     """The widths of one layer: `{"intermediate_size": 37, …}`, named as in the family's config."""
-    layers: Any = config.per_layer_config
+    layers: Any = config.seap.get("layers")
+    if layers is not None:  # the family's config has another use for its own
+        return {name: value for name, value in layers[layer].items() if name != "skip"}
+    layers = config.per_layer_config
     if isinstance(layers, dict):  # transformers before 5.15 keeps the JSON object as it is
         return layers.get(str(layer)) or layers.get(layer) or {}
     return {name: getattr(layers[layer], name) for name in config.seap["widths"]}
@@ -63,7 +70,10 @@ def skipped(config: Any, layer: int) -> tuple[str, ...]:
     """The sub-blocks that a layer hasn't got, of `attention` and `mlp`."""
     if not getattr(config, "seap", None):
         return ()
-    layers: Any = config.per_layer_config
+    layers: Any = config.seap.get("layers")
+    if layers is not None:
+        return tuple(layers[layer].get("skip", ()))
+    layers = config.per_layer_config
     if isinstance(layers, dict):
         return tuple(layer_widths(config, layer).get("skip", ()))  # type: ignore[arg-type]
     return tuple(getattr(layers[layer], "skip", ()))
@@ -147,23 +157,37 @@ def add_bias_(linear: Any, size: int) -> None:
         linear.bias = torch.nn.Parameter(zeros)
 
 
-def adopted(base: type) -> type | None:
+def adopted(base: Any) -> type | None:
     """A family's class under a name and with an `_auto_class` that make `save_pretrained` ship this file.
 
     None for a class that no auto class of ours loads, a classifier for instance.
     """
     if "generate" in dir(base):
-        name, auto_class = "SeapForCausalLM", "AutoModelForCausalLM"
+        name = "SeapForImageTextToText" if _holds_decoder(base) else "SeapForCausalLM"
+        auto_class = _REMOTE[name]
     elif base.__name__.endswith("Model"):
         name, auto_class = "SeapModel", "AutoModel"
     else:
         return None
     if base not in _subclasses:
         place = f"{_ADOPTED}{base.__module__}:{base.__name__}".replace(".", "|")
-        members = {"__module__": __name__, "__qualname__": place, "_auto_class": auto_class}
+        members: dict[str, Any] = {"__module__": __name__, "__qualname__": place, "_auto_class": auto_class}
         members["save_pretrained"] = _saving(base)
+        if "is_custom_code" in dir(base):  # whose buffers transformers doesn't compute as it loads a model
+            members["is_custom_code"] = classmethod(lambda cls: base.is_custom_code())
         _subclasses[base] = type(name, (base,), members)
     return _subclasses[base]
+
+
+def _holds_decoder(base: Any) -> bool:
+    """Whether a class is of multimodal models, whose text decoder has a config inside theirs."""
+    kind = getattr(base, "config_class", None)
+    return any("text_config" in (getattr(kind, name, None) or {}) for name in ("sub_configs", "sub_configs_defaults"))
+
+
+def _holds_pruned(kind: type, config: Any) -> bool:
+    """Whether a multimodal model's text decoder is pruned."""
+    return _holds_decoder(kind) and bool(getattr(config.get_text_config(decoder=True), "seap", None))
 
 
 def _saving(base: Any) -> Any:
@@ -200,7 +224,7 @@ def kept_files(model: Any) -> dict[str, bytes]:
     found = {name: content for name in _KEPT if (content := file_beside(model.config, name)) is not None}
     config = file_beside(model.config, "config.json")
     own = json.loads(model.config.to_json_string(use_diff=False))
-    if config is None or any(json.loads(config).get(key) != own.get(key) for key in ("seap", "per_layer_config")):
+    if config is None or _about_layers(json.loads(config)) != _about_layers(own):
         return {}
     if "seap.json" in found:
         told = json.loads(found["seap.json"])
@@ -209,6 +233,13 @@ def kept_files(model: Any) -> dict[str, bytes]:
     if "README.md" in found and _SAVED_AGAIN.encode() not in found["README.md"]:
         found["README.md"] += _SAVED_AGAIN.encode()
     return found
+
+
+def _about_layers(config: Mapping[str, Any]) -> list[Any]:
+    """What a config says of widths, itself or in the config of the text decoder that it holds."""
+    inside = [part for part in config.values() if isinstance(part, dict) and "seap" in part]
+    told = config if "seap" in config or not inside else inside[0]
+    return [told.get("seap"), told.get("per_layer_config")]
 
 
 def file_beside(config: Any, name: str) -> bytes | None:
@@ -270,6 +301,8 @@ def _per_layer_init(layer_class: Any) -> Any:
             stock(self, config, *index, *args, **kwargs)
             return
         stock(self, LayerConfig(config, layer_widths(config, layer_idx)), layer_idx, *args, **kwargs)
+        if "resized" in spec:
+            _resize_(self, spec["resized"], layer_widths(config, layer_idx))
         if "blocks" in spec:
             _without_blocks_(self, config, layer_idx)
         for path, layers in spec["added_bias"].items():
@@ -286,23 +319,46 @@ def _without_blocks_(layer: Any, config: Any, index: int) -> None:
     written = {kind: config.hidden_size if index in spec["written"][kind] else 0 for kind in gone}
     if written:
         drop_(layer, spec["blocks"], written)
-    if "attention" not in gone:
-        block = layer.get_submodule(spec["blocks"]["attention"]["consumer"].rpartition(".")[0])
-        block.layer_idx = cache_place(config, index)
+    consumer = spec["blocks"]["attention"]["consumer"]
+    if "attention" not in gone and _at(layer, consumer) is not None:  # a layer of another kind has none
+        layer.get_submodule(consumer.rpartition(".")[0]).layer_idx = cache_place(config, index)
 
 
-def patch_layer_class(model_class: type, name: str) -> Any:
-    """Find the decoder layer's class beside the model's class, let it read per-layer widths, and return it."""
-    for base in model_class.__mro__:
-        layer_class = getattr(sys.modules.get(base.__module__), name, None)
-        if isinstance(layer_class, type):
-            if not hasattr(layer_class.__init__, "_seap"):  # type: ignore[misc]
-                layer_class.__init__ = _per_layer_init(layer_class)  # type: ignore[misc]
-            return layer_class
-    raise ImportError(
-        f"this transformers has no {name} beside {model_class.__name__}, which this pruned checkpoint is built of; "
-        "install the transformers version that seap.json names"
-    )
+def _at(layer: Any, path: str) -> Any:
+    """What a layer has at a path; None where it has nothing there."""
+    for name in path.split("."):
+        layer = getattr(layer, name, None)
+    return layer
+
+
+def _resize_(layer: Any, resized: Mapping[str, Mapping[str, str]], widths: Mapping[str, int]) -> None:
+    """Make linears anew whose width the family's class takes from another entry than the one that says it."""
+    import torch
+
+    for key, linears in resized.items():
+        for path, side in linears.items():
+            old = _at(layer, path)
+            if old is not None and getattr(old, side) != widths[key]:
+                sizes = {"in_features": old.in_features, "out_features": old.out_features, side: widths[key]}
+                like = {"dtype": old.weight.dtype, "device": old.weight.device}
+                layer.set_submodule(path, torch.nn.Linear(**sizes, bias=old.bias is not None, **like))
+
+
+def patch_layer_class(model_class: type, names: str | Sequence[str]) -> dict[str, Any]:
+    """Find the decoder layers' classes beside the model's class, let them read per-layer widths, and return them."""
+    found = {}
+    for name in [names] if isinstance(names, str) else names:
+        places = [getattr(sys.modules.get(base.__module__), name, None) for base in model_class.__mro__]
+        layer_class: Any = next((place for place in places if isinstance(place, type)), None)
+        if layer_class is None:
+            raise ImportError(
+                f"this transformers has no {name} beside {model_class.__name__}, which this pruned checkpoint is built "
+                "of; install the transformers version that seap.json names"
+            )
+        if not hasattr(layer_class.__init__, "_seap"):
+            layer_class.__init__ = _per_layer_init(layer_class)
+        found[name] = layer_class
+    return found
 
 
 def _patch_models(modeling_utils: ModuleType) -> None:
@@ -317,6 +373,8 @@ def _patch_models(modeling_utils: ModuleType) -> None:
         spec = getattr(config, "seap", None)
         if spec:
             patch_layer_class(type(self), spec["layer_class"])
+            adopt_(self)
+        elif "generate" in dir(type(self)) and _holds_pruned(type(self), config):
             adopt_(self)
 
     __init__._seap = True  # type: ignore[attr-defined]

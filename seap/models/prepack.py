@@ -84,9 +84,11 @@ def _prepack_(model: Any, pays: Pays) -> "list[Product]":
 
 def _groups(model: Any) -> Iterator[list[nn.Linear]]:
     """Every linear of the model once, together with those that read the same."""
-    arch, seen = describe(model), set()
+    arch = describe(model)
+    seen = {id(linear) for layer in range(len(arch.layers)) for linear in arch.mixing(layer)}  # may be used by parts
     for axis in arch.axes:
-        found = [] if axis.usage_key else [arch.linear(axis.layer, path) for path in axis.producers]
+        alike = not axis.usage_key and axis.producers_read_alike
+        found = [] if not alike else [arch.linear(axis.layer, path) for path in axis.producers]
         if len(found) > 1 and all(_is_plain(linear) for linear in found):
             seen |= {id(linear) for linear in found}
             yield found

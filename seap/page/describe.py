@@ -16,7 +16,8 @@ from seap.models.arch import describe as describe_arch
 from seap.models.axes import EXPERTS, KV_GROUPS, WIDTH_NAMES
 from seap.models.blocks import blocks_refused, without
 from seap.models.gguf import is_gguf
-from seap.models.loader import BUILTIN, load_config, resolve_model
+from seap.models.layer_config import stays_whole
+from seap.models.loader import BUILTIN, model_on_meta, resolve_model
 from seap.page.terminal import show_promise
 from seap.pruning.checkpoint import read_provenance
 from seap.pruning.report import summary
@@ -91,13 +92,8 @@ def _checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def _model(name: str) -> dict[str, Any]:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    config = load_config(name)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    arch = describe_arch(model)
+    model = model_on_meta(name)
+    config, arch = model.config, describe_arch(model)
     pruned = getattr(config, "seap", None) is not None
     return {
         "kind": "pruned model without provenance" if pruned else "dense model",
@@ -105,6 +101,7 @@ def _model(name: str) -> dict[str, Any]:
         "params": sum(p.numel() for p in model.parameters()),
         "prunable_params": arch.prunable_params,
         "heads": "can be cut" if arch.can_cut_heads else f"can't be cut: {arch.heads_refused}",
+        **({"stays": "; ".join(stays)} if (stays := stays_whole(arch)) else {}),
         "attention and MLP": f"can't go whole: {why}" if (why := blocks_refused(arch)) else "can go whole",
         "layers": _layers(arch.units | without(config)),
     }

@@ -15,6 +15,7 @@ from seap.files import to_json
 from seap.models import modeling_seap
 from seap.models.arch import describe
 from seap.models.axes import Masks
+from seap.models.decoders import PROCESSOR, is_inside, ready_to_save_
 from seap.models.loader import resolve_model
 from seap.models.residency import streamed
 from seap.models.sizes import dtype_on_disk
@@ -52,6 +53,14 @@ def written_bytes(model: Any, removed: float, save_dtype: str | None = None) -> 
     return (stays + biases) * dtype.itemsize + sum(axis.entries for axis in arch.axes)
 
 
+def copy_processor(model: Any, folder: Path) -> None:
+    """The settings of a multimodal model's processor, as they lie where it came from."""
+    for name in PROCESSOR if is_inside(model) else ():
+        content = modeling_seap.file_beside(model.config, name)
+        if content is not None:
+            (folder / name).write_bytes(content)
+
+
 def save(model: Any, tokenizer: Any, out: Path, *, verify: Callable[[Path], None] = lambda folder: None) -> None:
     """Write the checkpoint folder of a pruned model: weights, config, tokenizer, and what the model remembers.
 
@@ -59,7 +68,8 @@ def save(model: Any, tokenizer: Any, out: Path, *, verify: Callable[[Path], None
     """
     with written_whole(out, "checkpoint") as draft:
         if streamed(model) is None:
-            model.save_pretrained(draft)
+            ready_to_save_(model).save_pretrained(draft)
+            copy_processor(model, draft)
         else:
             save_streamed(model, draft)
             modeling_seap.write_kept(modeling_seap.kept_files(model), draft)

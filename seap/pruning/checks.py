@@ -11,6 +11,7 @@ from seap.models import left_out
 from seap.models.arch import describe
 from seap.models.axes import Masks
 from seap.models.families import refuse_experts
+from seap.models.layer_config import stays_whole
 from seap.models.residency import streamed
 from seap.pruning.notes import notes_on_experts
 from seap.pruning.ready import check_in_memory
@@ -84,6 +85,7 @@ def check(model: Any, options: Pruning, masks: Masks | None = None, footprint: F
     notes = left_out.note(model) + [f"{name} has no effect with these choices" for name in options.unused()]
     if not arch.can_cut_heads and options.cut_axes is None and not whole and options.sparsity > 0:
         notes.append(f"only MLP channels are cut: the heads of {arch.family.model_type} stay, {arch.heads_refused}")
+    notes += [] if whole or options.sparsity == 0 else stays_whole(arch)
     notes += notes_on_experts(arch, options)
     if options.cost != "params":
         notes.append(f"what is asked is of {WORDS[options.cost]}, so the share of parameters differs")

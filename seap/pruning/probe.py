@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seap.activations.layerwise import stubbed
+from seap.activations.layerwise import handed_on, stubbed
 from seap.compensation.compensate import Repair, Repairs, kept_inputs
 from seap.errors import UserError, first_line
 from seap.models import loader
@@ -109,8 +109,9 @@ def check_like(found: Tensor, expected: Tensor | None, dtype: torch.dtype, what:
 def masked(arch: Arch, masks: Masks, repairs: Repairs) -> Iterator[None]:
     """The model as if it were cut: every consumer reads 0 from what goes, and is repaired; whole layers do nothing."""
     dropped = dropped_layers(masks)
+    stubs = dict.fromkeys(dropped, lambda hidden, *args, **kwargs: handed_on(arch, hidden))
     with contextlib.ExitStack() as stack:
-        stack.enter_context(stubbed(arch.layers, dict.fromkeys(dropped, lambda hidden, *args, **kwargs: hidden)))
+        stack.enter_context(stubbed(arch.layers, stubs))
         for axis in [axis for axis in arch.axes if axis.layer not in dropped]:
             repair = repairs.get(axis.key)
             keep = kept_inputs(axis, axis.mask_of(masks))

@@ -10,6 +10,7 @@ import torch
 
 from seap.files import read_about
 from seap.models import checkpoint_folder, configs, gguf, loader
+from seap.models.decoders import decoder_of
 from seap.models.options import Loading
 from seap.pruning.rates import Taken
 from seap.pruning.work import Text
@@ -66,7 +67,7 @@ def prospect(name: str, loading: Mapping[str, Any] | None = None, *, save_dtype:
     else:
         opened = loader.open_model(name, weights=False, **trusted)
         config, tokenizer = opened.config, checkpoint_folder.load_tokenizer(name, opened, **trusted)
-    model = configs.on_meta(config)
+    model = decoder_of(configs.on_meta(config))
     own = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     device = loader.check_device(place.device)
     working = own if place.dtype == "auto" else getattr(torch, place.dtype)

@@ -15,6 +15,7 @@ from seap.compensation.compensate import Repairs, repair_axes
 from seap.errors import UserError
 from seap.models.arch import describe
 from seap.models.axes import Masks
+from seap.models.decoders import refuse_wrapped
 from seap.models.residency import streamed
 from seap.pruning import probe, targets
 from seap.pruning.checks import check as check
@@ -147,6 +148,8 @@ def prune(
     started = time.perf_counter()
     check_in_memory(model)
     wanted, others = vocabularies.vocabulary_of(options)
+    if wanted.is_cut:
+        refuse_wrapped(model, f"--vocabulary {wanted.vocabulary}", "leave it out: images have tokens of their own")
     if masks is None and ranking is None:
         targets.check_one_amount(others)
     run = Run(*split_options(others), statistics=dict(ranking.statistics if ranking else statistics or {}))

@@ -35,7 +35,7 @@ from seap.models.axes import Axis, Masks
 from seap.models.shelf import Shelf, shelf_for
 from seap.selection.damage import simulated
 
-COPIES = 7  # of the hidden states that are kept of a layer: before and after it, and what its linears read and write
+COPIES = 8  # of the hidden states that are kept of a layer: before and after it, and what its linears read and write
 READ_BYTES = 1 << 30  # inputs of a layer's last consumer that are kept; beyond it the layer is run again
 
 
@@ -43,7 +43,7 @@ READ_BYTES = 1 << 30  # inputs of a layer's last consumer that are kept; beyond 
 class DenseRun:
     """One batch in one dense layer."""
 
-    outputs: list[Tensor]  # of the two consumers
+    outputs: list[Tensor]  # of all that the layer adds to the stream
     reads: list[Tensor]  # per axis, what the linears that write it read
     after: Tensor  # the layer's output
 
@@ -102,7 +102,8 @@ class Streams:
         self.read.clear()
         for place, axis in enumerate(fitted):
             changed = self.is_moved or any(a.key in self.repairs for a in fitted[:place])
-            if changed and self.masks[axis.key].any():  # what is gone whole reads nothing
+            reads = axis.producers_read_alike and self.masks[axis.key].any()  # what is gone whole reads nothing
+            if changed and reads:
                 self._correct_(axis, axes, [run.reads[place] for run in dense])
             if (changed or axis.key in self.repairs) and (not axis.is_normed or self.masks[axis.key].any()):
                 self._refit_(axis, axes, dense)
@@ -183,8 +184,10 @@ class Streams:
         """What the axis's consumer reads in the pruned model, and what it should write, for one batch."""
         writers = self.arch.writers(axis.layer)
         place, bias = writers.index(axis.consumer), self.arch.consumer(axis).bias
-        earlier: list[Tensor] = []
-        with taken(self.arch.linear(axis.layer, writers[0]), earlier):
+        earlier: list[Tensor] = []  # what the pruned layer's writers before this one write
+        with contextlib.ExitStack() as stack:
+            for module in writers[:place]:
+                stack.enter_context(taken(self.arch.linear(axis.layer, module), earlier))
             inputs = input_of(self.walk, axis.layer, axis.consumer, index, self.pruned[index])
         whole, pruned, after, *outputs = (
             states.to(inputs.device)
@@ -193,9 +196,10 @@ class Streams:
         target = outputs[place]
         if _adds_up(whole, outputs, after):
             target = target + whole - pruned
-            target = target + sum(outputs[0] - output for output in earlier)
-            if place and sum(known.nbytes for _, known in self.read.values()) < READ_BYTES:
-                self.read[index] = (pruned + sum(earlier), inputs)
+            target = target + sum(a - b.view_as(a) for a, b in zip(outputs, earlier, strict=False))
+            kept = sum(known.nbytes for _, known in self.read.values())
+            if 0 < place == len(writers) - 1 and kept < READ_BYTES:
+                self.read[index] = (pruned + sum(output.view_as(pruned) for output in earlier), inputs)
         return inputs, target if bias is None else target - bias
 
 

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from seap.compensation.compensate import Repair, Repairs, map_inputs
 from seap.errors import UserError, first_line
 from seap.models import modeling_seap
-from seap.models.arch import Arch, describe, layer_width_values
+from seap.models.arch import Arch, describe
 from seap.models.axes import ATTENTION, MLP, Axis, Masks, Slice
 from seap.models.blocks import BLOCK_OF, behind, blocks_of
 from seap.models.families import width_keys
+from seap.models.layer_config import layer_width_values, whole_values
 from seap.pruning.ready import check_in_memory
 from seap.pruning.whole_layers import drop_layers_
 from seap.selection.mask import budgets_of, check_fits
@@ -74,7 +75,7 @@ def check_buildable(arch: Arch, masks: Masks, repairs: Repairs) -> None:
     try:
         _write_config_(arch, config, masks, repairs.keys())
         for index in range(len(arch.layers)):
-            built = dict(built_layer(arch, config, index).named_parameters())
+            built = dict(arch.built(config, index).named_parameters())
             for name, shape in _shapes_after(arch, index, masks, repairs.keys()).items():
                 if name not in built or built[name].shape != shape:
                     made = tuple(built[name].shape) if name in built else "none"
@@ -124,7 +125,7 @@ def _written_after(arch: Arch, layer: int, masks: Masks, repaired: Collection[st
     now = {BLOCK_OF[axis.name]: axis for axis in arch.layer_axes(layer) if not masks[axis.key].any()}
     found = {}
     for kind, block in blocks_of(arch, layer).items():
-        if kind not in now and arch.has(layer, kind):
+        if kind not in now and (arch.has(layer, kind) or not arch.makes(layer, kind)):
             continue
         consumer = arch.linear(layer, block["consumer"])
         if consumer.weight.dim() == 1:  # it is gone already
@@ -218,7 +219,6 @@ def _add_bias_(arch: Arch, axis: Axis, repair: Repair) -> None:
 
 def _write_config_(arch: Arch, config: Any, masks: Masks, repaired: Collection[str]) -> None:
     """Per-layer widths for transformers, and under `seap` what modeling_seap.py needs to build the layers."""
-    family = arch.family
     budgets = budgets_of(arch.axes, masks)
     layers = range(len(arch.layers))
     added: dict[str, list[int]] = {
@@ -229,17 +229,32 @@ def _write_config_(arch: Arch, config: Any, masks: Masks, repaired: Collection[s
             added[axis.consumer] = [layer for layer in added.get(axis.consumer, []) if layer != axis.layer]
         elif axis.key in repaired and not axis.usage_key and axis.layer not in added.setdefault(axis.consumer, []):
             added[axis.consumer].append(axis.layer)
-    config.allow_global_per_layer_attribute_access = True
-    config.per_layer_config = {i: layer_width_values(arch, budgets, i) for i in layers}
-    config.seap = {"widths": list(width_keys(family)), "layer_class": arch.layer_class, "added_bias": added}
-    if arch.can_cut_heads:
-        config.head_dim = arch.head_size  # of the first layer that has an attention by now
-    if family.experts is not None:
-        config.seap["expert_width"] = family.experts.channels_key
+    config.seap = _told_of_layers(arch, config, budgets) | {"added_bias": added}
+    for name, value in whole_values(arch).items():  # of the first layer that has an attention by now
+        setattr(config, name, value)
     _write_blocks_(arch, config, {i: _written_after(arch, i, masks, repaired) for i in layers})
     auto = {"AutoModelForCausalLM": "SeapForCausalLM", "AutoModel": "SeapModel"}
     config.auto_map = {name: f"modeling_seap.{target}" for name, target in auto.items()}
     config.architectures = ["SeapForCausalLM"]
+
+
+def _told_of_layers(arch: Arch, config: Any, budgets: dict[str, int]) -> dict[str, Any]:
+    """What `modeling_seap.py` needs to know of the layers; their widths go into `per_layer_config` where they can."""
+    family, layout = arch.family, arch.family.experts
+    names = arch.layer_classes
+    told: dict[str, Any] = {"widths": list(width_keys(family)), "layer_class": [*names] if len(names) > 1 else names[0]}
+    widths = [layer_width_values(arch, budgets, layer) for layer in range(len(arch.layers))]
+    if layout is not None:
+        told["expert_width"] = layout.channels_key
+    if layout is not None and layout.resized:
+        told["resized"] = layout.resized
+        if not hasattr(config, layout.shared_key):
+            setattr(config, layout.shared_key, 0)  # of the layers that have no experts
+    if family.sizes_by_type:
+        return told | {"layers": widths}
+    config.allow_global_per_layer_attribute_access = True
+    config.per_layer_config = dict(enumerate(widths))
+    return told
 
 
 def _write_blocks_(arch: Arch, config: Any, written: Mapping[int, Mapping[str, int]]) -> None:
@@ -261,17 +276,9 @@ def _copy_attributes_(arch: Arch) -> None:
             setattr(layer.get_submodule(path), name, value)
 
 
-def built_layer(arch: Arch, config: Any, index: int) -> nn.Module:
-    """A layer as its own class builds it from this config, without memory."""
-    layer_class = modeling_seap.patch_layer_class(type(arch.model), arch.layer_class)
-    with torch.device("meta"):
-        made: nn.Module = layer_class(config, layer_idx=index)
-    return made
-
-
 def layer_attributes(arch: Arch, config: Any, index: int) -> Iterator[tuple[str, str, Any]]:
     """Path, name and value of all that a layer built from this config holds beside its weights."""
-    for path, module in built_layer(arch, config, index).named_modules():
+    for path, module in arch.built(config, index).named_modules():
         for name, value in vars(module).items():
             plain = isinstance(value, _PLAIN) and not name.startswith("_") and name != "training"
             if plain or name == "config":

@@ -10,7 +10,8 @@ from seap.activations.ranks import Ranks, agreed
 from seap.errors import UserError
 from seap.models.arch import describe
 from seap.models.axes import Masks
-from seap.models.families import refuse_experts
+from seap.models.decoders import refuse_wrapped
+from seap.models.families import refuse_experts, refuse_other_caches
 from seap.models.residency import streamed
 from seap.models.sizes import saved_bytes
 from seap.pruning.report import Run
@@ -37,6 +38,9 @@ def check_countable(model: Any, options: Pruning) -> None:
     """Raise UserError for a model of which the options' cost isn't known."""
     if options.cost in BY_STEPS:
         refuse_experts(model.config, f"--cost {options.cost}", "count params or bytes")
+        refuse_other_caches(model.config, f"--cost {options.cost}", "count params or bytes")
+    if options.cost != "params":
+        refuse_wrapped(model, f"--cost {options.cost}", "count params: the rest of such a model isn't counted yet")
     if options.cost == "milliseconds" and streamed(model) is not None:
         raise UserError(
             "--cost milliseconds (and --target-speed) times the model in memory, which --stream doesn't have; leave "

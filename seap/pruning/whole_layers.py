@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from seap.errors import UserError
 from seap.models.arch import Arch, describe
@@ -66,10 +65,8 @@ def _check_same(arch: Arch, config: Any, layer: int, place: int) -> list[str]:
 
     Returns the paths of its modules that know their place.
     """
-    with torch.device("meta"):
-        built: nn.Module = type(arch.layers[layer])(config, layer_idx=place)
     numbered = []
-    for path, module in built.named_modules():
+    for path, module in arch.built(config, layer, place).named_modules():
         own = arch.layers[layer].get_submodule(path)
         numbered += [path] if hasattr(module, "layer_idx") else []
         differing = _differing(vars(own), vars(module))

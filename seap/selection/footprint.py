@@ -146,8 +146,8 @@ def _line(arch: Arch, axis: Axis, options: Pruning, size: int, cached: float) ->
 
 
 def _cached(arch: Arch, layer: int, options: Pruning, size: int) -> float:
-    """Bytes of keys and values of one KV group of a layer."""
-    if not arch.has(layer, ATTENTION):
+    """Bytes of keys and values of one KV group of a layer, where they are counted."""
+    if options.cost != "memory" or not arch.has(layer, ATTENTION):
         return 0.0
     tokens = cached_tokens(arch.model.config, layer, options.context)
     return 2.0 * size_of_key(arch) * tokens * options.batch * size

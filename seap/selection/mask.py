@@ -127,11 +127,17 @@ def _check_heads(arch: Arch, masks: Masks) -> None:
 
 def check_experts(arch: Arch, axis: Axis, count: int) -> None:
     """Raise UserError unless so many experts are enough for the router, and are there."""
-    needed = arch.experts_of(axis).per_token
+    experts = arch.experts_of(axis)
+    needed = experts.least
     if not needed <= count <= axis.experts:
+        why = f"the router sends every token to {experts.per_token}"
+        if experts.groups > 1:
+            why = f"the router chooses among {experts.groups} groups of equally many, so all stay"
+        elif needed > experts.per_token:
+            why = f"the router values them by its best {needed}"
         raise UserError(
-            f"layer {axis.layer} experts: {count} of {axis.experts} would stay, but the router sends every token to "
-            f"{needed}; keep from {needed} to {axis.experts}, as --experts {needed}"
+            f"layer {axis.layer} experts: {count} of {axis.experts} would stay, but {why}; "
+            f"keep from {needed} to {axis.experts}, as --experts {needed}"
         )
 
 

@@ -97,7 +97,7 @@ def _hardly_used(
         added = Usage.of(statistics[axis.usage_key].mean).added
         relative = (added / added.mean().clamp_min(1e-300)).tolist()
         hardly = sorted((value, expert) for expert, value in enumerate(relative) if value < HARDLY)
-        spare = axis.experts - arch.experts_of(axis).per_token
+        spare = axis.experts - arch.experts_of(axis).least
         ranked += [(value, expert, axis) for value, expert in hardly[:spare]]
     left = options.sparsity * arch.prunable_params
     gone: dict[str, set[int]] = {}

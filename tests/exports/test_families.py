@@ -8,6 +8,7 @@ from tiny import MOE, ROWS, model
 
 from seap.errors import UserError
 from seap.exports import compressed, gguf_file, mlx_folder, nemotron_nas, onnx_folder, openvino_folder, writers
+from seap.models.families import FAMILIES
 
 ENGINES: dict[str, Callable[[Any], Any]] = {
     "padded": writers.check_padded,
@@ -26,7 +27,7 @@ def taken(name: str) -> str:
     """A family's cells: ✓ where an engine takes it, where no window hides a token and heads · head size is the hidden
     size."""
     config = model(name, tie_word_embeddings=True if name in TIED else None).config
-    if getattr(config, "head_dim", None):
+    if not FAMILIES[name].sizes_by_type and getattr(config, "head_dim", None):
         config.head_dim = config.hidden_size // config.num_attention_heads
     if getattr(config, "sliding_window", None) is not None:
         config.sliding_window = config.max_position_embeddings

@@ -107,7 +107,7 @@ def strange_type(path: Path) -> None:
 
 
 def wrapper(path: Path) -> None:
-    edit(path / "config.json", model_type="gemma3", text_config={"model_type": "gemma3_text"})
+    edit(path / "config.json", model_type="gemma3", text_config={"model_type": "rwkv"})
 
 
 def adapter_beside(path: Path) -> None:
@@ -197,7 +197,7 @@ KINDS: dict[Callable[[Path], None], str] = {
     other_hidden: "hidden_size 32, where the weights have 24",
     other_heads: "correct it",
     strange_type: "can't load model",
-    wrapper: "multimodal wrapper around a text decoder (gemma3_text)",
+    wrapper: "multimodal wrapper around a text decoder (rwkv)",
     adapter_beside: "beside the model it holds an adapter",
     shards_missing: "model-00001-of-00002.safetensors",
     named_pickle: "names 'w.bin'; only safetensors",

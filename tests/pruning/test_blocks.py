@@ -32,7 +32,9 @@ from seap.text.options import Calibration
 
 LAYERS = 4
 GONE = [("channels", 1), ("channels", 2), ("kv_groups", 0), ("kv_groups", 2), ("kv_groups", 3)]
-CASES: dict[str, dict[str, Any]] = {name: {} for name in EVERY if name != "olmoe"}  # which has nothing that can go
+# whose tiny models have nothing that can go: experts everywhere and one attention, or a norm that two read through
+NOTHING = {"olmoe", "qwen3_5_moe_text", "granitemoehybrid", "lfm2_moe", "falcon_h1", "nemotron_h", "nemotron_h-dense"}
+CASES: dict[str, dict[str, Any]] = {name: {} for name in EVERY if name not in NOTHING}
 CASES |= {
     "hyperclovax-plain": {"use_post_norm": False},
     "stablelm-parallel": {"use_parallel_residual": True},
@@ -43,9 +45,9 @@ CASES |= {
 
 
 def built(case: str, **changes: Any) -> Any:
-    return model(
-        case.partition("-")[0] if case not in EVERY else case, num_hidden_layers=LAYERS, **CASES[case] | changes
-    )
+    name = case.partition("-")[0] if case not in EVERY else case
+    layers = {} if "layer_types" in EVERY[name][1] else {"num_hidden_layers": LAYERS}  # as many as are listed
+    return model(name, **layers | CASES[case] | changes)
 
 
 def masks_of(arch: Arch, going: Sequence[tuple[str, int]] = GONE) -> Masks:
@@ -118,7 +120,8 @@ def test_norms_and_weights_of_what_is_gone_are_gone(dropped: tuple[Any, Any]) ->
     _, sliced = dropped
     arch = describe(sliced)
     inside = dict(arch.layers[2].named_parameters())
-    if not any(axis.layer == 2 for axis in arch.axes) and arch.can_cut_heads:  # nothing of it is left but two vectors
+    stays = any(axis.layer == 2 for axis in arch.axes) or not arch.can_cut_heads or arch.mixers(2)
+    if not stays:  # nothing of it is left but two vectors
         assert sorted(value.dim() for value in inside.values()) == [1, 1]
         assert {name for name in inside} == {f"{path}.weight" for path in arch.writers(2)}
 
@@ -160,10 +163,12 @@ def test_places_in_the_cache_are_filled_from_the_first(dropped: tuple[Any, Any])
     _, sliced = dropped
     cache = sliced(ids(), use_cache=True)
     found = cache.get("cache", cache.get("past_key_values"))
+    if found is None:
+        pytest.skip("its model hands no cache out")
     assert found.get_seq_length() == ids().shape[1]
     arch = describe(sliced)
-    attentions = sum(arch.has(layer, "attention") for layer in range(LAYERS))
-    assert sum(layer.is_initialized for layer in found.layers) == attentions
+    attentions = sum(arch.has(layer, "attention") for layer in range(len(arch.layers)))
+    assert sum(layer.is_initialized for layer in found.layers if hasattr(layer, "keys")) == attentions
 
 
 @pytest.mark.parametrize("name", ["llama", "phi", "mistral"])

@@ -27,6 +27,7 @@ from seap.selection.mask import budgets_of, compose, load_masks, realised_sparsi
 
 GROUPS = {"llama-mqa": 1}  # of 8 query heads; else 2
 HEADS = [3, 2, 4, 1]  # that stay of each group, layer by layer
+GROUPS |= {name: 8 for name in EVERY if not FAMILIES[name.partition("-")[0]].heads_share}  # latent: each its own
 CUTTABLE = sorted(name for name in EVERY if not FAMILIES[name.partition("-")[0]].heads_refused)
 
 

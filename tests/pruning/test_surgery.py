@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from generating import assert_a_cache_changes_nothing, assert_left_padding_changes_nothing
-from tiny import EVERY, MOE, NOT_HERE, ROWS, ids, model
+from tiny import CORRECTIONS, EVERY, INSIDE, MOE, NOT_HERE, ROWS, ids, model
 from transformers import AutoModelForCausalLM
 
 from seap.compensation.compensate import Repair, Repairs, weight_of
@@ -74,17 +74,20 @@ def zero_experts(arch: architectures.Arch, axis: architectures.Axis, mask: torch
     new[:, mask] = experts.consumer_weight()[:, mask] if repair is None else repair.weight.float()  # type: ignore[union-attr]
     for expert, columns in enumerate(new.split(axis.units, 1)):
         experts.matrix(experts.layout.down, expert).copy_(columns)
+    for path in experts.by_expert:
+        if path.endswith(CORRECTIONS):
+            experts[path][~chosen.any(1)] = -torch.inf
     router: Any = experts.layer.get_submodule(experts.layout.router)
     own, linear = router.forward, torch.nn.functional.linear
 
-    def forgetful(hidden: torch.Tensor) -> Any:
+    def forgetful(*given: Any) -> Any:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
                 torch.nn.functional,
                 "linear",
                 lambda *args: linear(*args).masked_fill(~chosen.any(1), -torch.inf),
             )
-            return own(hidden)
+            return own(*given)
 
     router.forward = forgetful
 
@@ -102,7 +105,7 @@ def cut(request: pytest.FixtureRequest) -> tuple[Any, Any]:
 
 
 def test_every_row_has_a_tiny_model() -> None:
-    assert set(ROWS) | set(MOE) | NOT_HERE == set(FAMILIES)
+    assert set(ROWS) | set(MOE) | NOT_HERE | INSIDE == set(FAMILIES)
 
 
 @torch.no_grad()

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ALL, ids, model
+from tiny import ALL, EVERY, ids, model
 from toy import TEXTS, folder, texts_file, tokenizer
 from transformers import AutoModelForCausalLM
 
 import seap
-from seap.activations.layerwise import stubbed
+from seap.activations.layerwise import handed_on, stubbed
 from seap.cli.main import main
 from seap.errors import UserError
 from seap.models.arch import describe
@@ -31,11 +31,30 @@ def without(dense: Any, dropped: set[int]) -> dict[str, torch.Tensor]:
     return with_blocks({axis.key: torch.full((axis.entries,), axis.layer not in dropped) for axis in axes})
 
 
-@pytest.mark.parametrize("name", sorted(ALL))
+# whose layers follow from their number (of layers, of the layer)
+BY_NUMBER = {"minicpm3", "recurrent_gemma", "bamba"}
+NOT_THESE = {"gemma4_text", "nemotron_h-dense"}  # sizes by type; a layer of these with nothing that can be cut
+
+
+def of_five(name: str) -> Any:
+    listed = {key: kinds for key, kinds in EVERY[name][1].items() if key in ("layer_types", "layers_block_type")}
+    layers = {key: (kinds * 2)[:5] for key, kinds in listed.items()}
+    return model(name, **({"num_hidden_layers": 5} if "layers_block_type" not in layers else {}), **layers)
+
+
+@pytest.mark.parametrize("name", sorted(BY_NUMBER & ALL.keys()))
+def test_layers_that_follow_from_their_number_stay(name: str) -> None:
+    dense = of_five(name)
+    with pytest.raises(UserError, match="can't become layer"):
+        cut_(dense, without(dense, {1, 3}))
+
+
+@pytest.mark.parametrize("name", sorted(ALL.keys() - BY_NUMBER - NOT_THESE))
 def test_what_is_left_says_what_it_would_with_the_layers_passed_over(name: str, tmp_path: Path) -> None:
-    dense = model(name, num_hidden_layers=5)
+    dense = of_five(name)
     arch, tokens = describe(dense), ids(tokens=10)
-    with torch.no_grad(), stubbed(arch.layers, dict.fromkeys((1, 3), lambda hidden, *args, **kwargs: hidden)):
+    stubs = dict.fromkeys((1, 3), lambda hidden, *args, **kwargs: handed_on(arch, hidden))
+    with torch.no_grad(), stubbed(arch.layers, stubs):
         expected = dense(tokens, use_cache=False).logits
     masks = without(dense, {1, 3})
     gone = sum(arch.layer_params(layer) for layer in (1, 3)) / arch.prunable_params

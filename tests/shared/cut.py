@@ -34,8 +34,9 @@ def random_repairs(net: Any, masks: Masks, seed: int) -> Repairs:
         weight = torch.randn(outputs, inputs, generator=generator).double() * 0.1 if axis.layer == 1 else None
         hidden = net.config.hidden_size
         mapped = torch.eye(hidden) + 0.05 * torch.randn(hidden, hidden, generator=generator)
+        maps = axis.layer == 1 and axis.producers_read_alike
         bias = torch.randn(outputs, generator=generator).double() * 0.1
-        repairs[axis.key] = Repair(bias, weight, inputs=mapped.double() if axis.layer == 1 else None)
+        repairs[axis.key] = Repair(bias, weight, inputs=mapped.double() if maps else None)
     return repairs
 
 

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 import transformers
 
+from seap.models.families import FAMILIES
+
 SMALL: dict[str, Any] = {
     "vocab_size": 97,
     "hidden_size": 24,
@@ -18,6 +20,7 @@ SMALL: dict[str, Any] = {
     "eos_token_id": 2,
 }
 EXPLICIT_HEAD = {"head_dim": 8}  # not hidden/heads = 3
+CORRECTIONS = ("e_score_correction_bias", "expert_bias")  # of routers, which learn them beside the weights
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True, **EXPLICIT_HEAD}),
@@ -95,15 +98,151 @@ MOE: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-NOT_HERE = {name for name, (class_name, _) in ROWS.items() if not hasattr(transformers, class_name)}  # too old
+LINEAR = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+DELTA: dict[str, Any] = {
+    "linear_key_head_dim": 4,
+    "linear_value_head_dim": 6,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    **LINEAR,
+    **EXPLICIT_HEAD,
+}
+MAMBA: dict[str, Any] = {
+    "mamba_n_heads": 6,
+    "mamba_d_head": 8,
+    "mamba_d_state": 6,
+    "mamba_chunk_size": 4,
+    "mamba_expand": 2,
+    **EXPLICIT_HEAD,
+}
+BLOCKS = ["recurrent", "attention"]
+NEMOTRON: dict[str, Any] = {
+    "num_hidden_layers": None,
+    "layers_block_type": ["linear_attention", "mlp", "full_attention"],
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "moe_shared_expert_intermediate_size": 24,
+    "mamba_num_heads": 6,
+    "mamba_head_dim": 8,
+    "ssm_state_size": 6,
+    "n_groups": 2,
+    "chunk_size": 4,
+    **EXPLICIT_HEAD,
+}
+ROWS |= {
+    "qwen3_5_text": ("Qwen3_5ForCausalLM", DELTA),
+    "lfm2": (
+        "Lfm2ForCausalLM",
+        {"layer_types": ["conv", "full_attention", "conv"], "block_multiple_of": 8, **EXPLICIT_HEAD},
+    ),
+    "bamba": ("BambaForCausalLM", {"attn_layer_indices": [1], "mlp_bias": True, **MAMBA}),
+    "falcon_h1": (
+        "FalconH1ForCausalLM",
+        {"mamba_d_ssm": 48, "mlp_multipliers": [0.7, 1.3], "ssm_out_multiplier": 0.8, **MAMBA},
+    ),
+    "recurrent_gemma": (
+        "RecurrentGemmaForCausalLM",
+        {"hidden_size": 32, "intermediate_size": 80, "block_types": BLOCKS, "attention_window_size": 6},
+    ),
+}
+MOE |= {
+    "qwen3_next": (
+        "Qwen3NextForCausalLM",
+        {
+            "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 24,
+            "mlp_only_layers": [1],
+            **TWO_OF_SIX,
+            **DELTA,
+        },
+    ),
+    "qwen3_5_moe_text": (
+        "Qwen3_5MoeForCausalLM",
+        {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 24, **TWO_OF_SIX, **DELTA},
+    ),
+    "lfm2_moe": (
+        "Lfm2MoeForCausalLM",
+        {
+            "moe_intermediate_size": 16,
+            "num_dense_layers": 1,
+            "layer_types": ["conv", "full_attention", "conv"],
+            **TWO_OF_SIX,
+            **EXPLICIT_HEAD,
+        },
+    ),
+    "jamba": (
+        "JambaForCausalLM",
+        {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 6, **TWO_OF_SIX, **EXPLICIT_HEAD},
+    ),
+    "granitemoehybrid": (
+        "GraniteMoeHybridForCausalLM",
+        {
+            "shared_intermediate_size": 24,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+            "residual_multiplier": 0.7,
+            **MAMBA,
+            **LINEAR,
+        },
+    ),
+    "nemotron_h": (
+        "NemotronHForCausalLM",
+        NEMOTRON | {"layers_block_type": ["linear_attention", "mlp", "full_attention", "moe"]},
+    ),
+}
+ROWS["gemma4_text"] = (
+    "Gemma4ForCausalLM",
+    {
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "sliding_window": 6,
+        "global_head_dim": 16,
+        "hidden_size_per_layer_input": 0,
+        **EXPLICIT_HEAD,
+    },
+)
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 8,
+    "kv_lora_rank": 12,
+    "q_lora_rank": 10,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 5,
+}
+LATENT_MOE: dict[str, Any] = {
+    **LATENT,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 2,
+    "moe_intermediate_size": 16,
+    "n_group": 1,
+    "topk_group": 1,
+}
+ROWS["minicpm3"] = ("MiniCPM3ForCausalLM", LATENT)
+MOE |= {
+    "deepseek_v2": ("DeepseekV2ForCausalLM", LATENT_MOE | {"first_k_dense_replace": 1, "q_lora_rank": None}),
+    "deepseek_v3": ("DeepseekV3ForCausalLM", LATENT_MOE | {"first_k_dense_replace": 1, "num_mtp_layers": 0}),
+    "glm4_moe_lite": ("Glm4MoeLiteForCausalLM", LATENT_MOE),
+}
+# decoders that come inside multimodal models alone: see tests/models/test_decoders.py
+INSIDE = {"qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text"}
+# a transformers that is too old
+NOT_HERE = {name for name, (class_name, _) in (ROWS | MOE).items() if not hasattr(transformers, class_name)}
 ROWS = {name: row for name, row in ROWS.items() if name not in NOT_HERE}
+MOE = {name: row for name, row in MOE.items() if name not in NOT_HERE}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-mha": ("LlamaForCausalLM", {"num_key_value_heads": 8, **EXPLICIT_HEAD}),
     "llama-mqa": ("LlamaForCausalLM", {"num_key_value_heads": 1, **EXPLICIT_HEAD}),
     "llama-tied": ("LlamaForCausalLM", {"tie_word_embeddings": True, **EXPLICIT_HEAD}),
+    "granitemoehybrid-dense": (
+        "GraniteMoeHybridForCausalLM",
+        {"shared_intermediate_size": 40, "num_local_experts": 0, **MAMBA, **LINEAR},
+    ),
+    "nemotron_h-dense": ("NemotronHForCausalLM", NEMOTRON),
 }
 ALL = ROWS | VARIANTS
 EVERY = ALL | MOE
+KEEP_STATES = {name for name in EVERY if FAMILIES[name.removesuffix("-dense").partition("-")[0]].mixers}
 
 
 def model(name: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
@@ -115,7 +254,8 @@ def model(name: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.floa
     torch.manual_seed(seed)
     built = model_class(config).to(dtype).eval()
     with torch.no_grad():
-        for parameter in built.parameters():
+        corrections = (value for name, value in built.named_buffers() if name.endswith(CORRECTIONS))
+        for parameter in (*built.parameters(), *corrections):
             parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.ndim == 1 else 0.1))
     return built
 

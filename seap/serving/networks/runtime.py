@@ -19,9 +19,10 @@ from torch import Tensor
 
 from seap.compensation.compensate import Repairs
 from seap.errors import UserError, unknown
-from seap.models.arch import Arch, describe, layer_width_values
+from seap.models.arch import Arch, describe
 from seap.models.axes import Masks
 from seap.models.families import refuse_experts
+from seap.models.layer_config import layer_width_values, whole_values
 from seap.models.layouts import Layouts
 from seap.models.modeling_seap import LayerConfig
 from seap.pruning.ready import check_in_memory
@@ -210,10 +211,10 @@ class TaskRuntime:
     def _attributes_of(self, network: Network) -> Iterator[Assignment]:
         """What layers of a network's widths hold beside weights (head counts, sizes, the layer's config)."""
         budgets = budgets_of(self.arch.axes, network.masks)
-        head = {"head_dim": self.arch.head_size} if self.arch.can_cut_heads else {}
+        whole = whole_values(self.arch)
         for index, layer in enumerate(self.arch.layers):
             if network.changes(index):
-                widths = layer_width_values(self.arch, budgets, index) | head
+                widths = layer_width_values(self.arch, budgets, index) | whole
                 config = LayerConfig(self.model.config, widths)
                 for path, name, value in layer_attributes(self.arch, config, index):
                     inside = vars(layer.get_submodule(path))

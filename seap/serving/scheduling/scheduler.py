@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from seap.errors import UserError
+from seap.models.families import refuse_states
 from seap.serving.networks.runtime import DENSE, TaskRuntime
 from seap.serving.options import Limits
 from seap.serving.routing.router import Route, Router
@@ -46,6 +47,8 @@ class Scheduler:
         router: Router | None = None,
         fallback: str = DENSE,
     ) -> None:
+        instead = "call model.generate, or serve one pruned checkpoint with transformers or vLLM"
+        refuse_states(runtime.model.config, "serving requests together", instead)
         self.runtime, self.tokenizer, self.limits = runtime, tokenizer, limits
         self.router, self.fallback = router, runtime.known(fallback)
         self.unrouted = FairQueue()

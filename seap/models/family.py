@@ -1,0 +1,64 @@
+"""How one family of models names its parts, and what of them can't be cut: the form of a row of `families.py`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from seap.models.experts import Layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixer:
+    """What mixes tokens in place of softmax attention, or beside it, and is left as it is. Paths as in `Family`."""
+
+    path: str  # the module, whose linears count in every sparsity as heads that can't be cut do
+    consumer: str  # its linear that writes to the residual stream; a layer that has this one has the mixer
+    name: str  # what messages call it
+    why: str  # it isn't cut
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How one `model_type` names its parts. Paths are relative to the decoder layer.
+
+    Layers needn't be alike: each has the axes whose consumers it has. `heads` and `mlp` map each linear that writes
+    the axis to the parts stacked in its rows: q (Q·K rows a unit), Q (twice as many: each query head's rows, then its
+    gates), k and v (K rows), g, u and c (one row: gate, up, or the only one). A fused `qkv_proj` has "qkv"; "*" alone
+    stands for as many rows a unit as there are. Linears that a model hasn't got are passed over.
+    """
+
+    model_type: str
+    layers: str = "model.layers"
+    heads: dict[str, str]
+    heads_consumer: str = "self_attn.o_proj"
+    heads_refused: str = ""  # why the heads can't be cut; empty when they can
+    heads_refused_with: Mapping[str, str] = field(default_factory=dict)  # why not, where this config entry is true
+    head_size: str = "self_attn.head_dim"  # of what the consumer reads
+    head_key: str = "head_dim"  # the config entry that it is written to; empty where the config has it anyway
+    heads_share: bool = True  # whether the linears that write the heads all read the same
+    uncut: tuple[str, ...] = ()  # linears of the attention that every head needs, which stay and count
+    mixers: tuple[Mixer, ...] = ()
+    mlp: dict[str, str]
+    mlp_consumer: str = "mlp.down_proj"
+    channels_key: str = "intermediate_size"
+    channels_factor: int = 1  # the config's number is so many times the channels
+    transposed: bool = False  # weights are (C, O), as in GPT-2's Conv1D
+    head_values: tuple[str, ...] = ()  # parameters with one value for each query head
+    heads_norm: str = "input_layernorm"  # what the attention reads through; empty where it reads the stream itself
+    mlp_norm: str = "post_attention_layernorm"  # and the MLP; where a layer has none, both read through one norm
+    heads_behind: str = ""  # the norm behind what the attention writes
+    mlp_behind: str = ""
+    blocks_refused: str = ""  # why no attention or MLP can go whole; empty when they can
+    # why not, where a config entry has a value
+    blocks_refused_with: Mapping[tuple[str, bool], str] = field(default_factory=dict)
+    experts: Layout | None = None  # of the layers that have experts; `mlp` is then that of the others
+    output_parts: int = 0  # in the tuple that a layer returns; 0 where it returns the hidden states themselves
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # config entries by which widths are what the config says
+    refused_with: Mapping[str, str] = field(default_factory=dict)  # why not at all, where this config entry is true
+    # whether the config says sizes by the layer's type, alike for all of a type: widths are then under `seap`
+    sizes_by_type: bool = False
+    built_with: Mapping[str, str] = field(default_factory=dict)  # arguments of a layer → config key of all layers'
+
+
+SEPARATE_HEADS = {"self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v"}
+LLAMA = Family(model_type="llama", heads=SEPARATE_HEADS, mlp={"mlp.gate_proj": "g", "mlp.up_proj": "u"})

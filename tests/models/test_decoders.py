@@ -1,0 +1,238 @@
+"""Multimodal models: the text decoder inside is cut; what is saved loads as the same class, its towers whole."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from cut import random_masks
+from tiny import INSIDE, SMALL, ids
+from toy import folder as text_folder
+from toy import texts_file
+from toy import tokenizer as words
+from transformers import CONFIG_MAPPING
+
+import seap
+from seap.errors import UserError
+from seap.models.arch import describe
+from seap.models.configs import open_folder
+from seap.models.decoders import decoder_of, wrapper_of
+from seap.models.families import FAMILIES
+from seap.models.loader import load
+from seap.pruning import checkpoint
+from seap.pruning.commands import prune_to_folder
+from seap.pruning.surgery import cut_
+
+TEXT = {name: value for name, value in SMALL.items()} | {"head_dim": 8}
+SIGLIP: dict[str, Any] = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+}
+QWEN_VISION: dict[str, Any] = {
+    "depth": 2,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_heads": 2,
+    "patch_size": 4,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 1,
+}
+ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+# class of the whole model → its config's entries, and what its get_image_features takes
+WRAPPERS: dict[str, dict[str, Any]] = {
+    "Gemma3ForConditionalGeneration": {
+        "text_config": TEXT | {"sliding_window": 6, "query_pre_attn_scalar": 8},
+        "vision_config": SIGLIP,
+        "mm_tokens_per_image": 4,
+        "image_token_index": 90,
+    },
+    "LlavaForConditionalGeneration": {
+        "text_config": TEXT | {"model_type": "llama"},
+        "vision_config": SIGLIP,
+        "image_token_index": 90,
+    },
+    "Mistral3ForConditionalGeneration": {
+        "text_config": TEXT | {"model_type": "mistral", "sliding_window": None},
+        "vision_config": {
+            "model_type": "pixtral",
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 16,
+            "patch_size": 4,
+        },
+        "spatial_merge_size": 2,
+        "image_token_index": 90,
+    },
+    "Qwen2VLForConditionalGeneration": {
+        "text_config": TEXT | {"hidden_size": 64, "rope_parameters": ROPE, "head_dim": None},
+        "vision_config": {"depth": 2, "embed_dim": 16, "hidden_size": 64, "num_heads": 2, "patch_size": 4},
+    },
+    "Qwen2_5_VLForConditionalGeneration": {
+        "text_config": TEXT | {"hidden_size": 64, "rope_parameters": ROPE, "head_dim": None},
+        "vision_config": QWEN_VISION | {"out_hidden_size": 64, "fullatt_block_indexes": [1], "window_size": 16},
+    },
+    "Qwen3VLForConditionalGeneration": {
+        "text_config": TEXT | {"rope_parameters": ROPE},
+        "vision_config": QWEN_VISION
+        | {"out_hidden_size": 24, "deepstack_visual_indexes": [0], "num_position_embeddings": 16},
+    },
+    "Qwen3_5ForConditionalGeneration": {
+        "text_config": TEXT
+        | {
+            "rope_parameters": ROPE | {"partial_rotary_factor": 1.0},
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "linear_key_head_dim": 4,
+            "linear_value_head_dim": 6,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+        },
+        "vision_config": QWEN_VISION | {"out_hidden_size": 24, "num_position_embeddings": 16},
+    },
+    "SmolVLMForConditionalGeneration": {
+        "text_config": TEXT | {"model_type": "llama"},
+        "vision_config": SIGLIP | {"model_type": "smolvlm_vision"},
+        "scale_factor": 2,
+        "image_token_id": 90,
+    },
+    "Idefics3ForConditionalGeneration": {
+        "text_config": TEXT | {"model_type": "llama"},
+        "vision_config": SIGLIP | {"model_type": "idefics3_vision"},
+        "scale_factor": 2,
+        "image_token_id": 90,
+    },
+}
+HERE = sorted(name for name in WRAPPERS if hasattr(transformers, name))
+
+
+def wrapper(name: str, vocabulary: int = SMALL["vocab_size"]) -> Any:
+    kind = getattr(transformers, name)
+    given = WRAPPERS[name]
+    text = {k: v for k, v in given["text_config"].items() if v is not None} | {"vocab_size": vocabulary}
+    torch.manual_seed(0)
+    built = kind(kind.config_class(**(given | {"text_config": text}))).eval()
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.ndim == 1 else 0.1))
+    return built
+
+
+@torch.no_grad()
+def features(model: Any) -> list[torch.Tensor]:
+    """What the model makes of one image."""
+    torch.manual_seed(3)
+    config = model.config.vision_config
+    if "Qwen" in type(model).__mro__[1].__name__ or "Qwen" in type(model).__name__:
+        size = config.in_channels * config.temporal_patch_size * config.patch_size**2
+        given: dict[str, Any] = {"pixel_values": torch.randn(16, size), "image_grid_thw": torch.tensor([[1, 4, 4]])}
+    elif config.model_type in ("smolvlm_vision", "idefics3_vision"):
+        given = {"pixel_values": torch.randn(1, 1, 3, 16, 16)}
+    else:
+        given = {"pixel_values": torch.randn(1, 3, 16, 16)}
+        given |= {"image_sizes": torch.tensor([[16, 16]])} if config.model_type == "pixtral" else {}
+    found = model.get_image_features(**given)
+    found = getattr(found, "pooler_output", found)
+    return [*found] if isinstance(found, tuple | list) else [found]
+
+
+def test_every_decoder_that_comes_inside_others_alone_is_here() -> None:
+    kinds = {wrapper(name).config.get_text_config().model_type for name in HERE}
+    assert kinds >= {name for name in INSIDE if name in CONFIG_MAPPING} and kinds <= set(FAMILIES)
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_the_decoder_says_what_the_whole_model_says_of_text(name: str) -> None:
+    whole = wrapper(name)
+    decoder = decoder_of(whole)
+    assert wrapper_of(decoder) is whole and decoder.config is whole.config.get_text_config()
+    with torch.no_grad():
+        torch.testing.assert_close(decoder(ids()).logits, whole(ids()).logits, atol=1e-6, rtol=1e-6)
+    text = decoder.generate(ids(2, 9), max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    assert torch.equal(text, whole.generate(ids(2, 9), max_new_tokens=4, min_new_tokens=4, do_sample=False))
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_what_is_cut_is_saved_with_the_towers_whole(name: str, tmp_path: Path) -> None:
+    whole = wrapper(name)
+    seen, decoder = features(whole), decoder_of(whole)
+    arch, masks = describe(decoder), random_masks(decoder, 0)
+    masked = {axis.key: arch.weight(axis.layer, axis.consumer).clone() for axis in arch.axes}
+    with torch.no_grad():
+        for axis in arch.axes:
+            gone = (~masks[axis.key]).repeat_interleave(axis.unit_inputs)
+            arch.weight(axis.layer, axis.consumer)[:, gone] = 0
+        expected = whole(ids()).logits
+        for axis in arch.axes:
+            arch.weight(axis.layer, axis.consumer).copy_(masked[axis.key])
+    cut_(decoder, masks)
+    checkpoint.ready_to_save_(decoder).save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert isinstance(loaded, getattr(transformers, name)) and (tmp_path / "modeling_seap.py").is_file()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids()).logits, expected, atol=2e-5, rtol=1e-4)
+    assert len(seen) and all(torch.equal(a, b) for a, b in zip(features(loaded), seen, strict=True))
+    loaded.save_pretrained(tmp_path / "again")
+    again = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "again")
+    with torch.no_grad():
+        assert torch.equal(again(ids()).logits, loaded(ids()).logits)
+
+
+def saved(name: str, place: Path) -> Path:
+    """A wrapper's folder with the toy's tokenizer, and settings of a processor."""
+    wrapper(name, len(words()) + 3).save_pretrained(place)
+    words().save_pretrained(place)
+    (place / "preprocessor_config.json").write_text('{"image_processor_type": "SiglipImageProcessor"}')
+    return place
+
+
+def test_the_command_prunes_the_decoder_and_keeps_the_rest(tmp_path: Path) -> None:
+    dense = saved("Gemma3ForConditionalGeneration", tmp_path / "dense")
+    task = f"toy={texts_file(tmp_path / 'toy.txt')}"
+    report = prune_to_folder(
+        str(dense), tmp_path / "out", tasks=[task], method="flap", sparsity=0.3, min_channels=4, progress=False
+    )
+    assert abs(report.realised_sparsity - 0.3) < 0.02
+    told = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert told["model_type"] == "gemma3" and "seap" in told["text_config"] and "seap" not in told
+    kept = tmp_path / "out" / "preprocessor_config.json"
+    assert kept.read_bytes() == (dense / "preprocessor_config.json").read_bytes()
+    before, after = (
+        transformers.AutoModelForImageTextToText.from_pretrained(place) for place in (dense, tmp_path / "out")
+    )
+    assert all(torch.equal(a, b) for a, b in zip(features(after), features(before), strict=True))
+    model, _ = load(str(tmp_path / "out"), device="cpu")
+    assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in before.model.language_model.parameters())
+    again = prune_to_folder(
+        str(tmp_path / "out"),
+        tmp_path / "twice",
+        tasks=[task],
+        method="flap",
+        sparsity=0.2,
+        min_channels=4,
+        progress=False,
+    )
+    assert again.masks and (tmp_path / "twice" / "seap.json").is_file()
+
+
+def test_what_does_not_know_multimodal_models_says_so(tmp_path: Path) -> None:
+    whole = wrapper("LlavaForConditionalGeneration")
+    with pytest.raises(UserError, match="holds a text decoder"):
+        seap.prune(whole, sparsity=0.3, method="magnitude", progress=False)
+    plain = text_folder(tmp_path / "plain")
+    assert open_folder(plain).config.model_type == "llama"
+    model, _ = load(str(plain), device="cpu")
+    assert decoder_of(model) is model and wrapper_of(model) is model
+
+
+def test_what_counts_more_than_the_decoder_refuses_it() -> None:
+    decoder = decoder_of(wrapper("Gemma3ForConditionalGeneration"))
+    with pytest.raises(UserError, match="--cost bytes doesn't know multimodal models such as gemma3"):
+        seap.prune(decoder, sparsity=0.3, cost="bytes", method="magnitude", progress=False)
