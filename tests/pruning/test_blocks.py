@@ -46,8 +46,7 @@ CASES |= {
 
 def built(case: str, **changes: Any) -> Any:
     name = case.partition("-")[0] if case not in EVERY else case
-    layers = {} if "layer_types" in EVERY[name][1] else {"num_hidden_layers": LAYERS}  # as many as are listed
-    return model(name, **layers | CASES[case] | changes)
+    return model(name, **{"num_hidden_layers": LAYERS} | CASES[case] | changes)
 
 
 def masks_of(arch: Arch, going: Sequence[tuple[str, int]] = GONE) -> Masks:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ALL, EVERY, ids, model
+from tiny import ALL, ids, model
 from toy import TEXTS, folder, texts_file, tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -36,22 +36,16 @@ BY_NUMBER = {"minicpm3", "recurrent_gemma", "bamba"}
 NOT_THESE = {"gemma4_text", "nemotron_h-dense"}  # sizes by type; a layer of these with nothing that can be cut
 
 
-def of_five(name: str) -> Any:
-    listed = {key: kinds for key, kinds in EVERY[name][1].items() if key in ("layer_types", "layers_block_type")}
-    layers = {key: (kinds * 2)[:5] for key, kinds in listed.items()}
-    return model(name, **({"num_hidden_layers": 5} if "layers_block_type" not in layers else {}), **layers)
-
-
 @pytest.mark.parametrize("name", sorted(BY_NUMBER & ALL.keys()))
 def test_layers_that_follow_from_their_number_stay(name: str) -> None:
-    dense = of_five(name)
+    dense = model(name, num_hidden_layers=5)
     with pytest.raises(UserError, match="can't become layer"):
         cut_(dense, without(dense, {1, 3}))
 
 
 @pytest.mark.parametrize("name", sorted(ALL.keys() - BY_NUMBER - NOT_THESE))
 def test_what_is_left_says_what_it_would_with_the_layers_passed_over(name: str, tmp_path: Path) -> None:
-    dense = of_five(name)
+    dense = model(name, num_hidden_layers=5)
     arch, tokens = describe(dense), ids(tokens=10)
     stubs = dict.fromkeys((1, 3), lambda hidden, *args, **kwargs: handed_on(arch, hidden))
     with torch.no_grad(), stubbed(arch.layers, stubs):

@@ -20,6 +20,7 @@ SMALL: dict[str, Any] = {
     "eos_token_id": 2,
 }
 EXPLICIT_HEAD = {"head_dim": 8}  # not hidden/heads = 3
+LISTED = {"layer_types", "layers_block_type"}  # that say a kind for each layer
 CORRECTIONS = ("e_score_correction_bias", "expert_bias")  # of routers, which learn them beside the weights
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -249,6 +250,9 @@ def model(name: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.floa
     """A random model with non-zero biases and norms away from 1, so that nothing cancels by chance."""
     class_name, own = EVERY[name]
     options = {k: v for k, v in (SMALL | own | changes).items() if v is not None}
+    if number := changes.get("num_hidden_layers"):
+        for key in LISTED & own.keys() - changes.keys():  # the kinds go on in turn
+            options[key] = [own[key][i % len(own[key])] for i in range(number)]
     model_class = getattr(transformers, class_name)
     config = model_class.config_class(**options)
     torch.manual_seed(seed)
