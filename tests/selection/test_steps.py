@@ -84,11 +84,12 @@ def test_gisp_prunes_every_family_to_the_unit(name: str) -> None:
     arch = describe(dense)
     unit = max(axis.unit_params for axis in arch.axes if axis.name == "channels")
     prunable, whole = arch.prunable_params, {axis.key: axis.units for axis in arch.axes}
+    asked = 0.1 if name == "nemotron_h-dense" else 0.15  # it has one MLP, whose channels are 0.12 of what can go
     report = seap.prune(
-        dense, tokenizer(), task={"toy": TEXTS[:6]}, method="gisp", sparsity=0.15, steps=2, min_channels=4,
+        dense, tokenizer(), task={"toy": TEXTS[:6]}, method="gisp", sparsity=asked, steps=2, min_channels=4,
         progress=False,
     )  # fmt: skip
-    assert abs(report.realised_sparsity - 0.15) * prunable <= unit
+    assert abs(report.realised_sparsity - asked) * prunable <= unit
     assert all(report.layers[3][name] == whole[f"layers.3.{name}"] for name in report.layers[3])  # the last is spared
     assert report.provenance["options"]["steps"] == 2
     assert "units went in 2 steps, each with gradients of its own" in report.notes

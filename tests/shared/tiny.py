@@ -243,7 +243,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 ALL = ROWS | VARIANTS
 EVERY = ALL | MOE
-KEEP_STATES = {name for name in EVERY if FAMILIES[name.removesuffix("-dense").partition("-")[0]].mixers}
+ROW_OF = {name: FAMILIES[name if name in FAMILIES else name.rpartition("-")[0]] for name in EVERY}
+KEEP_STATES = {name for name, row in ROW_OF.items() if row.mixers}
+# whose cache isn't keys and values of one size, a pair for each KV group
+OTHER_CACHES = KEEP_STATES | {name for name, row in ROW_OF.items() if row.sizes_by_type or not row.heads_share}
 
 
 def model(name: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
