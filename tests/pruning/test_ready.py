@@ -216,7 +216,7 @@ def test_every_option_that_gives_layers_other_weights_is_cut_or_refused(name: st
 def test_what_a_family_is_refused_with_is_said(name: str) -> None:
     for entry, why in FAMILIES[name].refused_with.items():
         net = model(name)
-        setattr(net.config, entry, 1)
+        setattr(net.config, entry, type(getattr(net.config, entry))(1))
         with pytest.raises(UserError, match="can't be pruned yet") as refused:
             seap.prune(net, **QUICK)
         assert why in str(refused.value) and entry in why

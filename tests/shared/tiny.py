@@ -195,6 +195,7 @@ MOE |= {
 ROWS["gemma4_text"] = (
     "Gemma4ForCausalLM",
     {
+        "intermediate_size": 80,  # its heads stay: so that 0.3 of it can go
         "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
         "sliding_window": 6,
         "global_head_dim": 16,
