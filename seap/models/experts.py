@@ -145,8 +145,13 @@ class Experts:
         return [path for path, owner, name in places if hasattr(self.layer.get_submodule(owner), name)]
 
     @property
+    def paths(self) -> list[str]:
+        """Every parameter that a cut changes."""
+        return [*self.layout.by_channel, *self.by_expert]
+
+    @property
     def weights(self) -> list[Tensor]:
-        return [self[name] for name in (*self.layout.by_channel, *self.by_expert)]
+        return [self[path] for path in self.paths]
 
     def matrix(self, name: str, expert: int) -> Tensor:
         """An expert's linear as (outputs, inputs)."""

@@ -39,9 +39,10 @@ class LayerConfig:
     instance) reaches the layers.
     """
 
-    def __init__(self, config: Any, widths: dict[str, int]) -> None:
+    def __init__(self, config: Any, widths: dict[str, int], *, expert_width: str | None = None) -> None:
+        told = getattr(config, "seap", None) or {}
         self.__dict__.update(widths)
-        self.__dict__["_whole"] = config
+        self.__dict__["_whole"], self.__dict__["_expert_width"] = config, expert_width or told.get("expert_width")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "_whole" not in self.__dict__:
@@ -51,7 +52,7 @@ class LayerConfig:
 
     def _is_ragged(self, implementation: str) -> bool:
         """Whether the experts' width is none that a grouped matrix product takes: rows must be of whole 16 bytes."""
-        width = self.__dict__.get(self.__dict__["_whole"].seap.get("expert_width"))
+        width = self.__dict__.get(self.__dict__["_expert_width"])
         return implementation in _WHOLE_ROWS and width is not None and width % 8 != 0
 
 

@@ -339,11 +339,6 @@ def test_masks_that_the_router_or_the_fused_tensors_can_not_follow_are_refused()
         check_fits(arch, masks)
 
 
-def test_one_model_for_many_tasks_is_refused() -> None:
-    with pytest.raises(UserError, match="switching one model between tasks doesn't know mixtures of experts"):
-        seap.TaskRuntime(model("olmoe"), {})
-
-
 def test_models_without_experts_say_that_the_option_does_nothing() -> None:
     report = seap.prune(model("llama"), method="magnitude", experts=3, **FEW)
     assert "--experts has no effect: this model has none" in report.notes

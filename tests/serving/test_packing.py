@@ -19,9 +19,10 @@ from seap.serving.networks.packing import pack_to_files
 OPTIONS = ["--search-evaluations", "2"]
 
 
-def test_from_a_task_a_folder_and_a_mask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["llama", "olmoe"])
+def test_from_a_task_a_folder_and_a_mask(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The three ways give one network, and it is that of the saved checkpoint."""
-    net, out, stats = folder(tmp_path / "net", intermediate_size=80), tmp_path / "tasks", tmp_path / "stats"
+    net, out, stats = folder(tmp_path / "net", name, intermediate_size=80), tmp_path / "tasks", tmp_path / "stats"
     task = f"words={texts_file(tmp_path / 'words.txt')}"
     assert main(["prune", str(net), "--task", task, "--out", str(tmp_path / "small"), *OPTIONS]) == 0
     assert main(["calibrate", str(net), "--task", task, "--second-moments", "--out", str(stats)]) == 0
@@ -46,9 +47,9 @@ def test_from_a_task_a_folder_and_a_mask(tmp_path: Path, capsys: pytest.CaptureF
     runtime = seap.TaskRuntime(model, networks)
     with torch.no_grad():
         expected = small(ids()).logits
-        for name in networks:
-            with runtime.task(name) as current:
-                assert torch.allclose(current(ids()).logits, expected, atol=2e-5), name
+        for network in networks:
+            with runtime.task(network) as current:
+                assert torch.allclose(current(ids()).logits, expected, atol=2e-5), network
 
 
 def test_stopped_between_two_files_it_goes_on_with_the_second(
@@ -77,6 +78,13 @@ def test_stopped_between_two_files_it_goes_on_with_the_second(
     after = (out / "a.safetensors").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert sorted(path.name for path in out.iterdir()) == ["a.safetensors", "b.safetensors"]
+
+
+def test_experts_are_not_shared_by_low_rank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net, task = folder(tmp_path / "net", "olmoe"), f"words={texts_file(tmp_path / 'words.txt')}"
+    words = ["pack", str(net), "--task", task, "--share", "0.3", "--out", str(tmp_path / "tasks")]
+    assert main(words) == 1 and "--share doesn't know mixtures of experts" in capsys.readouterr().err
+    assert not (tmp_path / "tasks").exists()
 
 
 def test_masks_are_networks_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

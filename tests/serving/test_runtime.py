@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cut import greedy, logits, pruned, random_masks, random_repairs
-from tiny import ALL, ids, model
+from tiny import EVERY, ids, model
 from toy import TEXTS, tokenizer
 
 import seap
@@ -18,7 +18,7 @@ from seap.models.axes import Masks
 from seap.serving.networks.network import Network, load_network, network_between, network_of, save_network
 from seap.serving.networks.order import slices_of, unit_order
 
-NAMES = sorted(ALL)
+NAMES = sorted(EVERY)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -42,7 +42,7 @@ def test_a_task_is_its_pruned_checkpoint(
     assert runtime.current == "dense"
 
 
-@pytest.mark.parametrize("name", ["llama", "phi3", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "phi3", "gpt2", "qwen2_moe", "gpt_oss"])
 def test_a_saved_checkpoint_says_its_network(name: str, tmp_path: Path) -> None:
     """Pruned, saved, loaded, compared with the dense model, packed into a file, read and run: the same outputs."""
     net = model(name)

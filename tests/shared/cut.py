@@ -12,10 +12,15 @@ from seap.pruning.surgery import cut_
 
 
 def random_masks(net: Any, seed: int) -> Masks:
-    """About half of each axis, at least one unit; the first layer stays whole."""
+    """About half of each axis, at least one unit, and all experts but one; the first layer stays whole."""
     generator = torch.Generator().manual_seed(seed)
     masks = {}
     for axis in describe(net).axes:
+        if axis.usage_key:
+            order = torch.rand(axis.experts, axis.units, generator=generator).argsort(1)
+            chosen = (order < max(axis.units // 2, 1)) & (torch.arange(axis.experts) != seed % axis.experts)[:, None]
+            masks[axis.key] = chosen.flatten() | (axis.layer == 0)
+            continue
         keep = torch.rand(axis.units, generator=generator) < 0.5
         keep[int(torch.randint(axis.units, (1,), generator=generator))] = True
         masks[axis.key] = keep | (axis.layer == 0)
@@ -32,6 +37,9 @@ def random_repairs(net: Any, masks: Masks, seed: int) -> Repairs:
         outputs = arch.weight(axis.layer, axis.consumer).shape[0]
         inputs = int(masks[axis.key].sum()) * axis.unit_inputs
         weight = torch.randn(outputs, inputs, generator=generator).double() * 0.1 if axis.layer == 1 else None
+        if axis.usage_key:  # they have no bias, and their router reads what they read
+            repairs |= {} if weight is None else {axis.key: Repair(torch.zeros(outputs).double(), weight)}
+            continue
         hidden = net.config.hidden_size
         mapped = torch.eye(hidden) + 0.05 * torch.randn(hidden, hidden, generator=generator)
         maps = axis.layer == 1 and axis.producers_read_alike

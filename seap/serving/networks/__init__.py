@@ -4,7 +4,7 @@ In: masks and repairs of each task (`packing.py` makes the files: `seap pack`). 
 one copy of the dense weights.
 
 Open `network.py` first, then `runtime.py`. `order.py` and `placement.py` lay units out as slices of one weight;
-`sharing.py` makes repairs of low rank.
+`packed.py` has what is no linear, such as experts; `sharing.py` makes repairs of low rank.
 
 Not here: choosing the task (routing/).
 """

@@ -24,6 +24,7 @@ from seap.models.loader import load
 from seap.pruning.checkpoint import MASK_FILE, previous
 from seap.selection.mask import check_fits, check_masks, load_masks, realised_sparsity
 from seap.selection.whole_layers import dropped_layers, refuse_whole_layers
+from seap.serving.networks.packed import experts_between
 
 VOCABULARY = "vocabulary"  # the tensor's name in a file
 
@@ -86,13 +87,17 @@ def network_of(arch: Arch, masks: Masks, repairs: Repairs | None = None) -> Netw
         repair = (repairs or {}).get(axis.key)
         if repair is None:
             continue
+        if axis.usage_key:
+            if repair.weight is not None:
+                weights[axis.key] = repair.weight.to(arch.weight(axis.layer, axis.consumer).dtype)
+            continue
         consumer = arch.consumer(axis)
         own = 0 if consumer.bias is None else consumer.bias.detach().cpu().double()
         biases[axis.key] = (own + repair.bias.cpu()).to(consumer.weight.dtype)
         if repair.weight is not None:
             weights[axis.key] = repair.weight.to(consumer.weight.dtype)
         if repair.inputs is not None:
-            for part in (part for part in axis.slices if not part.consumer):
+            for part in (part for part in axis.slices if part.module in axis.producers):
                 rows = arch.weight(axis.layer, part.module).detach()[part.indices(masks[axis.key])]
                 weights[weight_key(axis, part)] = map_inputs(rows, repair.inputs)
     return Network(masks, weights, biases)
@@ -115,6 +120,10 @@ def network_between(dense: Any, pruned: Any, masks: Masks) -> Network:
     related, weights, biases = torch.equal(*embeddings), {}, {}
     for axis in arch.axes:
         mask = masks[axis.key]
+        if axis.usage_key:
+            own_last = experts_between(arch, cut, axis, mask)
+            weights |= {} if own_last is None else {axis.key: own_last}
+            continue
         for part in axis.slices:
             linear, own = arch.linear(axis.layer, part.module), cut.linear(axis.layer, part.module)
             kept = linear.weight.cpu().index_select(part.dim, part.indices(mask))
@@ -209,8 +218,11 @@ def check_network(path: Path, arch: Arch, network: Network) -> None:
         raise UserError(f"{path}: {error}") from error
     check_tokens(path, network.vocabulary, arch.model.config.vocab_size)
     whole: dict[str, tuple[int, ...]] = {}
-    biases = {axis.key: arch.weight(axis.layer, axis.consumer).shape[:1] for axis in arch.axes}
+    biases = {a.key: arch.weight(a.layer, a.consumer).shape[:1] for a in arch.axes if not a.usage_key}
     for axis in arch.axes:
+        if axis.usage_key:
+            whole[axis.key] = (arch.model.config.hidden_size, int(network.masks[axis.key].sum()))
+            continue
         for part in axis.slices:
             size = list(arch.weight(axis.layer, part.module).shape)
             size[1 if part.consumer else 0] = part.indices(network.masks[axis.key]).numel()

@@ -110,7 +110,8 @@ def _pack_claimed(
             f"--heads {pruning.heads}: networks of one model in memory keep or lose whole groups; leave it out"
         )
     config = loader.load_config(name, trust_remote_code=place.get("trust_remote_code", False))
-    refuse_experts(config, "seap pack", "prune once per task, with seap prune")
+    if work.share is not None:
+        refuse_experts(config, "--share", "leave it out: each network then has what it keeps of the experts")
     ready()
     model, tokenizer = loader.load_for_work(name, **place)
     check_same_model(stats_files, [about for _, about in stored.values()], model)

@@ -25,6 +25,7 @@ from seap.serving.networks.order import slices_of
 Assignment = tuple[dict[str, Any], str, Any]  # a module's dict, the entry's name, its value
 Assignments = list[Assignment]
 Bounds = list[tuple[int, int]]
+ABSENT = object()  # the value of an entry that isn't there
 Correction = tuple[Tensor, Tensor]  # left (O, r), right (r, C)
 
 
@@ -42,16 +43,22 @@ class Piece:
     packed: bool  # held as a copy
     bytes: int  # what it costs while its network is resident
 
+    def dense(self, arch: Arch) -> Assignments:
+        """Every entry that it may set, as it is in the dense model."""
+        linear = arch.linear(self.axis.layer, self.part.module)
+        found: Assignments = [(linear._parameters, name, linear._parameters[name]) for name in ("weight", "bias")]
+        return [*found, (vars(linear), "forward", vars(linear).get("forward", ABSENT))]
+
     @property
     def key(self) -> str:
         return weight_key(self.axis, self.part)
 
 
 def pieces_of(arch: Arch, network: Network, order: Mapping[str, Tensor], min_slice_bytes: int) -> Iterator[Piece]:
-    """Every linear that a network changes. order: axis key → permutation of its units."""
-    for axis in arch.axes:
+    """Every linear that a network changes; `packed.py` has the rest. order: axis key → permutation of its units."""
+    for axis in (axis for axis in arch.axes if not axis.usage_key):
         keep = network.masks[axis.key][order[axis.key]]
-        for part in axis.slices:
+        for part in (part for part in axis.slices if not part.values):
             key = weight_key(axis, part)
             if not keep.all() or key in network.weights or key in network.left or _has_bias(network, axis, part):
                 yield _piece(arch, network, axis, part, part.indices(keep), min_slice_bytes)

@@ -21,7 +21,6 @@ from seap.compensation.compensate import Repairs
 from seap.errors import UserError, unknown
 from seap.models.arch import Arch, describe
 from seap.models.axes import Masks
-from seap.models.families import refuse_experts
 from seap.models.layer_config import layer_width_values, whole_values
 from seap.models.layouts import Layouts
 from seap.models.modeling_seap import LayerConfig
@@ -38,12 +37,12 @@ from seap.serving.networks.network import (
     weights_at_work,
 )
 from seap.serving.networks.order import unit_order
-from seap.serving.networks.placement import Assignment, Assignments, assignments_of, pieces_of
+from seap.serving.networks.packed import packed_pieces
+from seap.serving.networks.placement import ABSENT, Assignment, Assignments, assignments_of, pieces_of
 from seap.serving.networks.words import output_bytes, output_of
 from seap.serving.options import Serving
 
 DENSE = "dense"
-ABSENT = object()  # the value of an entry that isn't there
 Settings = dict[tuple[int, str], Assignment]  # by the dict's id and the entry's name
 
 
@@ -72,22 +71,22 @@ class TaskRuntime:
         layouts: Layouts | None = None,
     ) -> None:
         check_in_memory(model)
-        refuse_experts(model.config, "switching one model between tasks", "prune it once per task")
         if getattr(model.config, "seap", None):
             raise UserError("the model is pruned already; give the dense one, of which the tasks' networks are parts")
         self.model, self.cache_bytes, self.layouts = model, cache_bytes, layouts or Layouts()
         self.arch = describe(model)
         self.networks = {name: self._network(name, given, repairs or {}) for name, given in networks.items()}
-        self.order = {axis.key: self._order(axis.key, axis.units) for axis in self.arch.axes}
+        self.order = {a.key: self._order(a.key, a.units) for a in self.arch.axes if not a.usage_key}
         _reorder_(self.arch, self.order)
         self.pieces = {
             name: [*pieces_of(self.arch, network, self.order, min_slice_bytes)]
             for name, network in self.networks.items()
         }
-        self.bytes = {
-            name: sum(piece.bytes for piece in pieces) + output_bytes(model, self.networks[name])
-            for name, pieces in self.pieces.items()
+        self.packed = {
+            name: packed_pieces(self.arch, network.masks, network.weights, self.order)
+            for name, network in self.networks.items()
         }
+        self.bytes = {name: self._bytes_of(name) for name in self.networks}
         self._attributes = {name: [*self._attributes_of(network)] for name, network in self.networks.items()}
         self._dense = self._dense_settings()
         self._resident: OrderedDict[str, Settings] = OrderedDict()
@@ -112,7 +111,7 @@ class TaskRuntime:
     def masks(self, task: str) -> Masks:
         """What a network keeps, in the dense model's own order of units."""
         if task == DENSE:
-            return {axis.key: torch.ones(axis.units, dtype=torch.bool) for axis in self.arch.axes}
+            return {axis.key: torch.ones(axis.entries, dtype=torch.bool) for axis in self.arch.axes}
         return self.networks[self.known(task)].masks
 
     @cached_property
@@ -188,6 +187,10 @@ class TaskRuntime:
     def _order(self, key: str, units: int) -> Tensor:
         return unit_order([network.masks[key] for network in self.networks.values()] or [torch.ones(units).bool()])
 
+    def _bytes_of(self, name: str) -> int:
+        pieces = (*self.pieces[name], *self.packed[name])
+        return sum(piece.bytes for piece in pieces) + output_bytes(self.model, self.networks[name])
+
     def _make_resident(self, name: str) -> Settings:
         """A network's settings, over the dense ones; packs what isn't packed yet."""
         if name not in self._resident:
@@ -197,6 +200,8 @@ class TaskRuntime:
             self._set_(DENSE, self._dense)
             for piece in self.pieces[name]:
                 made += assignments_of(self.arch, piece, self.networks[name], self.order, self.layouts)
+            for beside in self.packed[name]:
+                made += beside.assignments(self.arch)
             made += output_of(self.model, self.networks[name], self.layouts)
             self._resident[name] = self._dense | _keyed(made)
         self._resident.move_to_end(name)
@@ -211,11 +216,13 @@ class TaskRuntime:
     def _attributes_of(self, network: Network) -> Iterator[Assignment]:
         """What layers of a network's widths hold beside weights (head counts, sizes, the layer's config)."""
         budgets = budgets_of(self.arch.axes, network.masks)
-        whole = whole_values(self.arch)
+        whole, layout = whole_values(self.arch), self.arch.family.experts
         for index, layer in enumerate(self.arch.layers):
             if network.changes(index):
                 widths = layer_width_values(self.arch, budgets, index) | whole
-                config = LayerConfig(self.model.config, widths)
+                if layout and layout.count_keys[0] in widths:  # modules read it by any of its names
+                    widths |= dict.fromkeys(layout.count_keys, widths[layout.count_keys[0]])
+                config = LayerConfig(self.model.config, widths, expert_width=layout.channels_key if layout else None)
                 for path, name, value in layer_attributes(self.arch, config, index):
                     inside = vars(layer.get_submodule(path))
                     if inside.get(name, ABSENT) != value:
@@ -225,10 +232,9 @@ class TaskRuntime:
         """Every entry that any network sets, as it is in the dense model."""
         touched = [entry for entries in self._attributes.values() for entry in entries]
         found = [(inside, name, inside.get(name, ABSENT)) for inside, name, _ in touched]
-        for piece in (piece for pieces in self.pieces.values() for piece in pieces):
-            linear = self.arch.linear(piece.axis.layer, piece.part.module)
-            found += [(linear._parameters, name, linear._parameters[name]) for name in ("weight", "bias")]
-            found.append((vars(linear), "forward", vars(linear).get("forward", ABSENT)))
+        for name in self.networks:
+            for piece in (*self.pieces[name], *self.packed[name]):
+                found += piece.dense(self.arch)
         output = vars(self.model.get_output_embeddings())
         return _keyed([*found, (output, "forward", output.get("forward", ABSENT))])
 
@@ -244,7 +250,7 @@ def _reorder_(arch: Arch, order: Mapping[str, Tensor]) -> None:
     Weights are laid out with the axis outermost in memory, so that a slice of it lies in one piece: a column slice of a
     row-major consumer, read row by row, costs a fifth to three times as long (results/serving/bench_runtime.json).
     """
-    for axis in arch.axes:
+    for axis in (axis for axis in arch.axes if axis.key in order):
         for part in axis.slices:
             linear = arch.linear(axis.layer, part.module)
             rows = part.indices(order[axis.key]).to(linear.weight.device)
