@@ -2,32 +2,51 @@
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from seap.models import configs, decoders, kinds, left_out
 from seap.models.configs import Opened
 from seap.models.dequantize import dequantized
 from seap.models.kinds import cant_load
-from seap.models.quantized import GIVE, Quantization
+from seap.models.quantized import GIVE
+from seap.models.stacked import stack_to_files
 
 
 def load(
-    name: str, opened: Opened, *, dtype: str, trust_remote_code: bool = False, quantization_config: Any = None
+    name: str,
+    opened: Opened,
+    *,
+    dtype: str,
+    trust_remote_code: bool = False,
+    quantization_config: Any = None,
+    stacks: Path | None = None,
 ) -> tuple[Any, Any]:
-    """Model and tokenizer. Raises UserError for what is absent, misshapen or would be lost."""
+    """Model and tokenizer. Raises UserError for what is absent, misshapen or would be lost.
+
+    stacks: a folder for experts' weights, which then are mapped from its files rather than stacked in memory.
+    """
     if not opened.folder.weights:
         raise cant_load(name, f"it has no weights ({kinds.ONE_FILE}); get them, or give another folder")
     how = opened.folder.taken_back
     if how is not None and quantization_config is not None:
         raise cant_load(name, f"its weights are quantized already ({how.said}); {GIVE}")
     with configs.reading(name, "its weights can't be read"):
-        if how is None:
-            model, loading = _from_files(opened, dtype, trust_remote_code, quantization_config)
-        else:
-            model, loading = _from_numbers(opened, how, dtype)
+        mapped = None
+        if stacks is not None:
+            mapped = stack_to_files(configs.on_meta(opened.config), opened.folder.weights, stacks)
+        if how is not None:
+            said = dtype if dtype != "auto" else str(opened.config.dtype or "bfloat16").removeprefix("torch.")
+            chosen = getattr(torch, said)
+            model, loading = _from_tensors(opened, dequantized(opened.folder.weights, how, chosen), chosen)
             logging.getLogger("seap").warning("%s: %s", name, how.line())
+        elif mapped is not None:
+            model, loading = _from_tensors(opened, mapped, dtype if dtype == "auto" else getattr(torch, dtype))
+        else:
+            model, loading = _from_files(opened, dtype, trust_remote_code, quantization_config)
     check_complete(name, loading)
     model = decoders.decoder_of(model)
     left_out.settle_(model, loading["unexpected_keys"], name)
@@ -48,17 +67,15 @@ def _from_files(opened: Opened, dtype: str, trust_remote_code: bool, quantizatio
     )
 
 
-def _from_numbers(opened: Opened, how: Quantization, dtype: str) -> tuple[Any, Any]:
-    """A model whose weights are quantized in its files, in floats of the dtype that its config says."""
+def _from_tensors(opened: Opened, tensors: Mapping[str, Tensor], dtype: Any) -> tuple[Any, Any]:
+    """A model whose weights aren't as they lie in its files."""
     from transformers import AutoModelForCausalLM
 
-    said = dtype if dtype != "auto" else str(opened.config.dtype or "bfloat16").removeprefix("torch.")
-    chosen = getattr(torch, said)
     return AutoModelForCausalLM._model_mapping[type(opened.config)].from_pretrained(
         None,
         config=opened.config,
-        dtype=chosen,
-        state_dict=dequantized(opened.folder.weights, how, chosen),
+        dtype=dtype,
+        state_dict=dict(tensors),
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )

@@ -14,7 +14,7 @@ from seap.disk.whole import folder_beside
 from seap.errors import UserError, first_line
 from seap.models import checkpoint_folder, configs, decoders, gguf, headers, hub, kinds, modeling_seap
 from seap.models.configs import Opened
-from seap.models.families import find_family, refuse_experts
+from seap.models.families import find_family
 from seap.models.kinds import cant_load
 from seap.models.options import Dtype, Loading, Streaming
 from seap.models.residency import Streamed, mark_
@@ -123,8 +123,10 @@ def load(
     return model, tokenizer
 
 
-def _load(name: str, loading: Loading, quantization_config: Any = None) -> tuple[Any, Any]:
-    """`load`, without a look at the numbers."""
+def _load(
+    name: str, loading: Loading, quantization_config: Any = None, *, stacks: Path | None = None
+) -> tuple[Any, Any]:
+    """`load`, without a look at the numbers. stacks: as of `checkpoint_folder.load`."""
     modeling_seap.install()
     place = check_device(loading.device)
     if gguf.is_gguf(name):
@@ -142,6 +144,7 @@ def _load(name: str, loading: Loading, quantization_config: Any = None) -> tuple
             dtype=loading.dtype,
             trust_remote_code=loading.trust_remote_code,
             quantization_config=quantization_config,
+            stacks=stacks,
         )
         if str(opened.folder.path) != resolve_model(name):
             model.config._name_or_path = name  # what the report says, not the place in the Hub's cache
@@ -172,8 +175,8 @@ def load_streamed(
 ) -> tuple[Any, Any]:
     """A model whose weights stay in their files, to be worked with layer by layer (see `residency.py`).
 
-    shards: a folder for finished layers. loading: the fields of `Loading`, dtype and device being those of the
-    arithmetic; auto is as in `load_for_work`.
+    shards: a folder for finished layers, and for experts' weights that their files have one by one. loading: the fields
+    of `Loading`, dtype and device being those of the arithmetic; auto is as in `load_for_work`.
     """
     given = Loading(**loading)
     if gguf.is_gguf(name):
@@ -188,9 +191,9 @@ def load_streamed(
             f"--stream reads weights where they lie, and those of {name} are quantized ({how.said}); leave it out, or "
             "give the unquantized model"
         )
-    refuse_experts(decoders.text_config(opened.config), "--stream", WHOLE)
     refuse_multimodal(name, "--stream", WHOLE, trust_remote_code=given.trust_remote_code)
-    model, tokenizer = _load(name, replace(given, device="cpu", dtype="auto"))
+    stacks = shards if find_family(decoders.text_config(opened.config)).experts is not None else None
+    model, tokenizer = _load(name, replace(given, device="cpu", dtype="auto"), stacks=stacks)
     check_finite(model, name, in_files=True)
     own = model.dtype
     if given.dtype == "auto":

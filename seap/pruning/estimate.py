@@ -13,6 +13,7 @@ import torch
 
 from seap.errors import UserError
 from seap.models.options import Streaming
+from seap.models.stacked import stacked_params
 from seap.pruning import memory, streamed_cost
 from seap.pruning.cost import Shape, pruning_stages, shape_of
 from seap.pruning.damage import TOKENS as DAMAGE_TOKENS
@@ -185,6 +186,8 @@ def plan_prune(
     needs = memory.of(shape, pruning, text, calibration)
     if streaming.stream:
         needs = streamed_cost.needs(shape, pruning, text, calibration, streaming)
+        if stacks := stacked_params(seen.model) * seen.saved.itemsize:
+            needs = replace(needs, disk=(*needs.disk, ("experts' weights, stacked", stacks, disk_place(out))))
         read = streamed_cost.reading(shape, pruning, seen.saved.itemsize, sparsities, len(text), done)
         stages = merged([*stages, *read])
     given = Given(shape, rates, text, calibration.moments, sparsities, done)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny import ROWS, model
+from tiny import MOE, ROWS, model
 from toy import TEXTS, folder, texts_file, tokenizer
 
 import seap
@@ -43,7 +43,7 @@ def pruned(dense: Path, out: Path, streaming: Streaming | None = None, **options
     return out
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", [*ROWS, *MOE])
 def test_every_family_is_pruned_as_in_memory(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = tokenizer()
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: words)  # not the family's own
@@ -94,6 +94,16 @@ def assert_same(one: Path, other: Path, *, exact: bool = True) -> None:
     assert all(torch.equal(masks[0][key], masks[1][key]) for key in masks[0])
     logits = [seap.load(str(path))[0](torch.arange(3, 15).unsqueeze(0)).logits for path in (one, other)]
     assert torch.equal(*logits) if exact else torch.allclose(*logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "options"), [("olmoe", {}), ("mixtral", {"effort": "quick", "experts": 3})])
+def test_experts_are_pruned_by_the_default_as_in_memory(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """A layer's experts are read from its stack, written once; pruned, and streamed again."""
+    dense = folder(tmp_path / "dense", name)
+    one, other = pruned(dense, tmp_path / "one", **options), tmp_path / "other"
+    assert_same(one, pruned(dense, other, Streaming(stream=True, offload_dir=tmp_path / "states"), **options))
+    again = {"method": "magnitude", "sparsity": 0.2}
+    assert_same(pruned(one, tmp_path / "a", **again), pruned(other, tmp_path / "b", Streaming(stream=True), **again))
 
 
 def test_half_precision_is_computed_in_float32_layer_by_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

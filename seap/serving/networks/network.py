@@ -117,7 +117,8 @@ def network_between(dense: Any, pruned: Any, masks: Masks) -> Network:
             "folder alone"
         )
     embeddings = (m.get_input_embeddings().weight.cpu() for m in (dense, pruned))
-    related, weights, biases = torch.equal(*embeddings), {}, {}
+    related = torch.equal(*embeddings)
+    weights, biases = dict[str, Tensor](), dict[str, Tensor]()
     for axis in arch.axes:
         mask = masks[axis.key]
         if axis.usage_key:
