@@ -22,6 +22,7 @@ from seap.cli import stages as stages
 from seap.cli.app import app as app
 from seap.cli.app import call, errors
 from seap.cli.globals import Globals, save_recipe, stop_cleanly
+from seap.cli.mistakes import told
 from seap.cli.panels import Folded
 from seap.errors import UserError
 
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "--debug" in arguments:
             raise
         errors.quiet = False
-        errors.print(f"[bold red]error:[/bold red] {escape(' '.join(str(error).split()))}")
+        errors.print(f"[bold red]error:[/bold red] {escape(told(error))}")
         return 1
     except KeyboardInterrupt:
         errors.print("stopped; nothing half written was left behind")

@@ -9,6 +9,7 @@ from rich.table import Table
 from torch import Tensor
 
 from seap.activations.checks import axis_keyed, measured_axes
+from seap.disk.kinds import kind_of
 from seap.errors import UserError
 from seap.files import read_about, read_tensors
 from seap.models import kinds
@@ -38,9 +39,17 @@ def describe(name: str) -> dict[str, Any]:
         return {"kind": kind, "path": str(path)} | about | _content(path, kind)
     if path.is_dir() and (path / "seap.json").is_file():
         return {"kind": "pruned checkpoint", "path": str(path)} | _checkpoint(path)
+    if name != BUILTIN and path.is_dir() and not (path / "config.json").is_file() and (own := results_in(path)):
+        return {"kind": "folder of results", "path": str(path), "files": own, "layers": []}
     if path.is_dir() or name == BUILTIN:
         return {"path": resolve_model(name)} | _model(name)
     raise UserError(f"no such file or folder: {name}")
+
+
+def results_in(folder: Path) -> dict[str, str]:
+    """What lies in a folder that seap put results into: which kind each file is of."""
+    found = {path.name: kind_of(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    return {name: kind for name, kind in found.items() if kind}
 
 
 def _content(path: Path, kind: str) -> dict[str, Any]:
@@ -113,6 +122,12 @@ def show(found: dict[str, Any], console: Console) -> None:
         show_report(found, console)
         if "promise" in found:
             show_promise(found["promise"], console)
+        return
+    if "files" in found:
+        for name, kind in found["files"].items():
+            console.print(f"[bold]{escape(name)}[/bold]  {escape(kind)}")
+        if one := next((name for name in found["files"] if name.endswith(".safetensors")), None):
+            console.print(f"seap inspect {escape(str(Path(found['path']) / one))} explains one of them")
         return
     table = Table(box=None, show_header=False)
     for name, value in (_told_of_stats(found) if found["kind"] == "stats" else _told(found)).items():

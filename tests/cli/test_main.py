@@ -56,6 +56,22 @@ def test_prune_tells_people_what_it_did(
     assert "note: --logistic-k has no effect" in printed.err
 
 
+def test_a_folder_of_results_is_told_by_its_files(
+    dense: str, task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stats = tmp_path / "stats"
+    assert main(["calibrate", dense, "--task", task, "--out", str(stats), "-q"]) == 0
+    (stats / "note.txt").write_text("mine")
+    capsys.readouterr()
+    assert main(["inspect", str(stats), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["files"] == {"toy.safetensors": "stats"}
+    assert main(["inspect", str(stats)]) == 0
+    assert f"seap inspect {stats / 'toy.safetensors'} explains" in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    assert main(["inspect", str(tmp_path / "empty")]) == 1
+    assert "no config.json" in capsys.readouterr().err
+
+
 def test_the_stages_one_by_one(dense: str, task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stats, mask, out = str(tmp_path / "stats"), str(tmp_path / "mask.safetensors"), str(tmp_path / "out")
     statistics = f"{stats}/toy.safetensors"
@@ -94,7 +110,12 @@ def test_the_stages_one_by_one(dense: str, task: str, tmp_path: Path, capsys: py
             "--sparsity: got 'half', expected a number from 0 to 1",
         ),
         (["prune", "M", "--out", "o", "--effort", "lots"], 1, "lots"),
-        (["prune", "--out", "o"], 1, "MODEL"),
+        (["prune", "--out", "o"], 1, "seap prune needs MODEL; seap prune --help says what it is"),
+        (["prune", "M", "--task", "t"], 1, "seap prune needs --out; seap prune --help"),
+        (["prune", "M", "--out"], 1, "--out needs a value; seap prune --help"),
+        (["prune", "M", "--sparsty", "0.5"], 1, "needs --out (and has no option --sparsty)"),
+        (["frobnicate"], 1, "seap --help lists them"),
+        (["corpus", "write", "M"], 1, "seap corpus write needs --out"),
         (["prun"], 1, "prune"),
         (["prune", "./nope", "--out", "o", "--method", "random"], 1, "can't load model './nope': no such folder"),
         (["prune", "M", "--config"], 1, "--config needs a file"),
