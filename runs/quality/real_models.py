@@ -215,6 +215,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--num-texts", type=int, default=400)
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=16384, help="that are calibrated on, at most")
+    parser.add_argument("--template", choices=("auto", "chat", "none"), default="auto", help="of the calibration text")
     parser.add_argument("--effort", default=Pruning.effort)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--minutes", type=float, help="no row begins after so many")
@@ -232,7 +233,7 @@ def main() -> None:
     before = settings_there(a.out).get("settings", {"prompts": "lm-eval", "evaluation": {"say": "listed"}})
     say, prompts = a.say or before["evaluation"]["say"], a.prompts or before["prompts"]
     settings = Settings(
-        Calibration(num_texts=a.num_texts, seq_len=a.seq_len, max_tokens=a.tokens),
+        Calibration(num_texts=a.num_texts, seq_len=a.seq_len, max_tokens=a.tokens, template=a.template),
         Evaluation(
             num_items=a.items, num_windows=a.windows, say_items=a.say_items, say=say, max_new_tokens=a.say_tokens
         ),
