@@ -68,7 +68,7 @@ def places_of(model: Any, layer: int) -> Places:
     for path, parts in ((layout.up, len(layout.by_channel[layout.up].sections)), (layout.down, 1)):
         name, numbers = f"{arch.family.layers}.{layer}.{path}", torch.arange(count * parts).view(count, parts, 1)
         apart = revert_weight_conversion(model, {name: numbers})
-        if set(apart) != {name}:
+        if len(apart) == numbers.numel():  # else they lie stacked already, maybe under another name
             order = sorted(apart, key=lambda own: int(apart[own].flatten()[0]))
             found[name] = [order[i : i + parts] for i in range(0, len(order), parts)]
     return found
