@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from seap.activations.layerwise import Walk, evaluation, model_inputs, resume
+from seap.activations.layerwise import Walk, evaluation, few_logits, model_inputs, resume, vocabulary_size
 from seap.activations.stats import Statistics
 from seap.errors import UserError
 from seap.models.arch import describe
@@ -83,7 +83,9 @@ def heard(
     if not rows:
         return None
     with evaluation(model):
-        walk = Walk.start(describe(model), rows, batch_tokens=Calibration.batch_tokens, apart=False)
+        arch = describe(model)
+        few = few_logits(vocabulary_size(arch), Calibration.batch_tokens)  # there are five copies of them
+        walk = Walk.start(arch, rows, batch_tokens=few, apart=False)
         for layer in range(len(walk.arch.layers)):
             walk.hidden = [walk.run(layer, index) for index in range(len(walk.batches))]
     return Dense(walk, walk.hidden, text)
