@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from seap.errors import UserError
-from seap.models.experts import Cut, Layout
-from seap.models.family import LLAMA, SEPARATE_HEADS
+from seap.models.experts import Cut
+from seap.models.family import LLAMA, QWEN2_MOE, SEPARATE_HEADS, stacked
 from seap.models.family import Family as Family
 from seap.models.hybrid_families import HYBRIDS
 from seap.models.latent_families import LATENT
@@ -26,26 +26,7 @@ _LIKE_LLAMA = (
     "olmo",
     "seed_oss",
 )
-_MIXTRAL = Layout(
-    block="mlp",
-    module="mlp.experts",
-    router="mlp.gate",
-    up="mlp.experts.gate_up_proj",
-    down="mlp.experts.down_proj",
-    by_channel={"mlp.experts.gate_up_proj": Cut(dim=0, sections=(1, 1)), "mlp.experts.down_proj": Cut(dim=1)},
-    by_expert=("mlp.gate.weight",),
-    count_keys=("num_local_experts", "num_experts"),
-    channels_key="intermediate_size",
-    shared={},
-)
-_QWEN2_MOE = replace(
-    _MIXTRAL,
-    count_keys=("num_experts",),
-    channels_key="moe_intermediate_size",
-    shared={"mlp.shared_expert.gate_proj": "g", "mlp.shared_expert.up_proj": "u"},
-    shared_consumer="mlp.shared_expert.down_proj",
-    shared_key="shared_expert_intermediate_size",
-)
+_MIXTRAL = stacked("mlp", count_keys=("num_local_experts", "num_experts"), channels_key="intermediate_size")
 _GPT_OSS = replace(
     _MIXTRAL,
     router="mlp.router",
@@ -121,7 +102,7 @@ FAMILIES: dict[str, Family] = {
         ),
         *(replace(_EXAONE4, model_type=name, heads_refused=_NORM_OVER_HEADS) for name in ("olmo2", "olmo3")),
         replace(LLAMA, model_type="mixtral", experts=_MIXTRAL),
-        replace(LLAMA, model_type="qwen2_moe", experts=_QWEN2_MOE),
+        replace(LLAMA, model_type="qwen2_moe", experts=QWEN2_MOE),
         replace(LLAMA, model_type="qwen3_moe", experts=replace(_MIXTRAL, channels_key="moe_intermediate_size")),
         replace(LLAMA, model_type="olmoe", experts=_MIXTRAL, heads_refused=_NORM_OVER_HEADS),
         replace(LLAMA, model_type="gpt_oss", experts=_GPT_OSS, head_values=("self_attn.sinks",)),

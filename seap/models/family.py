@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from seap.models.experts import Layout
+from seap.models.experts import Cut, Layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,3 +62,29 @@ class Family:
 
 SEPARATE_HEADS = {"self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v"}
 LLAMA = Family(model_type="llama", heads=SEPARATE_HEADS, mlp={"mlp.gate_proj": "g", "mlp.up_proj": "u"})
+
+
+def stacked(block: str, **own: Any) -> Layout:
+    """Experts as transformers stacks them inside a block, gate and up in one; own: what else there is to say."""
+    up, down = f"{block}.experts.gate_up_proj", f"{block}.experts.down_proj"
+    usual: dict[str, Any] = {
+        "block": block,
+        "module": f"{block}.experts",
+        "router": f"{block}.gate",
+        "up": up,
+        "down": down,
+        "by_channel": {up: Cut(dim=0, sections=(1, 1)), down: Cut(dim=1)},
+        "by_expert": (f"{block}.gate.weight",),
+        "shared": {},
+    }
+    return Layout(**usual | own)
+
+
+QWEN2_MOE = stacked(
+    "mlp",
+    count_keys=("num_experts",),
+    channels_key="moe_intermediate_size",
+    shared={"mlp.shared_expert.gate_proj": "g", "mlp.shared_expert.up_proj": "u"},
+    shared_consumer="mlp.shared_expert.down_proj",
+    shared_key="shared_expert_intermediate_size",
+)

@@ -5,8 +5,8 @@ Softmax attention in some layers, linear attention, a state space model or a con
 
 from dataclasses import replace
 
-from seap.models.experts import Cut, Layout
-from seap.models.family import LLAMA, Family, Mixer
+from seap.models.experts import Cut
+from seap.models.family import LLAMA, QWEN2_MOE, Family, Mixer, stacked
 
 _DELTA = Mixer(
     path="linear_attn",
@@ -26,26 +26,12 @@ _MAMBA = Mixer(
 _BESIDE = "its attention and its Mamba read through one norm and share a layer's place in the cache"
 _ALONE = "a layer of this family is one sub-block alone; --allocate whole-layers takes such layers out"
 
-_QWEN3_NEXT_MOE = Layout(
-    block="mlp",
-    module="mlp.experts",
-    router="mlp.gate",
-    up="mlp.experts.gate_up_proj",
-    down="mlp.experts.down_proj",
-    by_channel={"mlp.experts.gate_up_proj": Cut(dim=0, sections=(1, 1)), "mlp.experts.down_proj": Cut(dim=1)},
-    by_expert=("mlp.gate.weight",),
-    count_keys=("num_experts",),
-    channels_key="moe_intermediate_size",
-    shared={"mlp.shared_expert.gate_proj": "g", "mlp.shared_expert.up_proj": "u"},
-    shared_consumer="mlp.shared_expert.down_proj",
-    shared_key="shared_expert_intermediate_size",
-)
 _QWEN3_NEXT = replace(
     LLAMA,
     model_type="qwen3_next",
     heads={"self_attn.q_proj": "Q", "self_attn.k_proj": "k", "self_attn.v_proj": "v"},
     mixers=(_DELTA,),
-    experts=_QWEN3_NEXT_MOE,
+    experts=QWEN2_MOE,
 )
 
 _LFM2 = replace(
@@ -58,20 +44,11 @@ _LFM2 = replace(
     heads_norm="operator_norm",
     mlp_norm="ffn_norm",
 )
-_LFM2_MOE = Layout(
-    block="feed_forward",
-    module="feed_forward.experts",
-    router="feed_forward.gate",
-    up="feed_forward.experts.gate_up_proj",
-    down="feed_forward.experts.down_proj",
-    by_channel={
-        "feed_forward.experts.gate_up_proj": Cut(dim=0, sections=(1, 1)),
-        "feed_forward.experts.down_proj": Cut(dim=1),
-    },
+_LFM2_MOE = stacked(
+    "feed_forward",
     by_expert=("feed_forward.gate.weight", "feed_forward.expert_bias"),
     count_keys=("num_experts",),
     channels_key="moe_intermediate_size",
-    shared={},
 )
 
 _BAMBA = replace(
@@ -90,16 +67,9 @@ _JAMBA_MOE = replace(
     count_keys=("num_experts", "num_local_experts"),
     channels_key="intermediate_size",
 )
-_GRANITE_MOE = Layout(
-    block="block_sparse_moe",
-    module="block_sparse_moe.experts",
+_GRANITE_MOE = stacked(
+    "block_sparse_moe",
     router="block_sparse_moe.router",
-    up="block_sparse_moe.experts.gate_up_proj",
-    down="block_sparse_moe.experts.down_proj",
-    by_channel={
-        "block_sparse_moe.experts.gate_up_proj": Cut(dim=0, sections=(1, 1)),
-        "block_sparse_moe.experts.down_proj": Cut(dim=1),
-    },
     by_expert=("block_sparse_moe.router.weight",),
     count_keys=("num_local_experts",),
     channels_key="intermediate_size",
@@ -107,12 +77,9 @@ _GRANITE_MOE = Layout(
     shared_consumer="shared_mlp.output_linear",
     shared_key="shared_intermediate_size",
 )
-_NEMOTRON_MOE = Layout(
-    block="mixer",
-    module="mixer.experts",
-    router="mixer.gate",
+_NEMOTRON_MOE = stacked(
+    "mixer",
     up="mixer.experts.up_proj",
-    down="mixer.experts.down_proj",
     by_channel={"mixer.experts.up_proj": Cut(dim=0), "mixer.experts.down_proj": Cut(dim=1)},
     by_expert=("mixer.gate.weight", "mixer.gate.e_score_correction_bias"),
     groups="num_group",

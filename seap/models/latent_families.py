@@ -7,8 +7,7 @@ and so does the cache, which holds the compressed state.
 
 from dataclasses import replace
 
-from seap.models.experts import Cut, Layout
-from seap.models.family import LLAMA, Family
+from seap.models.family import LLAMA, Family, stacked
 
 _LATENT = replace(
     LLAMA,
@@ -19,13 +18,8 @@ _LATENT = replace(
     heads_share=False,
     uncut=("self_attn.q_a_proj", "self_attn.kv_a_proj_with_mqa"),
 )
-_DEEPSEEK_MOE = Layout(
-    block="mlp",
-    module="mlp.experts",
-    router="mlp.gate",
-    up="mlp.experts.gate_up_proj",
-    down="mlp.experts.down_proj",
-    by_channel={"mlp.experts.gate_up_proj": Cut(dim=0, sections=(1, 1)), "mlp.experts.down_proj": Cut(dim=1)},
+_DEEPSEEK_MOE = stacked(
+    "mlp",
     by_expert=("mlp.gate.weight", "mlp.gate.e_score_correction_bias"),
     groups="num_group",
     count_keys=("n_routed_experts", "num_local_experts"),
