@@ -212,11 +212,14 @@ def _check_finite(axes: Sequence[Axis], into: Into) -> None:
     finite = torch.stack([into[axis.key].is_finite.cpu() for axis in axes])
     bad = (~finite).nonzero().flatten().tolist()
     if bad:
-        axis = axes[bad[0]]
-        raise UserError(
-            f"NaN or infinite activations at the input of layer {axis.layer} {axis.consumer}; "
-            "try --dtype bfloat16 or float32, and check the model's weights"
-        )
+        raise not_finite(axes[bad[0]])
+
+
+def not_finite(axis: Axis) -> UserError:
+    return UserError(
+        f"NaN or infinite activations at the input of layer {axis.layer} {axis.consumer}; "
+        "try --dtype bfloat16 or float32, and check the model's weights"
+    )
 
 
 def structure(model: Any) -> str:

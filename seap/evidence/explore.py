@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from seap.activations.calibration import not_finite
 from seap.activations.layerwise import evaluation, model_inputs
 from seap.environment import provenance, versions
 from seap.errors import UserError
@@ -203,10 +204,7 @@ def _of_experts(num_experts: int, take: Take) -> Callable[[int, list[Routed]], N
 def _check_finite(found: Sequence[Watched]) -> None:
     for one in found:
         if not bool(one.uses.total.isfinite().all()):
-            raise UserError(
-                f"NaN or infinite activations at the input of layer {one.axis.layer} {one.axis.consumer}; "
-                "try --dtype bfloat16 or float32, and check the model's weights"
-            )
+            raise not_finite(one.axis)
 
 
 def _map(name: str, found: Sequence[Watched], num_units: int, rows: Sequence[Sequence[int]], tokenizer: Any) -> Any:

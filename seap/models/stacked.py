@@ -30,14 +30,15 @@ def stack_to_files(model: Any, paths: Sequence[Path], folder: Path) -> dict[str,
     files, stacks = Files(paths), dict[str, Tensor]()
     apart: set[str] = set()
     for layer in range(len(describe(model).layers)):
-        names = {part for experts in places_of(model, layer).values() for parts in experts for part in parts}
+        places = places_of(model, layer)
+        names = {part for experts in places.values() for parts in experts for part in parts}
         if not names or not names <= files.places.keys():
             continue
         apart |= names
         path = folder / f"experts-{layer}.safetensors"
         whole = {
             name: torch.stack([torch.cat([files[part] for part in parts]) for parts in experts])
-            for name, experts in places_of(model, layer).items()
+            for name, experts in places.items()
         }
         write_safetensors(path, whole, METADATA)
         with safe_open(path, framework="pt") as opened:
@@ -49,11 +50,8 @@ def stack_to_files(model: Any, paths: Sequence[Path], folder: Path) -> dict[str,
 
 def stacked_params(model: Any) -> int:
     """Parameters of the experts that a family's checkpoints have one by one; model: with or without weights."""
-    arch, found = describe(model), 0
-    for layer in range(len(arch.layers)):
-        names = places_of(model, layer)
-        found += sum(value.numel() for name, value in arch.model.named_parameters() if name in names)
-    return found
+    sizes = {name: value.numel() for name, value in model.named_parameters()}
+    return sum(sizes[name] for layer in range(len(describe(model).layers)) for name in places_of(model, layer))
 
 
 def places_of(model: Any, layer: int) -> Places:

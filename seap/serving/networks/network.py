@@ -24,7 +24,7 @@ from seap.models.loader import load
 from seap.pruning.checkpoint import MASK_FILE, previous
 from seap.selection.mask import check_fits, check_masks, load_masks, realised_sparsity
 from seap.selection.whole_layers import dropped_layers, refuse_whole_layers
-from seap.serving.networks.packed import experts_between
+from seap.serving.networks.packed import experts_between, not_of_this_model
 
 VOCABULARY = "vocabulary"  # the tensor's name in a file
 
@@ -130,10 +130,7 @@ def network_between(dense: Any, pruned: Any, masks: Masks) -> Network:
             kept = linear.weight.cpu().index_select(part.dim, part.indices(mask))
             same = kept.shape == own.weight.shape and torch.equal(kept, own.weight.to(kept).cpu())
             if kept.shape != own.weight.shape or not related:
-                raise UserError(
-                    f"{arch.name_of(axis)} {part.module} of the pruned model isn't what its mask keeps of this dense "
-                    "one; name the model that it was pruned from, in the same dtype"
-                )
+                raise not_of_this_model(arch, axis, part.module)
             if not same:
                 weights[weight_key(axis, part)] = cut.weight(axis.layer, part.module).detach().clone()
             if part.consumer and _other_bias(linear.bias, own.bias):

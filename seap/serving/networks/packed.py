@@ -27,7 +27,7 @@ class ExpertPiece:
 
     axis: Axis
     mask: Tensor  # bool (E·U,)
-    weight: Tensor | None  # (D, n·w): their last linears, where they are the network's own
+    weights: Mapping[str, Tensor]  # the network's own by axis key, (D, n·w) of its last linears; read when needed
     bytes: int  # what they cost while the network is resident
 
     def dense(self, arch: Arch) -> "Assignments":
@@ -39,7 +39,7 @@ class ExpertPiece:
     def assignments(self, arch: Arch) -> "Assignments":
         """What to set for the network."""
         experts = arch.experts_of(self.axis)
-        new = experts.cut(self.mask, self.weight)
+        new = experts.cut(self.mask, self.weights.get(self.axis.key))
         places = zip(_places(experts.layer, [*new]), new.values(), strict=True)
         return [(inside, name, _like(inside[name], value)) for (inside, name), value in places]
 
@@ -79,7 +79,7 @@ def packed_pieces(
             chosen = int(mask.view(axis.experts, axis.units).any(1).sum())
             size = int(mask.sum()) * axis.entry_params * experts[experts.layout.down].element_size()
             size += chosen * sum(experts[path][0].nbytes for path in experts.by_expert)
-            found.append(ExpertPiece(axis, mask, weights.get(axis.key), size))
+            found.append(ExpertPiece(axis, mask, weights, size))
     return found
 
 
@@ -93,13 +93,18 @@ def experts_between(arch: Arch, cut: Arch, axis: Axis, mask: Tensor) -> Tensor |
     for path, kept in dense.cut(mask).items():
         same = own[path].shape == kept.shape and torch.equal(own[path].to(kept).cpu(), kept.cpu())
         if own[path].shape != kept.shape or (path != last and not same):
-            raise UserError(
-                f"{arch.name_of(axis)} {path} of the pruned model isn't what its mask keeps of this dense one; name "
-                "the model that it was pruned from, in the same dtype"
-            )
+            raise not_of_this_model(arch, axis, path)
         if path == last and not same:
             return own.consumer_weight().detach().clone()
     return None
+
+
+def not_of_this_model(arch: Arch, axis: Axis, path: str) -> UserError:
+    """Weights at a path that are no part of the dense model's."""
+    return UserError(
+        f"{arch.name_of(axis)} {path} of the pruned model isn't what its mask keeps of this dense one; name the model "
+        "that it was pruned from, in the same dtype"
+    )
 
 
 def _places(layer: nn.Module, paths: list[str]) -> list[tuple[dict[str, Any], str]]:
