@@ -1,6 +1,6 @@
 """seap beside a process that takes one core: how much slower than alone, with seap's threads and with torch's own.
 
-    python runs/speed/beside.py [--only prune --only serve …] [--repeats 3] [--out results/speed/beside.json]
+    python runs/speed/beside.py [--only prune --only serve …] [--repeats 3] [--threads seap's] [--out FILE]
 
 Each command runs alone and beside a busy process, in turn, with the threads that seap chooses and with one per core
 that spin while they wait (torch's default). Wall seconds, the median of repeats. `demo` and `test` are `make demo` and
@@ -35,7 +35,8 @@ COMMANDS = {
 }
 REQUESTS = 48  # to the server, eight at a time
 BUSY = [sys.executable, "-c", "while True: pass"]
-TORCH = {"OMP_NUM_THREADS": str(os.cpu_count())}  # and waits as OpenMP has them by default
+# whose threads: seap's own choice, or one per core, which wait as OpenMP has it by default
+THREADS: dict[str, dict[str, str]] = {"seap's": {}, "torch's": {"OMP_NUM_THREADS": str(os.cpu_count())}}
 
 
 def seconds_of(name: str, environment: dict[str, str], place: str) -> float:
@@ -85,6 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=[*COMMANDS, "serve"])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", nargs="+", choices=[*THREADS], default=[*THREADS])
     parser.add_argument("--out", type=Path, default=Path("results/speed/beside.json"))
     arguments = parser.parse_args()
     clean = {name: value for name, value in os.environ.items() if name not in (*WAITS, *COUNTS)}
@@ -92,11 +94,13 @@ def main() -> None:
     for name in arguments.only or ["prune", "eval", "serve", "test", "demo"]:
         taken: dict[tuple[str, bool], list[float]] = {}
         for _ in range(arguments.repeats):
-            for threads, own in (("seap's", {}), ("torch's", TORCH)):
+            for threads in arguments.threads:
                 for beside in (False, True):
                     with tempfile.TemporaryDirectory() as place, busy(beside):
-                        taken.setdefault((threads, beside), []).append(seconds_of(name, clean | own, place))
-        for threads in ("seap's", "torch's"):
+                        taken.setdefault((threads, beside), []).append(
+                            seconds_of(name, clean | THREADS[threads], place)
+                        )
+        for threads in arguments.threads:
             alone, beside_ = median(taken[threads, False]), median(taken[threads, True])
             row = {"command": name, "threads": threads, "alone": alone, "beside": beside_, "slower": beside_ / alone}
             rows.append(row)

@@ -1,7 +1,7 @@
 """Peak memory and time of pruning a model layer by layer from its files, beside the same in memory.
 
-    python runs/speed/stream_memory.py [--shape llama-2-7b] [--tokens 2048] [--method flap] [--options JSON]
-        [--offload] [--folder DIR] [--in-memory] [--out FILE]
+    python runs/speed/stream_memory.py [--shape llama-2-7b] [--dtype bfloat16] [--tokens 2048] [--method flap]
+        [--options JSON] [--offload] [--folder DIR] [--in-memory] [--out FILE]
 
 Makes a model of a public shape with random weights in --folder (it and the result must fit there), prunes it by half in
 a process of its own without running the result, and takes that process's peak, and that of the files it puts into the
@@ -20,6 +20,7 @@ import sys
 import time
 from pathlib import Path
 
+import torch
 from random_folder import make_model
 
 from seap.environment import provenance
@@ -31,7 +32,7 @@ from pathlib import Path
 from seap.pruning import prune as pruning
 from seap.pruning.commands import prune_to_folder
 from seap.models.options import Streaming
-name, out, tokens, stream, method, options, offload = sys.argv[1:]
+name, out, tokens, stream, method, options, offload, dtype = sys.argv[1:]
 cut, begun = pruning.cut_streamed_, []
 def timed(*args, **kwargs):
     begun.append(time.perf_counter())
@@ -41,7 +42,7 @@ started = time.perf_counter()
 report = prune_to_folder(
     name, Path(out), tasks=[f"words={name}/words.txt"], progress=False, verify=False, **json.loads(options),
     streaming=Streaming(stream=stream == "1", offload_dir=Path(offload) if offload else None),
-    method=method, max_tokens=int(tokens), seq_len=256, pack=True, loading={"dtype": "bfloat16", "device": "cpu"},
+    method=method, max_tokens=int(tokens), seq_len=256, pack=True, loading={"dtype": dtype, "device": "cpu"},
 )
 peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 now = time.perf_counter()
@@ -95,6 +96,7 @@ def on_disk(path: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="llama-2-7b")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="of files and arithmetic")
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--method", default="flap")
     parser.add_argument("--options", default="{}", help="further ones of seap.prune, as JSON")
@@ -105,22 +107,30 @@ def main() -> None:
     arguments = parser.parse_args()
     dense, out = arguments.folder / "dense", arguments.folder / "pruned"
     try:
-        size = make_model(arguments.shape, dense)
+        size = make_model(arguments.shape, dense, dtype=getattr(torch, arguments.dtype))
         speeds, runs = [copy_speed(dense)], {}
         for name, stream in [("streamed", "1"), *([("in memory", "0")] if arguments.in_memory else [])]:
             place = arguments.folder / "tmp"
             offload = str(place / "states") if arguments.offload and stream == "1" else ""
             command = [sys.executable, "-c", CHILD, str(dense), str(out), str(arguments.tokens), stream]
-            told, disk = watched([*command, arguments.method, arguments.options, offload], place)
+            told, disk = watched([*command, arguments.method, arguments.options, offload, arguments.dtype], place)
             runs[name] = json.loads(told.splitlines()[-1]) | {"peak_disk_bytes": disk}
             shutil.rmtree(out)
             speeds.append(copy_speed(dense))
     finally:
         shutil.rmtree(arguments.folder, ignore_errors=True)
-    about = {"shape": arguments.shape, "model_bytes": size, "tokens": arguments.tokens, "method": arguments.method}
-    about |= {"options": json.loads(arguments.options), "offload": arguments.offload}
+    settings = ("shape", "dtype", "tokens", "method", "offload")
+    about = {name: getattr(arguments, name) for name in settings} | {"options": json.loads(arguments.options)}
     speed = sum(speeds) / len(speeds)
-    found = {"kind": "stream", **about, "copy_bytes_per_s": speed, "copy_speeds": speeds, "runs": runs, **provenance()}
+    found = {
+        "kind": "stream",
+        **about,
+        "model_bytes": size,
+        "copy_bytes_per_s": speed,
+        "copy_speeds": speeds,
+        "runs": runs,
+        **provenance(),
+    }
     write_json(arguments.out, found)
     for name, run in runs.items():
         share = run["peak_bytes"] / size
