@@ -15,6 +15,7 @@ from seap.grants import granted_memory
 from seap.methods import CLOSED_FORMS, FIRST_ORDER, MEASURED
 from seap.models.loader import free_memory
 from seap.pruning.cost import Shape
+from seap.pruning.probe import ROOM
 from seap.pruning.work import Text
 from seap.selection.damage import CACHED_BYTES
 from seap.selection.options import Pruning
@@ -54,11 +55,18 @@ def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Ca
         stages.append(_probing(shape, options, min(spent.probe_tokens, batch)))
     if method.allocate == "search" and spent.descents:
         stages.append(stages.pop() + _descending(shape, min(DESCENT * spent.probe_tokens, tokens)))
+    stages.append(ROOM * _weights_left(shape, options))
     if method.sequential:
         stages.append(4 * hidden + sum(8.0 * shape.hidden * a.num_inputs * (1 - options.sparsity) for a in shape.axes))
     disk = (("second moments", on_disk, Path(tempfile.gettempdir())),) if on_disk else ()
     most = max(stages)
     return Needs(LIBRARIES + held + most + min(KEPT_END, most), disk)
+
+
+def _weights_left(shape: Shape, options: Pruning) -> float:
+    """Bytes of the cut model, which is copied, or loaded again to be looked at."""
+    share = shape.arch.prunable_params * shape.weight_bytes / max(shape.params, 1)
+    return shape.weight_bytes - options.sparsity * share
 
 
 def _gradients(shape: Shape, text: Mapping[str, Text], calibration: Calibration) -> float:

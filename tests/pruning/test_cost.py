@@ -207,3 +207,12 @@ def test_moments_on_disk_are_not_in_memory(monkeypatch: pytest.MonkeyPatch) -> N
     assert before.disk == () and after.disk[0][1] > 0 and after.memory < before.memory
     more = estimating.memory.of(shape, replace(options, method="flap"), TEXT, settings)
     assert more.memory < before.memory
+
+
+def test_memory_has_room_for_the_cut_model_that_is_looked_at() -> None:
+    options, few = Pruning(method="flap", sparsity=0.5), Calibration(batch_tokens=1)
+    shape = shape_of(configs.on_meta(model().config), options, 4)
+    blocks = 4 * shape.arch.prunable_params
+    of = estimating.memory.of
+    assert of(shape, options, {}, few).memory >= shape.weight_bytes + 1.2 * (shape.weight_bytes - blocks / 2)
+    assert of(shape, replace(options, sparsity=0.9), {}, few).memory < of(shape, options, {}, few).memory
