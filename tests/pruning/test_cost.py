@@ -214,5 +214,7 @@ def test_memory_has_room_for_the_cut_model_that_is_looked_at() -> None:
     shape = shape_of(configs.on_meta(model().config), options, 4)
     blocks = 4 * shape.arch.prunable_params
     of = estimating.memory.of
-    assert of(shape, options, {}, few).memory >= shape.weight_bytes + 1.2 * (shape.weight_bytes - blocks / 2)
+    assert of(shape, options, {}, few).memory - estimating.memory.LIBRARIES >= shape.weight_bytes + 1.2 * (
+        shape.weight_bytes - blocks / 2
+    )
     assert of(shape, replace(options, sparsity=0.9), {}, few).memory < of(shape, options, {}, few).memory
