@@ -1,6 +1,7 @@
-"""What --effort costs and keeps on natural-7m: added loss and processor seconds of each, beside measured damage curves.
+"""What --effort costs and keeps: added loss and processor seconds of each, beside measured damage curves.
 
     python runs/quality/effort_natural.py MODEL NATURAL [--kinds code,gsm8k] [--seeds 1] [--tokens 16384] [--out FILE]
+    python runs/quality/effort_natural.py MODEL TASKS --kinds arc_easy --seeds 1 --tokens 16384 --items 200 --out FILE
 
 Seconds are of the processor (all threads), without calibration, which is the same for all.
 """
@@ -12,7 +13,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from natural import Measured, calibration
+from natural import TESTING, Measured, calibration
 
 from seap.environment import provenance
 from seap.files import digest, write_json
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=65536)
     parser.add_argument("--sparsity", type=float, default=0.5)
+    parser.add_argument("--items", type=int, default=TESTING.num_items, help="of the test")
     parser.add_argument("--variants", default="", help="Some of them, separated by ;")
     parser.add_argument("--out", type=Path, default=Path("results/quality/effort_natural.json"))
     given = parser.parse_args()
@@ -55,7 +57,8 @@ def main() -> None:
     chosen = given.variants.split(";") if given.variants else list(VARIANTS)
     for seed in range(given.seeds):
         for kind in given.kinds.split(","):
-            data = Measured.of(kind, given.natural / kind, dense, tokenizer, calibration(given.tokens, seed))
+            text = calibration(given.tokens, seed)
+            data = Measured.of(kind, given.natural / kind, dense, tokenizer, text, given.items)
             for name in chosen:
                 pruned, started = deepcopy(dense), time.process_time()
                 report = prune(

@@ -1,6 +1,6 @@
 """One kind of text as these scripts measure with it: its calibration text, and the test of a model's loss on it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ def calibration(tokens: int, seed: int = 0) -> Calibration:
     return Calibration(num_texts=2000, seq_len=256, pack=True, max_tokens=tokens, second_moments=True, seed=seed)
 
 
-def test_of(kind: str, folder: Path, dense: Any, tokenizer: Any) -> Exam:
-    return prepare(load_test(f"{kind}={folder}", TESTING), dense, tokenizer, TESTING)
+def test_of(kind: str, folder: Path, dense: Any, tokenizer: Any, items: int = TESTING.num_items) -> Exam:
+    testing = replace(TESTING, num_items=items)
+    return prepare(load_test(f"{kind}={folder}", testing), dense, tokenizer, testing)
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,12 @@ class Measured:
     loss: float
 
     @classmethod
-    def of(cls, kind: str, folder: Path, dense: Any, tokenizer: Any, options: Calibration) -> "Measured":
+    def of(
+        cls, kind: str, folder: Path, dense: Any, tokenizer: Any, options: Calibration, items: int = TESTING.num_items
+    ) -> "Measured":
         [corpus] = build_corpora(dense, tokenizer, f"{kind}={folder}", options).values()
         found = {kind: calibrate(dense, corpus, options, progress=False)}
-        exam = test_of(kind, folder, dense, tokenizer)
+        exam = test_of(kind, folder, dense, tokenizer, items)
         return cls(kind, corpus, found, exam, evaluate(dense, exam)["loss"])
 
     def row(self, model: Any, realised_sparsity: float, **about: Any) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def block_params(model: Any) -> int:
     return sum(p.numel() for linear in linears for p in linear.parameters())
 
 
+@torch.enable_grad()
 def cut_(model: Any, recipe: str, ratio: float, rows: list[list[int]]) -> None:
     """Prune in place."""
     config, num_heads = model.config, {}
@@ -64,11 +65,9 @@ def cut_(model: Any, recipe: str, ratio: float, rows: list[list[int]]) -> None:
         head_pruning_ratio=ratio,
         round_to=4,
     )
-    if recipe == "taylor":
-        with torch.enable_grad():
-            for row in rows:
-                ids = torch.tensor([row])
-                (model(ids, labels=ids, use_cache=False).loss / len(rows)).backward()
+    for row in rows if recipe == "taylor" else ():
+        ids = torch.tensor([row])
+        (model(ids, labels=ids, use_cache=False).loss / len(rows)).backward()
     for group in pruner.step(interactive=True):
         group.prune()
     model.zero_grad(set_to_none=True)
