@@ -14,6 +14,7 @@ file at a time, read from disk and written through, before and after.
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -70,19 +71,31 @@ def copy_speed(folder: Path, size: int = 4 << 30) -> float:
     return copied / seconds
 
 
-def watched(command: list[str], folder: Path) -> tuple[str, int]:
-    """What a command printed, and the most bytes of files that lay in its temporary folder (twice a second)."""
+def watched(command: list[str], folder: Path) -> tuple[str, dict[str, int]]:
+    """What a command printed; and, seen twice a second, the most bytes of files in its temporary folder, and of memory
+    of its own: without pages of the model's files, which the system takes back when it needs them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(folder)})
-    most = 0
+    most = {"peak_disk_bytes": 0, "peak_own_bytes": 0}
     while running.poll() is None:
-        most = max(most, sum(map(on_disk, folder.rglob("*"))))
+        seen = {"peak_disk_bytes": sum(map(on_disk, folder.rglob("*"))), "peak_own_bytes": own_bytes(running.pid)}
+        most = {name: max(value, seen[name]) for name, value in most.items()}
         time.sleep(0.5)
     assert running.stdout is not None
     told = running.stdout.read()
     if running.returncode:
         raise SystemExit(f"the run failed: {told}")
     return told, most
+
+
+def own_bytes(pid: int) -> int:
+    """Resident memory that is no file's."""
+    try:
+        found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        return 0
+    return int(found[1]) * 1024 if found else 0
 
 
 def on_disk(path: Path) -> int:
@@ -113,8 +126,8 @@ def main() -> None:
             place = arguments.folder / "tmp"
             offload = str(place / "states") if arguments.offload and stream == "1" else ""
             command = [sys.executable, "-c", CHILD, str(dense), str(out), str(arguments.tokens), stream]
-            told, disk = watched([*command, arguments.method, arguments.options, offload, arguments.dtype], place)
-            runs[name] = json.loads(told.splitlines()[-1]) | {"peak_disk_bytes": disk}
+            told, seen = watched([*command, arguments.method, arguments.options, offload, arguments.dtype], place)
+            runs[name] = json.loads(told.splitlines()[-1]) | seen
             shutil.rmtree(out)
             speeds.append(copy_speed(dense))
     finally:
@@ -138,6 +151,7 @@ def main() -> None:
         if after:
             print(f"cut and saved in {after:.0f} s, ×{size / after / speed:.2f} of the disk's copy speed")
         print(f"{name}: peak {run['peak_bytes'] / 1e9:.2f} GB ({share:.0%} of the model), {run['seconds']:.0f} s")
+        print(f"{name}: at most {run['peak_own_bytes'] / 1e9:.2f} GB of memory of its own, seen twice a second")
         print(f"{name}: at most {run['peak_disk_bytes'] / 1e9:.2f} GB of temporary files")
 
 
