@@ -5,10 +5,12 @@
 
 Greedy tokens after a prompt, one request, as many threads for all. Each form of both models is loaded once; then they
 take turns (dense, pruned, dense, …), and the median of the repeats stands. Q4_K_M is llama.cpp's own quantization of
-our f16 file. Engines that aren't installed are left out, and said.
+our f16 file. Engines that aren't installed are left out, and said. The file is written after every form; forms that it
+has stay as they are when others are measured with --only.
 """
 
 import argparse
+import json
 import os
 import tempfile
 from functools import partial
@@ -56,18 +58,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/engines/engine_speed.json"))
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
-    rows, missing, kinds = [], [], [part for part in a.only.split(",") if part]
-    for name, form in FORMS.items():
-        if kinds and not any(kind in name for kind in kinds):
-            continue
+    kinds = [part for part in a.only.split(",") if part]
+    chosen = {name: form for name, form in FORMS.items() if not kinds or any(kind in name for kind in kinds)}
+    rows = [row for row in rows_there(a.out) if row["form"] not in chosen]
+    for name, form in chosen.items():
         if form.missing:
-            missing.append(name)
             print(f"{name}: left out, {form.missing[0]} isn't installed", flush=True)
             continue
         rows.append(row_of(name, form, {"dense": a.dense, "pruned": a.pruned}, a))
         print({k: v if not isinstance(v, dict) else round(v["tokens_per_second"], 1) for k, v in rows[-1].items()})
-    about = {"kind": "engine speed", "threads": a.threads, "prompt": a.prompt, "new": a.new, "left_out": missing}
-    write_json(a.out, about | {"engines": installed(), "rows": rows} | provenance())
+        about = {"kind": "engine speed", "threads": a.threads, "prompt": a.prompt, "new": a.new}
+        write_json(a.out, about | {"engines": installed(), "rows": rows} | provenance())
+
+
+def rows_there(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text())["rows"] if path.is_file() else []  # type: ignore[no-any-return]
 
 
 if __name__ == "__main__":
