@@ -41,23 +41,31 @@ THREADS: dict[str, dict[str, str]] = {"seap's": {}, "torch's": {"OMP_NUM_THREADS
 
 def seconds_of(name: str, environment: dict[str, str], place: str) -> float:
     if name == "serve":
-        return serve(environment)
+        return serve(environment, place)
     words = [word.replace("OUT", place) if word.startswith("OUT/") else word for word in COMMANDS[name]]
     started = time.perf_counter()
     subprocess.run(words, check=True, capture_output=True, env=environment)
     return time.perf_counter() - started
 
 
-def serve(environment: dict[str, str]) -> float:
+def serve(environment: dict[str, str], place: str) -> float:
     """Seconds of the requests, once the server stands."""
-    command = [*SEAP, "serve", "--demo", "--port", "0"]
+    tasks = ["--task", "arithmetic", "--task", "calendar", "--method", "flap", "--num-texts", "50"]
+    packing = [*SEAP, "pack", "builtin", *tasks, "--out", f"{place}/tasks"]
+    subprocess.run(packing, check=True, capture_output=True, env=environment)
+    command = [*SEAP, "serve", "builtin", "--masks", f"{place}/tasks", "--port", "0"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert server.stderr is not None
         url = next(found[0] for line in server.stderr if (found := re.search(r"http://\S+/v1", line)))
 
         def ask(index: int) -> None:
-            body = {"model": "dense", "prompt": f"{index} + 30 =", "max_tokens": 32, "temperature": 0}
+            body = {
+                "model": ("dense", "arithmetic")[index % 2],
+                "prompt": f"{index} + 30 =",
+                "max_tokens": 32,
+                "temperature": 0,
+            }
             headers = {"content-type": "application/json"}
             request = urllib.request.Request(f"{url}/completions", json.dumps(body).encode(), headers)
             urllib.request.urlopen(request, timeout=600).read()
