@@ -186,9 +186,7 @@ def demo_parts(model: Any, tokenizer: Any, tell: Callable[[str], None]) -> tuple
     from seap.serving.routing.routing import make_router
     from seap.text.builtin import TASKS
 
-    tell(
-        f"demo: {DEMO['sparsity']:.0%} of the built-in model is cut out for each of its nine tasks; some minutes …"
-    )
+    tell(f"demo: {DEMO['sparsity']:.0%} of the built-in model is cut out for each of its nine tasks; some minutes …")
     statistics = calibrate(model, tokenizer, list(TASKS), progress=False, max_tokens=2000, second_moments=True)
     plans = {task: {task: part} for task, part in statistics.items()} | {"general": statistics}
     networks = {}
