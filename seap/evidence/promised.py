@@ -127,7 +127,8 @@ def load_tests(tasks: Sequence[str], promise: Promise, options: Evaluation) -> l
         options = replace(options, metric="loss")
     elif options.metric == "loss":
         raise UserError("--max-acc-drop is about accuracy, which --metric loss leaves out; drop one of them")
-    found = [(load_test(spec, options), options) for spec in tasks]
+    tests = [load_test(spec, options) for spec in tasks]
+    found = [(test, replace(options, metric=test.metric)) for test in tests]  # nothing else in its place
     for test, _ in found:
         check_size(test, promise, min(len(test.items), options.num_items), options)
     return found

@@ -135,7 +135,7 @@ def test_bounds_are_read(given: dict[str, Any], kind: str, bound: float) -> None
     [
         (["--max-loss", "one"], "--max-loss one: expected a number such as 1% or 0.01"),
         (["--max-loss", "1"], "--max-loss 1.0: must be above 0 and below 1, or have its unit"),
-        (["--max-acc-drop", "0.5"], "such as 0.5pt or 0.005"),
+        (["--max-acc-drop", "0.5"], "Write 0.5pt or 50pt"),
         (["--max-loss", "1%", "--min-agreement", "99%"], "are two promises"),
         (["--max-loss", "1%", "--sparsity", "0.5"], "--sparsity and --max-loss both say how much"),
         (["--max-loss", "1%", "--confidence", "95"], "--confidence 95"),
