@@ -67,6 +67,14 @@ def test_an_option_that_a_message_names_is_there() -> None:
     assert not {name_of(path): wrong for path, wrong in named.items() if wrong}
 
 
+def test_every_environment_variable_that_is_read_is_told() -> None:
+    texts = [text for path in SOURCES if "environ" in (text := path.read_text()) and path.name != "programs.py"]
+    named = {name for text in texts for name in re.findall(r'"([A-Z]{2,}_[A-Z_]+)"', text)}
+    page = (ROOT / "docs" / "reference" / "settings.md").read_text()
+    assert {"SEAP_API_KEY", "WORLD_SIZE", "KMP_BLOCKTIME"} <= named
+    assert not {name for name in named if name.rstrip("_") not in page}
+
+
 def test_the_recipe_of_the_page_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text, _ = snippets(ROOT / "docs" / "howto" / "recipes.md", "yaml")
     (tmp_path / "recipe.yaml").write_text(text)

@@ -73,7 +73,8 @@ def prune_to_promise(
     pruning, calibration = split_options(others)
     check_counted(pruning, ())
     tasks = [task] if isinstance(task, str) else list(task)
-    tests = load_tests(tasks, wanted, evaluation or Evaluation())
+    read_alike = Evaluation(template=calibration.template, weigh=calibration.weigh)
+    tests = load_tests(tasks, wanted, evaluation or read_alike)
 
     def exams_of(words: Any) -> list[Exam]:
         """Whole texts where two tokenizers read them, which cut them into other windows."""
