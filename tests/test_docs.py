@@ -43,7 +43,7 @@ OF_OTHER_PROGRAMS = set(  # that pages and messages name
     "--tensor-parallel-size --pipeline-parallel-size --nproc-per-node --apply_chat_template --model_args "
     "--include_path --model --prompt --merge --always --dirty --exclude --option".split()
 )
-OF_SCRIPTS = set("--replicas --streamed --skip-digests".split())  # in runs/
+OF_SCRIPTS = set("--replicas --shape --streamed".split())  # in runs/
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 SOURCES = sorted((ROOT / "seap").rglob("*.py"))
 
