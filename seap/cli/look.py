@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from seap.cli.app import ColumnsOption, Json, Model, Overwrite, TaskOption, app, bars, print_json, results
 from seap.cli.panels import FlatMachine, FoldedText
-from seap.models.options import Loading
+from seap.models.options import Loading, Streaming
 from seap.text.options import Calibration
 
 
@@ -27,6 +27,7 @@ def explore(
     num_kept: Annotated[int, Parameter(help="Texts that are shown of each head, channel and expert.")] = 5,
     calibration: Annotated[Calibration, FoldedText] = Calibration(),  # noqa: B008
     loading: Annotated[Loading, FlatMachine] = Loading(),  # noqa: B008
+    streaming: Annotated[Streaming, FlatMachine] = Streaming(),  # noqa: B008
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -46,6 +47,7 @@ def explore(
         num_kept=num_kept,
         overwrite=overwrite,
         loading=asdict(loading),
+        streaming=streaming,
         progress=bars(json=json),
     )
     if json:

@@ -7,7 +7,7 @@ Shapes: B rows, T tokens, C inputs of a consumer, U parts of a layer, S tasks, k
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from seap.activations.calibration import not_finite
-from seap.activations.layerwise import evaluation, model_inputs
+from seap.activations.layerwise import Walk, evaluation, model_inputs
 from seap.environment import provenance, versions
 from seap.errors import UserError
 from seap.models.arch import Arch, describe
 from seap.models.axes import CHANNELS, EXPERTS, QUERY_HEADS, Axis
 from seap.models.experts import Routed
 from seap.models.loader import name_of
+from seap.models.residency import resident, streamed
+from seap.models.shelf import offloading
 from seap.pruning.texts import Tasks, build_corpora
 from seap.text.corpus import Batch, Corpus, batches, num_batches
 from seap.text.options import Calibration
@@ -119,21 +121,46 @@ class Watched:
 def measure(
     arch: Arch, corpora: Mapping[str, Corpus], *, num_kept: int, batch_tokens: int, progress: bool = True
 ) -> list[Watched]:
-    """One pass over all corpora. Texts are numbered through, task after task."""
+    """One pass over all corpora, of a streamed model layer by layer. Texts are numbered through, task after task."""
     kept = min(num_kept, sum(len(corpus.rows) for corpus in corpora.values()))
+    if streamed(arch.model) is not None:
+        return _by_layer(arch, list(corpora.values()), kept, batch_tokens, progress=progress)
     total = sum(num_batches(corpus.rows, batch_tokens=batch_tokens) for corpus in corpora.values())
     start = 0
     with evaluation(arch.model), tqdm(total=total, desc="explore", unit="batch", disable=not progress) as bar:
         found = [_watched(arch, axis, len(corpora), kept) for axis in arch.axes]
         for task, corpus in enumerate(corpora.values()):
-            longest_first = sorted(range(len(corpus.rows)), key=lambda i, rows=corpus.rows: -len(rows[i]))  # type: ignore[misc]
-            order = iter(longest_first)  # in which `batches` has the rows
-            for batch in batches(corpus.rows, batch_tokens=batch_tokens):
-                texts = torch.tensor([start + next(order) for _ in batch.ids])
+            for batch, texts in _numbered(corpus, batches(corpus.rows, batch_tokens=batch_tokens), start):
                 with _watching(arch, found, task, texts, batch):
                     arch.model.base_model(**model_inputs(arch, batch))
                 bar.update()
             start += len(corpus.rows)
+    _check_finite(found)
+    return found
+
+
+def _numbered(corpus: Corpus, made: Iterable[Batch], start: int) -> Iterator[tuple[Batch, Tensor]]:
+    """Batches of a corpus with the numbers of their texts, the first of which is `start`."""
+    order = iter(sorted(range(len(corpus.rows)), key=lambda i: -len(corpus.rows[i])))  # in which `batches` has them
+    for batch in made:
+        yield batch, torch.tensor([start + next(order) for _ in batch.ids])
+
+
+def _by_layer(arch: Arch, corpora: Sequence[Corpus], kept: int, batch_tokens: int, *, progress: bool) -> list[Watched]:
+    """As `measure`, every corpus through one layer before the next one."""
+    found, starts = list[Watched](), [sum(len(other.rows) for other in corpora[:task]) for task in range(len(corpora))]
+    with evaluation(arch.model), offloading(arch.model) as offload:
+        walks = [Walk.start(arch, corpus.rows, batch_tokens=batch_tokens, apart=False) for corpus in corpora]
+        texts = [[*_numbered(c, w.batches, start)] for c, w, start in zip(corpora, walks, starts, strict=True)]
+        number = max(len(walk.batches) for walk in walks)
+        for layer in tqdm(range(len(arch.layers)), desc="explore", unit="layer", disable=not progress):
+            with resident(arch, layer):
+                own = [_watched(arch, axis, len(corpora), kept) for axis in arch.layer_axes(layer)]
+                for task, walk in enumerate(walks):
+                    for index, (batch, numbers) in enumerate(texts[task]):
+                        with _watching(arch, own, task, numbers, batch):
+                            walk.hidden[index] = offload(task * number + index, walk.run(layer, index))
+            found += own
     _check_finite(found)
     return found
 

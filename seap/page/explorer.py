@@ -1,6 +1,7 @@
 """`seap explore`: a page that shows which parts of a model each task uses, and the texts that use a part most."""
 
 import base64
+import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -13,6 +14,7 @@ from seap.errors import UserError
 from seap.evidence.explore import explore
 from seap.files import to_json
 from seap.models import loader
+from seap.models.options import Streaming
 from seap.page.document import model_name
 from seap.text.options import Calibration
 from seap.text.sources import sources_of
@@ -30,13 +32,17 @@ def explore_to_page(
     num_kept: int = 5,
     overwrite: bool = False,
     loading: Mapping[str, Any] | None = None,
+    streaming: Streaming = Streaming(),  # noqa: B008
     progress: bool = True,
 ) -> dict[str, Any]:
     """What `explore` finds, and the page of it at `out`, which holds snippets of the tasks' texts."""
     check_page(out, "explore")
-    with claimed(out, "page", overwrite=overwrite, inputs=sources_of(name, tasks)):
-        model, tokenizer = loader.load_for_work(name, **(loading or {}))
-        options: dict[str, Any] = {"num_units": num_units, "num_kept": num_kept, "calibration": calibration}
+    options: dict[str, Any] = {"num_units": num_units, "num_kept": num_kept, "calibration": calibration}
+    with claimed(out, "page", overwrite=overwrite, inputs=sources_of(name, tasks)), contextlib.ExitStack() as stack:
+        if streaming.stream:
+            model, tokenizer = stack.enter_context(loader.loaded(name, out, loading or {}, None, streaming))
+        else:
+            model, tokenizer = loader.load_for_work(name, **(loading or {}))
         found = explore(model, tokenizer, list(tasks), progress=progress, **options)
         found["model"] = model_name(found["model"])
         with written_whole(out, "page") as draft:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy import TEXTS, folder, texts_file
+from toy import TEXTS, folder, texts_file, tokenizer
 
 from seap.cli.main import main
 from seap.disk.kinds import kind_of
-from seap.page.explorer import page_of
+from seap.models.options import Streaming
+from seap.page.explorer import explore_to_page, page_of
+from seap.text.options import Calibration
 
 NASTY = "</script><script>document.title = 'broken'</script><img src=x onerror=\"document.title = 'broken'\">"
 
@@ -62,6 +64,23 @@ def test_the_command_writes_a_page_and_replaces_only_its_own(
         assert main([*asked, "--out", out]) == 1
         assert message in capsys.readouterr().err
     assert Path("mine.html").read_text() == "<html>mine</html>"
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "gemma3n_text"])
+@pytest.mark.parametrize("batch_tokens", [20, 4096])
+def test_a_model_in_its_files_is_seen_as_in_memory(
+    name: str, batch_tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = tokenizer()
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: words)  # not the family's own
+    dense = str(folder(tmp_path / "dense", name))
+    tasks = [f"{task}={texts_file(tmp_path / f'{task}.txt', TEXTS[i : i + 8])}" for i, task in ((0, "a"), (8, "b"))]
+    calibration, made = Calibration(batch_tokens=batch_tokens), []
+    for streaming in (Streaming(), Streaming(stream=True), Streaming(stream=True, offload_dir=tmp_path / "states")):
+        out = tmp_path / f"{len(made)}.html"
+        made.append(explore_to_page(dense, tasks, out, calibration, num_units=5, streaming=streaming, progress=False))
+        assert out.is_file()
+    assert made[1]["maps"] == made[0]["maps"] == made[2]["maps"] and made[1]["num_tokens"] == made[0]["num_tokens"]
 
 
 @pytest.fixture(scope="module")
