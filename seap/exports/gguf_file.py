@@ -2,7 +2,8 @@
 
 Llama, Mistral and Qwen2 become `deci`, which reads arrays of head counts and MLP widths, and biases anywhere. Tied,
 bias-free Qwen3 becomes `openelm`, which normalises q and k as Qwen3 does. Both are found in llama.cpp's
-src/models/deci.cpp and openelm.cpp, and are what its convert_hf_to_gguf.py writes for models of that name.
+src/models/deci.cpp and openelm.cpp, and are what its convert_hf_to_gguf.py writes for models of that name. Mixtures of
+experts, whose layers must be alike, are in gguf_experts.py.
 """
 
 import contextlib
@@ -19,12 +20,14 @@ from torch import Tensor
 from seap.disk.kinds import GGUF_KEY
 from seap.errors import UserError, missing_extra
 from seap.exports.engines import widths
+from seap.exports.gguf_experts import add_parameters, check_experts, expert_tensors, is_router, misplaced
 from seap.exports.llamas import ROPES, rope_of
 from seap.exports.options import Export
 from seap.exports.stock import slides
 from seap.models.arch import Arch, describe
+from seap.models.axes import KV_GROUPS
 from seap.models.blocks import refuse_gone
-from seap.models.families import refuse_experts, refuse_states
+from seap.models.families import has_experts, refuse_states
 
 ARCHITECTURES = {"llama": "deci", "mistral": "deci", "qwen2": "deci", "qwen3": "openelm"}
 NAMES = {
@@ -55,9 +58,10 @@ def gguf_package() -> Any:
 
 def check_config(config: Any) -> str:
     """The GGUF architecture of a model, from its config. Raises UserError, with the reason, where there is none."""
-    refuse_experts(config, "--to gguf", "load it with transformers, which needs import seap")
     refuse_states(config, "--to gguf", "load it with transformers, which needs import seap")
     refuse_gone(config, "--to gguf", "llama.cpp runs such a layer in its own way: prune without --drop")
+    if has_experts(config):
+        return check_experts(config)
     family = config.model_type
     rope = getattr(config, "rope_parameters", None) or {}
     reasons = {
@@ -77,11 +81,13 @@ def check_config(config: Any) -> str:
 
 def check_model(arch: Arch, architecture: str) -> None:
     """Raise UserError for biases that the architecture has no place for."""
-    biases = [name for name, _ in arch.model.named_parameters() if name.endswith(".bias")]
-    if architecture == "openelm" and biases:
+    if architecture == "deci":
+        return
+    biases = misplaced(architecture, [name for name, _ in arch.model.named_parameters()])
+    if biases:
         raise UserError(
-            f"--to gguf: openelm, where Qwen3 goes, has no biases, and this model has {len(biases)}, such as "
-            f"{biases[0]}; prune with --compensate none, which adds none"
+            f"--to gguf: {architecture}, where {arch.family.model_type} goes, has no biases there, and this model has "
+            f"{len(biases)}, such as {biases[0]}; prune with --compensate none, which adds none"
         )
 
 
@@ -124,9 +130,17 @@ def _add_parameters(gguf: Any, writer: Any, arch: Arch, options: Export) -> None
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(len(layers))
-    writer.add_feed_forward_length([layer["channels"] for layer in layers])
-    writer.add_head_count([count * arch.queries_at(layer) for layer, count in enumerate(groups)])
-    writer.add_head_count_kv(groups)
+    each: list[list[int]] = [
+        [layer["channels"] for layer in layers],
+        [count * arch.queries_at(layer) for layer, count in enumerate(groups)],
+        groups,
+    ]
+    channels, heads, kv = [found[0] for found in each] if has_experts(config) else each  # one number, or one of each
+    writer.add_feed_forward_length(channels)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv)
+    if has_experts(config):
+        add_parameters(writer, config)
     writer.add_key_length(arch.head_size)
     writer.add_value_length(arch.head_size)
     writer.add_rope_dimension_count(arch.head_size)
@@ -158,7 +172,9 @@ def _tensors(arch: Arch, architecture: str) -> Iterator[tuple[str, Tensor]]:
     if (factors := rope_factors(arch)) is not None:
         yield "rope_freqs.weight", factors
     for layer, block in enumerate(arch.layers):
-        own = {f"{NAMES[path]}.{kind}": value for path, kind, value in _parts(block)}
+        own = {f"{NAMES[path]}.{kind}": value for path, kind, value in _parts(block) if path in NAMES}
+        if arch.experts(layer) is not None:
+            own |= expert_tensors(dict(block.named_parameters()))
         yield from ((f"blk.{layer}.{name}", value) for name, value in _laid_out(own, architecture, arch.head_size))
 
 
@@ -169,13 +185,13 @@ def _parts(block: Any) -> Iterator[tuple[str, str, Tensor]]:
 
 
 def _laid_out(own: Mapping[str, Tensor], architecture: str, head_size: int) -> Iterator[tuple[str, Tensor]]:
-    """One layer's tensors as the architecture wants them: q, k and v in one (openelm), q and k interleaved (deci)."""
+    """One layer's tensors as the architecture wants them: q, k and v in one (openelm), q and k in pairs (llama)."""
     if architecture == "openelm":
         yield "attn_qkv.weight", torch.cat([own[f"attn_{part}.weight"] for part in "qkv"])
         yield from ((name, value) for name, value in own.items() if name[:-7] not in ("attn_q", "attn_k", "attn_v"))
         return
     for name, value in own.items():
-        turned = name.startswith(("attn_q.", "attn_k."))
+        turned = architecture in ("deci", "llama") and name.startswith(("attn_q.", "attn_k."))
         yield name, interleaved(value, head_size) if turned else value
 
 
@@ -200,10 +216,10 @@ def rope_factors(arch: Arch) -> Tensor | None:
 def _kind(gguf: Any, name: str, tensor: Tensor, options: Export) -> Any:
     """The type of one tensor: vectors stay float32, and rows that no block fits stay float16."""
     kinds = gguf.GGMLQuantizationType
-    if tensor.ndim == 1:
+    if tensor.ndim == 1 or "ffn_gate_inp" in name or is_router(name):
         return kinds.F32
     if options.quantize == "q8_0":
-        return kinds.Q8_0 if tensor.shape[1] % 32 == 0 else kinds.F16
+        return kinds.Q8_0 if tensor.shape[-1] % 32 == 0 else kinds.F16
     return kinds[options.quantize.upper()]
 
 
@@ -229,7 +245,7 @@ def _about_kinds(gguf: Any, arch: Arch, kinds: Mapping[str, Any], options: Expor
         whole = sum(kind == gguf.GGMLQuantizationType.F16 for kind in kinds.values())
         said = f"{whole} matrices stay f16, since their rows are no multiple of 32: prune with --round-to 32"
         return [said] if whole else []
-    channels = [layer["channels"] for layer in widths(arch.model.config)]
+    channels = [axis.units for axis in arch.axes if axis.name != KV_GROUPS]
     ragged, odd = (sum(count % block > 0 for count in channels) for block in (32, 256))
     if ragged:
         return [
