@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seap.activations.handed import entered, first, packed
 from seap.activations.ranks import Ranks
 from seap.models.arch import Arch
+from seap.models.families import token_inputs
 from seap.models.residency import at_the_beginning, resident, streamed
 from seap.models.shelf import Shelf
 from seap.text.corpus import Batch, batches
@@ -75,9 +77,8 @@ class Walk:
 
     def run(self, layer: int, index: int, hidden: Tensor | None = None) -> Tensor:
         """The output of a layer for one batch, from the walk's hidden states or from others."""
-        call, module = self.calls[index][layer], self.arch.layers[layer]
         given = self.hidden[index] if hidden is None else hidden
-        return first(module(placed(given, module), *call.args, **call.kwargs))
+        return ran(self.arch, self.arch.layers[layer], given, self.calls[index][layer])
 
     def states(self, shelf: Shelf, changed: Changed = unchanged) -> list[list[Tensor]]:
         """Run all layers: the hidden states before each of them and after the last, per batch, as the shelf has them.
@@ -120,10 +121,10 @@ def split_rows(rows: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list
     return fit, [row for i, row in enumerate(rows) if is_held(i)]
 
 
-def first(output: Any) -> Tensor:
-    """The hidden states in what a layer returns: alone, or first of a tuple."""
-    found: Tensor = output[0] if isinstance(output, tuple) else output
-    return found
+def ran(arch: Arch, module: nn.Module, state: Tensor, call: Call) -> Tensor:
+    """The state after a layer, or after what stands for it, from the one before it."""
+    hidden = entered(arch, placed(state, module), call.kwargs)
+    return packed(arch, module(hidden, *call.args, **call.kwargs), call.kwargs)
 
 
 def handed_on(arch: Arch, hidden: Tensor) -> Any:
@@ -188,14 +189,16 @@ def _begin(arch: Arch, batch: Batch) -> tuple[Tensor, list[Call]]:
     layers = arch.layers
     with stubbed(layers, {i: recorder(i) for i in range(len(layers))}):
         arch.model.base_model(**model_inputs(arch, batch))
-    return states[0], [calls[i] for i in range(len(layers))]
+    return packed(arch, states[0], calls[0].kwargs), [calls[i] for i in range(len(layers))]
 
 
 def resume(arch: Arch, batch: Batch, layer: int, hidden: Tensor) -> Tensor:
     """Logits (B, T, V) from the hidden states before a layer (or, with the number of layers, after the last one)."""
 
     def stub(index: int) -> Stub:
-        return lambda given, *args, **kwargs: handed_on(arch, hidden if index == layer - 1 else given)
+        return lambda given, *args, **kwargs: handed_on(
+            arch, entered(arch, hidden, kwargs) if index == layer - 1 else given
+        )
 
     with stubbed(arch.layers, {i: stub(i) for i in range(layer)}):
         logits: Tensor = arch.model(**model_inputs(arch, batch)).logits
@@ -208,10 +211,23 @@ def finished(arch: Arch, batch: Batch, hidden: Tensor) -> Tensor:
     if plan is None:
         return resume(arch, batch, num_layers, hidden)
     last, given = hidden.to(plan.device), {"attention_mask": batch.mask.long().to(plan.device), "use_cache": False}
-    stubs: dict[int, Stub] = dict.fromkeys(range(num_layers), lambda *args, **kwargs: handed_on(arch, last))
-    with stubbed(arch.layers, stubs):
-        logits: Tensor = arch.model(inputs_embeds=last, **given).logits
+
+    def stub(*args: Any, **kwargs: Any) -> Any:
+        return handed_on(arch, entered(arch, last, kwargs))
+
+    with stubbed(arch.layers, dict.fromkeys(range(num_layers), stub)):
+        logits: Tensor = arch.model(**_in_place_of_tokens(arch, last), **given).logits
     return logits
+
+
+def _in_place_of_tokens(arch: Arch, state: Tensor) -> dict[str, Tensor]:
+    """Inputs of a model whose layers read nothing of them, in the shapes that it expects."""
+    config = arch.model.config
+    found = {"inputs_embeds": state[..., : config.hidden_size]}
+    if size := token_inputs(config):
+        _, name = arch.family.token_inputs or ("", "")
+        found[name] = state.new_zeros(*state.shape[:2], config.num_hidden_layers, size)
+    return found
 
 
 def vocabulary_size(arch: Arch) -> int:

@@ -52,7 +52,9 @@ def widths(config: Any) -> list[dict[str, int]]:
     for layer in range(config.num_hidden_layers):
         pruned = getattr(config, "seap", None) is not None
         own = modeling_seap.layer_widths(config, layer) if pruned else {}
-        channels = own.get(family.channels_key) or getattr(config, family.channels_key) or 4 * config.hidden_size
+        said = getattr(config, family.channels_key)
+        whole = said[layer] if isinstance(said, list) else said
+        channels = own.get(family.channels_key) or whole or 4 * config.hidden_size
         gone = modeling_seap.skipped(config, layer)
         groups = 0 if ATTENTION in gone else own.get("num_key_value_heads", num_groups(config))
         found.append({"kv_groups": groups, "channels": 0 if MLP in gone else channels})

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from seap.errors import UserError
 from seap.models.arch import Arch, describe
-from seap.models.axes import KV_GROUPS, QUERY_HEADS, Axis, Slice
+from seap.models.axes import ATTENTION, CHANNELS, KV_GROUPS, QUERY_HEADS, Axis, Slice
 from seap.models.blocks import refuse_gone
 from seap.models.families import refuse_experts
+from seap.models.heads import num_groups
 from seap.models.layer_config import layer_width_values, whole_values
 
 OWN = ("seap", "per_layer_config", "auto_map", "allow_global_per_layer_attribute_access", "architectures")
@@ -39,7 +40,17 @@ def widths_by_axis(arch: Arch) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for key, count in arch.units.items():
         found.setdefault(key.rpartition(".")[2], []).append(count)
+    if KV_GROUPS in found:  # heads that stay are as many as before
+        stay = [i for i in range(len(arch.layers)) if arch.makes(i, ATTENTION) and not arch.cuts_heads(i)]
+        found[KV_GROUPS] += [num_groups(arch.model.config)] * len(stay)
+    if _says_each(arch):
+        found.pop(CHANNELS, None)
     return found
+
+
+def _says_each(arch: Arch) -> bool:
+    """Whether the stock config has a list with each layer's channels."""
+    return isinstance(getattr(arch.model.config, arch.family.channels_key, None), list)
 
 
 def check_one_width(arch: Arch) -> None:
@@ -151,7 +162,8 @@ def _config(arch: Arch, model_type: str, units: Mapping[str, int]) -> tuple[Any,
         values |= {"model_type": model_type, "sliding_window": None} if "sliding_window" in known else {}
     for layer in range(len(arch.layers)):
         budgets = {f"layers.{layer}.{name}": count for name, count in units.items()}
-        values |= layer_width_values(arch, budgets, layer)
+        own_values = layer_width_values(arch, budgets, layer)
+        values |= {k: v for k, v in own_values.items() if k != arch.family.channels_key or not _says_each(arch)}
     values |= whole_values(arch)
     has = {flag: _has_bias(arch, flag) for flag in BIAS_FLAGS}
     values |= {flag: True for flag, found in has.items() if found and hasattr(config_class(), flag)}

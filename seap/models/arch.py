@@ -16,7 +16,7 @@ from seap.models import modeling_seap
 from seap.models.axes import ATTENTION, KV_GROUPS, MLP, Axis, Values
 from seap.models.bare import check_bare
 from seap.models.experts import Experts
-from seap.models.families import find_family
+from seap.models.families import find_family, sharing_modes
 from seap.models.family import Family, Mixer
 from seap.models.found_axes import kv_groups, mlp_axes, weights_of
 from seap.models.heads import queries_at
@@ -85,6 +85,15 @@ class Arch:
     @property
     def can_cut_heads(self) -> bool:
         return not self.heads_refused
+
+    def cuts_heads(self, layer: int) -> bool:
+        """Whether a layer's heads can be cut: not those whose keys other layers read, nor those of these."""
+        return self.can_cut_heads and sharing_modes(self.model.config)[layer] is None
+
+    def cuts_mlp(self, layer: int) -> bool:
+        """Whether a layer's MLP can be cut, by the family's row."""
+        lists = [getattr(self.model.config, entry, None) for entry in self.family.mlp_refused_at]
+        return not any(values[layer] for values in lists if values)
 
     def makes(self, layer: int, block: str) -> bool:
         """Whether a layer is of a kind with attention, or with an MLP."""
@@ -172,9 +181,9 @@ class Arch:
         """Every prunable axis, layer by layer, with the sizes that the modules have now."""
         found = []
         for layer in range(len(self.layers)):
-            if self.can_cut_heads and self.has(layer, ATTENTION):
+            if self.cuts_heads(layer) and self.has(layer, ATTENTION):
                 found.append(kv_groups(self, layer))
-            if self.has(layer, MLP):
+            if self.has(layer, MLP) and self.cuts_mlp(layer):
                 found += mlp_axes(self, layer)
         return tuple(found)
 
@@ -211,12 +220,15 @@ class Arch:
         return sum(axis.params for axis in self.layer_axes(layer)) + self.uncut_params(layer)
 
     def uncut_params(self, layer: int) -> int:
-        """Those of one layer that can't be cut: of other mixers of tokens, and of an attention whose heads stay."""
+        """Those of one layer that can't be cut: of other mixers of tokens, of an attention or an MLP that stays."""
         found = sum(map(weights_of, self.mixing(layer)))
+        if self.makes(layer, MLP) and not self.cuts_mlp(layer):
+            found += sum(weights_of(self.linear(layer, path)) for path in self.family.mlp)
+            found += self.weight(layer, self.family.mlp_consumer).numel()
         if not self.makes(layer, ATTENTION):
             return found
         named = [path for path in self.family.uncut if self.module_at(layer, path) is not None]
-        if not self.can_cut_heads:
+        if not self.cuts_heads(layer):
             named += self.heads(layer)
             found += self.weight(layer, self.family.heads_consumer).numel()
         return found + sum(weights_of(self.linear(layer, path)) for path in named)
@@ -230,9 +242,6 @@ def describe(model: Any) -> Arch:
     """Look at a model through its family's row. Raises UserError for anything but a causal LM of a known family."""
     check_bare(model)
     family = find_family(model.config)
-    why = next((why for entry, why in family.refused_with.items() if getattr(model.config, entry, None)), "")
-    if why:
-        raise UserError(f"this {family.model_type} can't be pruned yet: {why}")
     if model.get_output_embeddings() is None:
         raise UserError(f"{type(model).__name__} has no output layer; give the whole causal language model")
     return Arch(model, family)

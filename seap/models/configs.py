@@ -17,6 +17,7 @@ from seap.errors import UserError, missing_extra
 from seap.models import decoders, headers, kinds, modeling_seap, quantized
 from seap.models.axes import ATTENTION, MLP
 from seap.models.families import FAMILIES, Family, find_family, width_keys
+from seap.models.heads import said
 from seap.models.kinds import Folder, cant_load
 
 OURS = frozenset(  # to choose, at any depth of a config
@@ -110,7 +111,7 @@ def _names_of_layers(model_type: str) -> set[str]:
 def check_heads(path: Path, config: Any) -> None:
     """Raise UserError for numbers of heads that no attention can have, which no shape of a weight shows."""
     heads = config.num_attention_heads
-    groups = getattr(config, "num_key_value_heads", None)
+    groups = said(config, "num_key_value_heads")
     groups = heads if groups is None else groups
     found = [(heads, groups)]
     with reading(path):

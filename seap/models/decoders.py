@@ -131,6 +131,8 @@ def _decoder_class(text_model: Any) -> Any:
         states = self.model(input_ids=input_ids, **kwargs)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(states[0][:, kept, :])
+        most = getattr(self.config, "final_logit_softcapping", None)
+        logits = logits if most is None else most * (logits / most).tanh()
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
@@ -139,8 +141,8 @@ def _decoder_class(text_model: Any) -> Any:
     def get_input_embeddings(self: Any) -> Any:
         return self.model.get_input_embeddings()
 
-    names = ["self", "input_ids", *(name for name in given if name not in ("self", "input_ids", "kwargs"))]
-    names += ["labels", "logits_to_keep"]
+    own = ("self", "input_ids", "kwargs", "labels", "logits_to_keep")
+    names = ["self", "input_ids", *(name for name in given if name not in own), "labels", "logits_to_keep"]
     places = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
     rest = inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)
     forward.__signature__ = inspect.Signature([*places, rest])  # type: ignore[attr-defined]

@@ -53,8 +53,10 @@ class Layout:
     by_expert: tuple[str, ...]  # the other parameters with a row for each expert, the router's among them
     transposed: bool = False
     chooses: str = ""  # the module whose top_k says how many are chosen for a token; the router with an empty one
+    top_k: str = "top_k"  # where that number is in it
     groups: str = ""  # the router's attribute of how many groups of experts it chooses among first
     layers_of: tuple[str, str] | None = None  # config entry with each layer's kind, and the kind that has experts
+    switch: str = ""  # the config entry without which there are none, whatever their number
     count_keys: tuple[str, ...]  # the config keys of the number of experts; the first one is written
     channels_key: str
     shared: Mapping[str, str]  # the linears of an expert that every token goes through, as in `Family.mlp`
@@ -105,8 +107,10 @@ class Experts:
     @property
     def per_token(self) -> int:
         """How many experts the router chooses for a token."""
-        chooses: Any = self.layer.get_submodule(self.layout.chooses or self.layout.router)
-        return int(chooses.top_k)
+        found: Any = self.layer.get_submodule(self.layout.chooses or self.layout.router)
+        for name in self.layout.top_k.split("."):
+            found = getattr(found, name)
+        return int(found)
 
     @property
     def groups(self) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from seap.errors import UserError
 from seap.models.experts import Cut
-from seap.models.family import LLAMA, QWEN2_MOE, SEPARATE_HEADS, stacked
+from seap.models.family import LLAMA, QWEN2_MOE, SEPARATE_HEADS, Sharing, stacked
 from seap.models.family import Family as Family
 from seap.models.hybrid_families import HYBRIDS
 from seap.models.latent_families import LATENT
@@ -49,16 +49,41 @@ _GEMMA2 = replace(
     heads_behind="post_attention_layernorm",
     mlp_behind="post_feedforward_layernorm",
 )
-_GEMMA4 = replace(
+_GEMMA3N = replace(
     _GEMMA2,
+    model_type="gemma3n_text",
+    blocks_refused="AltUp and Laurel read beside its attention and its MLP, through the same norms",
+    mlp_refused_at={"activation_sparsity_pattern": "which of their channels count follows from the mean of all"},
+    streams="altup_num_inputs",
+    sharing=Sharing(modes="kv_sharing_modes", kinds="layer_types", passed="shared_kv_states", keys="self_attn.k_proj"),
+    token_inputs=("hidden_size_per_layer_input", "per_layer_inputs"),
+    sizes_by_type=True,
+)
+_GEMMA4_MOE = stacked(
+    "experts",
+    module="experts",
+    router="router",
+    up="experts.gate_up_proj",
+    down="experts.down_proj",
+    by_channel={"experts.gate_up_proj": Cut(dim=0, sections=(1, 1)), "experts.down_proj": Cut(dim=1)},
+    by_expert=("router.proj.weight", "router.per_expert_scale"),
+    top_k="config.top_k_experts",
+    switch="enable_moe_block",
+    count_keys=("num_experts",),
+    channels_key="moe_intermediate_size",
+    shared={"mlp.gate_proj": "g", "mlp.up_proj": "u"},  # its MLP, beside the experts
+    shared_consumer="mlp.down_proj",
+    shared_key="intermediate_size",
+)
+_GEMMA4 = replace(
+    _GEMMA3N,
     model_type="gemma4_text",
     heads_refused="its config says sizes of heads by the layer's type, alike for all of a type",
-    refused_with={
-        "num_kv_shared_layers": "its last layers read the keys of others (num_kv_shared_layers)",
-        "hidden_size_per_layer_input": "its layers read the tokens too (hidden_size_per_layer_input)",
-        "enable_moe_block": "it runs experts beside its MLPs (enable_moe_block)",
-    },
-    sizes_by_type=True,
+    blocks_refused="",
+    mlp_refused_at={},
+    streams="",
+    experts=_GEMMA4_MOE,
+    fixed={"use_double_wide_mlp": False},  # by which MLPs of some layers are twice as wide as said
 )
 _EXAONE4 = replace(_GEMMA2, model_type="exaone4", heads_norm="", mlp_norm="")  # its norms stand behind alone
 _NORM_ON_STREAM = "with do_layer_norm_before false its norms are of the stream itself, and stay"
@@ -75,6 +100,7 @@ FAMILIES: dict[str, Family] = {
         replace(_GEMMA2, model_type="gemma3_text"),
         replace(LLAMA, model_type="smollm3"),
         *(replace(LLAMA, model_type=name) for name in _LIKE_LLAMA),
+        _GEMMA3N,
         _GEMMA4,
         _EXAONE4,
         replace(LLAMA, model_type="hyperclovax", heads_behind="post_norm1", mlp_behind="post_norm2"),
@@ -182,7 +208,7 @@ def has_experts(config: Any) -> bool:
     if layout.layers_of:
         key, kind = layout.layers_of
         return kind in getattr(config, key)
-    return getattr(config, layout.count_keys[0], None) != 0
+    return bool(getattr(config, layout.count_keys[0], None)) and bool(getattr(config, layout.switch or "model_type"))
 
 
 def refuse_experts(config: Any, what: str, instead: str) -> None:
@@ -206,10 +232,32 @@ def refuse_states(config: Any, what: str, instead: str) -> None:
 def refuse_other_caches(config: Any, what: str, instead: str) -> None:
     """As `refuse_states`; and for one whose cache isn't keys and values of one size, a pair for each KV group."""
     refuse_states(config, what, instead)
+    refuse_shared_keys(config, what, instead)
     family = find_family(config)
     if family.sizes_by_type or not family.heads_share:
         why = "heads of several sizes" if family.sizes_by_type else "latent attention"
         raise UserError(f"{what} doesn't know {why} such as {config.model_type}'s yet; {instead}")
+
+
+def sharing_modes(config: Any) -> list[str | None]:
+    """Each layer's part in sharing keys and values: "store", "reuse", or None; all None where no layer reuses any."""
+    sharing = find_family(config).sharing
+    modes = [] if sharing is None else list(getattr(config, sharing.modes))
+    return modes if "reuse" in modes else [None] * config.num_hidden_layers
+
+
+def refuse_shared_keys(config: Any, what: str, instead: str) -> None:
+    """Raise UserError for a model some of whose layers read the keys of others."""
+    if any(sharing_modes(config)):
+        raise UserError(
+            f"{what} doesn't know layers that read the keys of others such as {config.model_type}'s yet; {instead}"
+        )
+
+
+def token_inputs(config: Any) -> int:
+    """Numbers that each layer reads of every token beside the hidden states; 0 where it reads none."""
+    told = find_family(config).token_inputs
+    return 0 if told is None else int(getattr(config, told[0], None) or 0)
 
 
 def width_keys(family: Family) -> tuple[str, ...]:

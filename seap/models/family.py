@@ -18,6 +18,16 @@ class Mixer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sharing:
+    """How later layers read the keys and values of earlier ones, whose heads must then be those of the readers."""
+
+    modes: str  # the config's entry of each layer's part: "store", "reuse", or None of a layer that reads its own
+    kinds: str  # and of each layer's kind, by which keys and values are found again
+    passed: str  # the keyword by which a layer gets them, and hands its own on
+    keys: str  # the linear that writes the keys
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """How one `model_type` names its parts. Paths are relative to the decoder layer.
 
@@ -40,6 +50,7 @@ class Family:
     mixers: tuple[Mixer, ...] = ()
     mlp: dict[str, str]
     mlp_consumer: str = "mlp.down_proj"
+    mlp_refused_at: Mapping[str, str] = field(default_factory=dict)  # why not where this list has a value
     channels_key: str = "intermediate_size"
     channels_factor: int = 1  # the config's number is so many times the channels
     transposed: bool = False  # weights are (C, O), as in GPT-2's Conv1D
@@ -52,10 +63,13 @@ class Family:
     # why not, where a config entry has a value
     blocks_refused_with: Mapping[tuple[str, bool], str] = field(default_factory=dict)
     experts: Layout | None = None  # of the layers that have experts; `mlp` is then that of the others
+    streams: str = ""  # the config's number of hidden states of a token that layers hand on beside each other
+    sharing: Sharing | None = None
+    # what each layer reads of the tokens beside the hidden states: the config's size of it, and the keyword for it
+    token_inputs: tuple[str, str] | None = None
     output_parts: int = 0  # in the tuple that a layer returns; 0 where it returns the hidden states themselves
     fixed: Mapping[str, Any] = field(default_factory=dict)  # config entries by which widths are what the config says
-    refused_with: Mapping[str, str] = field(default_factory=dict)  # why not at all, where this config entry is true
-    # whether the config says sizes by the layer's type, alike for all of a type: widths are then under `seap`
+    # whether the config says sizes of layers in a way of its own, that not all widths fit: they are then under `seap`
     sizes_by_type: bool = False
     built_with: Mapping[str, str] = field(default_factory=dict)  # arguments of a layer → config key of all layers'
 

@@ -8,9 +8,14 @@ if TYPE_CHECKING:
     from seap.models.arch import Arch
 
 
+def said(config: Any, name: str) -> Any:
+    """An entry of the whole config, also where single layers have others, for which transformers raises; or None."""
+    return vars(config)[name] if name in vars(config) else getattr(config, name, None)
+
+
 def num_groups(config: Any) -> int:
     """KV groups of a layer before any was cut; of a family that knows none, its heads."""
-    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    return int(said(config, "num_key_value_heads") or config.num_attention_heads)
 
 
 def queries_at(config: Any, layer: int) -> int:

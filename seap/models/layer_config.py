@@ -4,6 +4,7 @@ from typing import Any
 
 from seap.models.arch import Arch
 from seap.models.axes import ATTENTION, CHANNELS, EXPERT_CHANNELS, EXPERTS, KV_GROUPS, MLP, QUERY_HEADS
+from seap.models.families import sharing_modes
 
 
 def layer_width_values(arch: Arch, budgets: dict[str, int], layer: int) -> dict[str, Any]:
@@ -23,12 +24,12 @@ def layer_width_values(arch: Arch, budgets: dict[str, int], layer: int) -> dict[
             values[layout.shared_key] = channels
     elif channels:
         values[row.channels_key] = channels * row.channels_factor
-    elif arch.makes(layer, MLP):
+    elif arch.makes(layer, MLP) and arch.cuts_mlp(layer):
         skip.append(MLP)
-    if arch.can_cut_heads and groups:
+    if arch.cuts_heads(layer) and groups:
         queries = budgets[inside + QUERY_HEADS] if inside + QUERY_HEADS in budgets else arch.queries_at(layer)
         values |= {"num_attention_heads": groups * queries, "num_key_value_heads": groups}
-    elif arch.can_cut_heads and arch.makes(layer, ATTENTION):
+    elif arch.cuts_heads(layer) and arch.makes(layer, ATTENTION):
         skip.insert(0, ATTENTION)
     return values | ({"skip": skip} if skip else {})
 
@@ -45,4 +46,13 @@ def whole_values(arch: Arch) -> dict[str, Any]:
 def stays_whole(arch: Arch) -> list[str]:
     """What of a model's layers isn't cut whatever is asked for, each with the reason: for a note."""
     found = [mixer for layer in range(len(arch.layers)) for mixer in arch.mixers(layer)]
-    return [f"its {mixer.name} stays as it is: {mixer.why}" for mixer in dict.fromkeys(found)]
+    notes = [f"its {mixer.name} stays as it is: {mixer.why}" for mixer in dict.fromkeys(found)]
+    shared = sum(mode is not None for mode in sharing_modes(arch.model.config)) if arch.can_cut_heads else 0
+    if shared:
+        notes.append(
+            f"the heads of {shared} layers stay: the last ones read the keys of others, and so have their heads"
+        )
+    whole = sum(arch.makes(layer, MLP) and not arch.cuts_mlp(layer) for layer in range(len(arch.layers)))
+    if whole:
+        notes += [f"the MLPs of {whole} layers stay: {why}" for why in arch.family.mlp_refused_at.values()]
+    return notes

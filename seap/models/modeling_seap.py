@@ -41,7 +41,9 @@ class LayerConfig:
 
     def __init__(self, config: Any, widths: dict[str, int], *, expert_width: str | None = None) -> None:
         told = getattr(config, "seap", None) or {}
-        self.__dict__.update(widths)
+        for name, width in widths.items():
+            said = vars(config).get(name)  # a list where it has a number of each layer, which takes its own
+            self.__dict__[name] = [width] * len(said) if isinstance(said, list) else width
         self.__dict__["_whole"], self.__dict__["_expert_width"] = config, expert_width or told.get("expert_width")
 
     def __getattr__(self, name: str) -> Any:

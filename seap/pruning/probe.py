@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seap.activations.layerwise import first, handed_on, stubbed
+from seap.activations.handed import first
+from seap.activations.layerwise import handed_on, stubbed
 from seap.compensation.compensate import Repair, Repairs, kept_inputs
 from seap.errors import UserError, first_line
 from seap.models import loader
@@ -57,10 +58,10 @@ def said(model: Any, layers: Sequence[nn.Module], given: Sequence[Tensor] | None
     pairs: list[tuple[Tensor, Tensor]] = []
 
     def reading(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        return None if given is None else (given[len(pairs)].to(args[0])[None], *args[1:])
+        return None if given is None else (given[len(pairs)].to(args[0]), *args[1:])
 
     def written(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        pairs.append((args[0][0].float().cpu(), first(output)[0].float().cpu()))
+        pairs.append((args[0].float().cpu(), first(output).float().cpu()))
 
     with contextlib.ExitStack() as stack:
         for layer in layers:

@@ -97,7 +97,7 @@ class Streams:
     def advance_(self, layer: int) -> None:
         """Mend the layer's linears in the order in which they run, then move both streams past the layer."""
         axes = self.arch.layer_axes(layer)
-        fitted = [axis for axis in axes if axis.consumer in self.arch.writers(layer)]
+        fitted = [axis for axis in axes if axis.consumer in self.arch.writers(layer) and not axis.usage_key]
         dense = [self._dense_run(fitted, layer, i) for i in self._each()]
         self.read.clear()
         for place, axis in enumerate(fitted):
@@ -134,7 +134,10 @@ class Streams:
                 stack.enter_context(taken(self.arch.linear(layer, axis.producers[0]), into, inputs=True))
             after = self.walk.run(layer, index)
         return DenseRun(
-            [self._kept(index, f"output{place}", into[0].view_as(after)) for place, into in enumerate(outputs)],
+            [
+                self._kept(index, f"output{place}", into[0].view(*after.shape[:2], -1))
+                for place, into in enumerate(outputs)
+            ],
             [self._kept(index, f"read{place}", into[0]) for place, into in enumerate(reads)],
             self._kept(index, f"after{layer % 2}", after),
         )
@@ -205,6 +208,8 @@ class Streams:
 
 def _adds_up(before: Tensor, outputs: Sequence[Tensor], after: Tensor) -> bool:
     """Whether a layer adds its consumers' outputs to its input as they are."""
+    if any(output.shape != before.shape for output in outputs):  # more than hidden states goes from layer to layer
+        return False
     off = (before.float() + sum(output.float() for output in outputs) - after.float()).norm()
     return bool(off <= 0.02 * after.float().norm())
 

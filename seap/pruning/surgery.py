@@ -250,6 +250,9 @@ def _told_of_layers(arch: Arch, config: Any, budgets: dict[str, int]) -> dict[st
         told["resized"] = layout.resized
         if not hasattr(config, layout.shared_key):
             setattr(config, layout.shared_key, 0)  # of the layers that have no experts
+    said = getattr(config, family.channels_key, None)
+    if isinstance(said, list):  # of every layer, which its stock class reads
+        setattr(config, family.channels_key, [own.get(family.channels_key, said[i]) for i, own in enumerate(widths)])
     if family.sizes_by_type:
         return told | {"layers": widths}
     config.allow_global_per_layer_attribute_access = True

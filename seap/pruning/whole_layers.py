@@ -14,6 +14,7 @@ import torch
 from seap.errors import UserError
 from seap.models.arch import Arch, describe
 from seap.models.axes import Masks
+from seap.models.families import sharing_modes, token_inputs
 from seap.selection.whole_layers import dropped_layers
 
 PLAIN = (int, float, bool, str, tuple, type(None))
@@ -26,6 +27,11 @@ def check_dense(model: Any) -> None:
         raise UserError(
             "--allocate whole-layers takes layers out of dense models, and this one is pruned already; give the model "
             "that it was made of"
+        )
+    if token_inputs(model.config) or any(sharing_modes(model.config)):
+        raise UserError(
+            f"--allocate whole-layers: the layers of {model.config.model_type} read what is theirs by their number (of "
+            "the tokens, or keys of others), so none can go; prune units with another method, such as obs"
         )
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from seap.activations.layerwise import Walk
+from seap.activations.layerwise import Walk, ran
 from seap.environment import clock
 from seap.models import modeling_seap
 from seap.models.arch import Arch
@@ -154,7 +154,7 @@ def _block_milliseconds(arch: Arch, axis: Axis, batch: int) -> float:
     for _ in range(REPEATS + 3):
         for module, into in zip((layer, bare), taken, strict=True):
             started = clock(walk.hidden[0].device)
-            module(walk.hidden[0], *call.args, **call.kwargs)
+            ran(arch, module, walk.hidden[0], call)
             into.append(clock(walk.hidden[0].device) - started)
     whole, without = (median(part[3:]) for part in taken)
     return 1000 * (whole - without)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from seap.errors import UserError, first_line
+from seap.models.families import token_inputs
 
 GENERATION = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids", "forced_decoder_ids")
 Undo = Callable[[], None]
@@ -42,6 +43,11 @@ def _configs(model: Any) -> list[Any]:
 
 def check_embeddings(model: Any) -> None:
     """Raise UserError for a model whose vocabulary is in more than an embedding and an output layer of its size."""
+    if token_inputs(model.config):
+        raise UserError(
+            f"--vocabulary: the layers of {model.config.model_type} have an embedding of every token too, which isn't "
+            "cut yet; leave it out"
+        )
     size, embedding, output = model.config.vocab_size, model.get_input_embeddings(), model.get_output_embeddings()
     if type(output) is not nn.Linear or not isinstance(embedding, nn.Embedding):
         kinds = f"{type(embedding).__name__} and {type(output).__name__}"

@@ -4,11 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 from paths import ROOT
-from tiny import MOE, ROWS, model
+from tiny import MOE, ROW_OF, ROWS, model
 
 from seap.errors import UserError
 from seap.exports import compressed, gguf_file, mlx_folder, nemotron_nas, onnx_folder, openvino_folder, writers
-from seap.models.families import FAMILIES
 
 ENGINES: dict[str, Callable[[Any], Any]] = {
     "padded": writers.check_padded,
@@ -26,8 +25,9 @@ TIED = ("qwen3",)  # whose tied form alone goes to one engine; the table's footn
 def taken(name: str) -> str:
     """A family's cells: ✓ where an engine takes it, where no window hides a token and heads · head size is the hidden
     size."""
-    config = model(name, tie_word_embeddings=True if name in TIED else None).config
-    if not FAMILIES[name].sizes_by_type and getattr(config, "head_dim", None):
+    plain = {"mlp_only_layers": []} if name == "qwen2_moe" else {}  # experts in every layer, as published
+    config = model(name, tie_word_embeddings=True if name in TIED else None, **plain).config
+    if not ROW_OF[name].sizes_by_type and getattr(config, "head_dim", None):
         config.head_dim = config.hidden_size // config.num_attention_heads
     if getattr(config, "sliding_window", None) is not None:
         config.sliding_window = config.max_position_embeddings
@@ -44,7 +44,7 @@ def taken(name: str) -> str:
 def test_the_table_of_families_and_engines_is_what_the_code_takes() -> None:
     groups: dict[str, list[str]] = {}
     for name in sorted([*ROWS, *MOE]):
-        groups.setdefault(taken(name), []).append(name)
+        groups.setdefault(taken(name), []).append(name.replace("-", " with "))
     head = f"| family | {' | '.join(ENGINES)} |\n|{'---|' * (1 + len(ENGINES))}"
     lines = [f"| {', '.join(names)} | {cells} |" for cells, names in sorted(groups.items(), key=lambda one: one[1])]
     table = "\n".join([head, *lines])

@@ -58,9 +58,17 @@ def test_padding_changes_no_output_in_any_family(name: str, biases: bool, tmp_pa
             stock_model(pruned, pad=True)
         return
     stock, _ = stock_model(pruned, pad=True)
-    again = reloaded(stock, tmp_path, ("per_layer_config",) if name == "gemma4_text" else ())
+    again = reloaded(stock, tmp_path, ("per_layer_config",) if name.startswith("gemma4_text") else ())
     assert type(again).__module__.startswith("transformers.models")
     torch.testing.assert_close(again(ids()).logits, pruned(ids()).logits, atol=1e-5, rtol=0)
+
+
+def test_a_config_that_lists_the_widths_needs_no_zeros_in_channels() -> None:
+    pruned = cut("gemma3n_text", biases=False)
+    widths = [describe(pruned).weight(layer, "mlp.down_proj").shape[1] for layer in range(4)]
+    stock, _ = stock_model(pruned, pad=True)
+    assert stock.config.intermediate_size == pruned.config.intermediate_size == widths and len(set(widths)) > 2
+    assert stock.model.layers[0].self_attn.q_proj.weight.shape == (64, 24)  # as in the layers whose heads stay
 
 
 def test_where_a_config_refuses_the_heads_more_are_padded_or_the_class_changes(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from cut import random_masks
-from tiny import INSIDE, SMALL, ids
+from tiny import GEMMA4, GEMMA4_EXPERTS, GEMMA4_SHARED, INSIDE, SMALL, ids
 from toy import folder as text_folder
 from toy import texts_file
 from toy import tokenizer as words
@@ -157,6 +157,31 @@ def test_the_decoder_says_what_the_whole_model_says_of_text(name: str) -> None:
         torch.testing.assert_close(decoder(ids()).logits, whole(ids()).logits, atol=1e-6, rtol=1e-6)
     text = decoder.generate(ids(2, 9), max_new_tokens=4, min_new_tokens=4, do_sample=False)
     assert torch.equal(text, whole.generate(ids(2, 9), max_new_tokens=4, min_new_tokens=4, do_sample=False))
+
+
+@pytest.mark.parametrize("own", [GEMMA4_SHARED, GEMMA4_EXPERTS], ids=["shared", "experts"])
+def test_a_gemma_4_is_cut_inside_its_wrapper(own: dict[str, Any], tmp_path: Path) -> None:
+    """Logits that are capped, keys that are shared, inputs of each layer and experts, as published; no towers here."""
+    kind = getattr(transformers, "Gemma4ForConditionalGeneration", None)
+    if kind is None:
+        pytest.skip("needs a newer transformers")
+    torch.manual_seed(0)
+    text = TEXT | GEMMA4 | own | {"final_logit_softcapping": 1.0}
+    whole = kind(kind.config_class(text_config=text)).eval()
+    with torch.no_grad():
+        for parameter in whole.parameters():
+            parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.ndim == 1 else 0.1))
+        decoder, expected = decoder_of(whole), whole(ids()).logits
+        torch.testing.assert_close(decoder(ids()).logits, expected, atol=1e-6, rtol=1e-6)
+        assert 0.9 < expected.abs().max() < 1
+    options: dict[str, Any] = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    assert torch.equal(decoder.generate(ids(2, 9), **options), whole.generate(ids(2, 9), **options))
+    seap.prune(decoder, method="magnitude", sparsity=0.2, min_channels=4, progress=False)
+    checkpoint.ready_to_save_(decoder).save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(loaded(ids()).logits, whole(ids()).logits)
+        assert not torch.allclose(loaded(ids()).logits, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", HERE)

@@ -32,8 +32,9 @@ from seap.text.options import Calibration
 
 LAYERS = 4
 GONE = [("channels", 1), ("channels", 2), ("kv_groups", 0), ("kv_groups", 2), ("kv_groups", 3)]
-# whose tiny models have nothing that can go: experts everywhere and one attention, or a norm that two read through
+# whose tiny models have nothing that can go: experts everywhere and at most one attention, a norm that two read through
 NOTHING = {"olmoe", "qwen3_5_moe_text", "granitemoehybrid", "lfm2_moe", "falcon_h1", "nemotron_h", "nemotron_h-dense"}
+NOTHING |= {"gemma4_text-experts", "gemma3n_text"}
 CASES: dict[str, dict[str, Any]] = {name: {} for name in EVERY if name not in NOTHING}
 CASES |= {
     "hyperclovax-plain": {"use_post_norm": False},

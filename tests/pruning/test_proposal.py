@@ -12,6 +12,7 @@ from toy import folder
 from transformers import CONFIG_MAPPING
 
 from seap.cli.main import main
+from seap.errors import UserError
 from seap.models.families import FAMILIES, Family
 from seap.pruning.proposal import as_python, proposed, random_model, tried
 
@@ -47,6 +48,10 @@ PLAIN = [name for name in ROWS if is_plain(name)]
 
 @pytest.mark.parametrize("name", [name for name in ROWS if name not in PLAIN])
 def test_layers_of_several_kinds_and_latent_heads_are_not_told_and_that_is_said(name: str) -> None:
+    if FAMILIES[name].sharing and FAMILIES[name].streams:  # layers that read the keys of others need some of each kind
+        with pytest.raises(UserError, match="no small model of its config can be built"):
+            known(name)
+        return
     found = known(name)[1]
     assert not found.holds and found.told
 

@@ -19,7 +19,6 @@ import seap
 from seap.errors import UserError
 from seap.models import loader
 from seap.models.arch import describe
-from seap.models.families import FAMILIES
 from seap.pruning import probe, surgery
 from seap.pruning.commands import prune_to_folder
 from seap.pruning.surgery import cut_
@@ -189,8 +188,7 @@ def switches(name: str) -> list[str]:
 
     plain, found = weights(), []
     for key, value in model_class.config_class(**options).to_dict().items():
-        tried = type(value) is bool and key not in FAMILIES[name].refused_with
-        if tried and weights(**{key: not value}) != plain:
+        if type(value) is bool and weights(**{key: not value}) != plain:
             found.append(key)
     return found
 
@@ -211,16 +209,6 @@ def test_every_option_that_gives_layers_other_weights_is_cut_or_refused(name: st
         again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / key)
         with torch.no_grad():
             assert torch.equal(again(ids()).logits, net(ids()).logits)
-
-
-@pytest.mark.parametrize("name", [name for name in sorted(ROWS | MOE) if FAMILIES[name].refused_with])
-def test_what_a_family_is_refused_with_is_said(name: str) -> None:
-    for entry, why in FAMILIES[name].refused_with.items():
-        net = model(name)
-        setattr(net.config, entry, type(getattr(net.config, entry))(1))
-        with pytest.raises(UserError, match="can't be pruned yet") as refused:
-            seap.prune(net, **QUICK)
-        assert why in str(refused.value) and entry in why
 
 
 @pytest.mark.parametrize(("name", "option"), [("cohere", "use_qk_norm"), ("phi", "qk_layernorm")])

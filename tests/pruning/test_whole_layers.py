@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ALL, ids, model
+from tiny import ALL, READ_TOKENS, ids, model
 from toy import TEXTS, folder, texts_file, tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -36,6 +36,12 @@ BY_NUMBER = {"minicpm3", "recurrent_gemma", "bamba"}
 NOT_THESE = {"gemma4_text", "nemotron_h-dense"}  # sizes by type; a layer of these with nothing that can be cut
 
 
+@pytest.mark.parametrize("name", sorted(READ_TOKENS))
+def test_layers_that_read_what_is_theirs_by_number_stay(name: str) -> None:
+    with pytest.raises(UserError, match="read what is theirs by their number"):
+        cut_(model(name), without(model(name), {2}))
+
+
 @pytest.mark.parametrize("name", sorted(BY_NUMBER & ALL.keys()))
 def test_layers_that_follow_from_their_number_stay(name: str) -> None:
     dense = model(name, num_hidden_layers=5)
@@ -43,7 +49,7 @@ def test_layers_that_follow_from_their_number_stay(name: str) -> None:
         cut_(dense, without(dense, {1, 3}))
 
 
-@pytest.mark.parametrize("name", sorted(ALL.keys() - BY_NUMBER - NOT_THESE))
+@pytest.mark.parametrize("name", sorted(ALL.keys() - BY_NUMBER - NOT_THESE - READ_TOKENS))
 def test_what_is_left_says_what_it_would_with_the_layers_passed_over(name: str, tmp_path: Path) -> None:
     dense = model(name, num_hidden_layers=5)
     arch, tokens = describe(dense), ids(tokens=10)

@@ -20,7 +20,8 @@ SMALL: dict[str, Any] = {
     "eos_token_id": 2,
 }
 EXPLICIT_HEAD = {"head_dim": 8}  # not hidden/heads = 3
-LISTED = {"layer_types", "layers_block_type"}  # that say a kind for each layer
+# that say something for each layer
+LISTED = {"layer_types", "layers_block_type", "activation_sparsity_pattern", "intermediate_size"}
 CORRECTIONS = ("e_score_correction_bias", "expert_bias")  # of routers, which learn them beside the weights
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -200,9 +201,42 @@ ROWS["gemma4_text"] = (
         "sliding_window": 6,
         "global_head_dim": 16,
         "hidden_size_per_layer_input": 0,
+        "num_experts": 6,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 16,
         **EXPLICIT_HEAD,
     },
 )
+TOKEN_INPUTS = {"hidden_size_per_layer_input": 6, "vocab_size_per_layer_input": 97}
+ROWS["gemma3n_text"] = (
+    "Gemma3nForCausalLM",
+    {
+        "num_hidden_layers": 4,
+        "intermediate_size": [40, 72, 56, 64],
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+        "sliding_window": 6,
+        "num_kv_shared_layers": 1,
+        "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0],
+        "altup_num_inputs": 3,
+        "laurel_rank": 4,
+        **TOKEN_INPUTS,
+        **EXPLICIT_HEAD,
+    },
+)
+GEMMA4 = ROWS["gemma4_text"][1]
+GEMMA4_SHARED: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 2,
+    "use_double_wide_mlp": True,
+    **TOKEN_INPUTS,
+}
+GEMMA4_EXPERTS: dict[str, Any] = {
+    "intermediate_size": 40,
+    "enable_moe_block": True,
+    "attention_k_eq_v": True,
+    "num_global_key_value_heads": 2,
+}
 LATENT: dict[str, Any] = {
     "num_key_value_heads": 8,
     "kv_lora_rank": 12,
@@ -226,6 +260,7 @@ MOE |= {
     "deepseek_v3": ("DeepseekV3ForCausalLM", LATENT_MOE | {"first_k_dense_replace": 1, "num_mtp_layers": 0}),
     "glm4_moe_lite": ("Glm4MoeLiteForCausalLM", LATENT_MOE),
 }
+MOE["gemma4_text-experts"] = ("Gemma4ForCausalLM", GEMMA4 | GEMMA4_EXPERTS)
 # decoders that come inside multimodal models alone: see tests/models/test_decoders.py
 INSIDE = {"qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text"}
 # a transformers that is too old
@@ -241,10 +276,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"shared_intermediate_size": 40, "num_local_experts": 0, **MAMBA, **LINEAR},
     ),
     "nemotron_h-dense": ("NemotronHForCausalLM", NEMOTRON),
+    "gemma4_text-shared": ("Gemma4ForCausalLM", GEMMA4 | GEMMA4_SHARED),
 }
 ALL = ROWS | VARIANTS
 EVERY = ALL | MOE
 ROW_OF = {name: FAMILIES[name if name in FAMILIES else name.rpartition("-")[0]] for name in EVERY}
+READ_TOKENS = {"gemma3n_text", "gemma4_text-shared"}  # whose layers have an embedding of every token
 KEEP_STATES = {name for name, row in ROW_OF.items() if row.mixers}
 # whose cache isn't keys and values of one size, a pair for each KV group
 OTHER_CACHES = KEEP_STATES | {name for name, row in ROW_OF.items() if row.sizes_by_type or not row.heads_share}
@@ -255,7 +292,7 @@ def model(name: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.floa
     class_name, own = EVERY[name]
     options = {k: v for k, v in (SMALL | own | changes).items() if v is not None}
     if number := changes.get("num_hidden_layers"):
-        for key in LISTED & own.keys() - changes.keys():  # the kinds go on in turn
+        for key in [key for key in LISTED & own.keys() - changes.keys() if isinstance(own[key], list)]:  # go on in turn
             options[key] = [own[key][i % len(own[key])] for i in range(number)]
     model_class = getattr(transformers, class_name)
     config = model_class.config_class(**options)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ALL, MOE, model
+from tiny import ALL, MOE, READ_TOKENS, model
 
 from seap.errors import UserError
 from seap.vocabulary.embedding import check_embeddings, cut_embeddings_, named_ids
@@ -19,7 +19,13 @@ def rows_of_kept(rows: int = 2, tokens: int = 9) -> tuple[torch.Tensor, torch.Te
     return torch.tensor(KEPT)[drawn], drawn
 
 
-@pytest.mark.parametrize("name", [*ALL, *MOE])
+@pytest.mark.parametrize("name", sorted(READ_TOKENS))
+def test_a_vocabulary_that_layers_read_too_stays(name: str) -> None:
+    with pytest.raises(UserError, match=r"--vocabulary: the layers of .* have an embedding of every token too"):
+        check_embeddings(model(name))
+
+
+@pytest.mark.parametrize("name", [name for name in [*ALL, *MOE] if name not in READ_TOKENS])
 def test_logits_of_tokens_that_stay_are_the_same_to_the_bit(name: str) -> None:
     dense, cut = model(name), model(name)
     old, new = rows_of_kept()

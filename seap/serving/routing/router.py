@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from seap.activations.calibration import check_same_model
-from seap.activations.layerwise import evaluation, first, model_inputs
+from seap.activations.handed import hidden_of, packed
+from seap.activations.layerwise import evaluation, model_inputs
 from seap.errors import UserError
 from seap.files import read_tensors, write_tensors
 from seap.models.arch import describe
@@ -203,14 +204,15 @@ class _ReachedError(Exception):
 
 def _after_layers(layer: nn.Module, model: Any, batch: Batch) -> Tensor:
     found: list[Tensor] = []
+    arch = describe(model)
 
-    def leave(_: nn.Module, args: Any, output: Any) -> None:
-        found.append(first(output))
+    def leave(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        found.append(hidden_of(arch, packed(arch, output, kwargs)))
         raise _ReachedError
 
-    handle = layer.register_forward_hook(leave)
+    handle = layer.register_forward_hook(leave, with_kwargs=True)
     try:
-        model.base_model(**model_inputs(describe(model), batch))
+        model.base_model(**model_inputs(arch, batch))
     except _ReachedError:
         pass
     finally:
