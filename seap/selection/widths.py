@@ -123,7 +123,7 @@ def _alike(axes: Sequence[Axis], least: Sequence[int], *, heads: bool) -> _Alike
         units = ", ".join(str(count) for count in sorted({axis.units for axis, _ in chosen}))
         raise UserError(
             f"--allocate one-width needs layers that are alike, but their {chosen[0][0].name} are {units}; "
-            "prune the dense model that this one came from"
+            "prune the dense model that this one came from, or if this is it, with --allocate uniform"
         )
     (units_, few_) = found.pop()
     return _Alike(units_, few_, sum(axis.unit_params for axis, _ in chosen))

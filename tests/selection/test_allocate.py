@@ -52,7 +52,17 @@ def test_the_target_is_met_within_one_unit(name: str, method: Any, target: float
         assert found == 0
 
 
-@pytest.mark.parametrize("name", sorted(ALL))
+UNLIKE = {"gemma3n_text", "gemma4_text-shared"}  # whose MLPs aren't alike to begin with
+
+
+@pytest.mark.parametrize("name", sorted(UNLIKE))
+def test_one_width_of_layers_that_never_had_one_is_refused(name: str) -> None:
+    options = Pruning(sparsity=0.2, allocate="one-width", min_channels=1)
+    with pytest.raises(UserError, match=r"needs layers that are alike.*--allocate uniform"):
+        allocate(arch_of(name), options, score_inputs(arch_of(name), None, "random"))
+
+
+@pytest.mark.parametrize("name", sorted(ALL.keys() - UNLIKE))
 @pytest.mark.parametrize("step", [1, 8])
 def test_one_width_for_all_layers_meets_the_target_within_one_unit_of_each(name: str, step: int) -> None:
     arch = arch_of(name)
