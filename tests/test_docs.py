@@ -1,4 +1,4 @@
-"""Every page's commands and snippets: they parse, the first tutorial and the notebook run, and the site builds."""
+"""Every page's commands and snippets parse (test_guide.py runs them), the notebook runs, and the site builds."""
 
 import ast
 import importlib
@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from pprint import pformat
@@ -14,79 +15,71 @@ from typing import Any
 
 import pytest
 import yaml
+from guide import PAGES as EVERY_PAGE
+from guide import commands, name_of, snippets
 from paths import ROOT
-from toy import TEXTS, WORDS, folder
+from toy import TEXTS, folder
 
-from seap.cli.globals import Globals
+from seap.cli.globals import GLOBALS, Globals
 from seap.cli.main import app, main
 from seap.cli.recipes import read_recipe
+from seap.cli.words import Command, names_of_commands
 
-PAGES = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [page for page in EVERY_PAGE if page.name != "README.md"]
 MADE = {"reference/commands.md", "howto/first_prune_notebook.md", "changelog.md"}  # by docs/reference/hooks.py
-SNIPPET = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
-QUICK = {"prune": ["--effort", "quick", "--num-texts", "64"], "eval": ["--num-items", "12", "--max-new-tokens", "8"]}
 
 
-def snippets(page: Path, language: str) -> list[str]:
-    return [text for kind, text in SNIPPET.findall(page.read_text()) if kind == language]
-
-
-def commands(page: Path) -> list[str]:
-    lines = "\n".join(snippets(page, "")).splitlines()
-    return [line.split("   ")[0].split(" > ")[0].strip() for line in lines if re.match(r"seap [a-z]+ ", line)]
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_the_commands_parse_and_the_snippets_compile(page: Path) -> None:
     for command in commands(page):
-        words = Globals.of(shlex.split(command.replace("…", ""))[1:]).words
+        words = Globals.of(shlex.split(command)[1:]).words
         if "--shape" not in words:
             app.parse_args(words, exit_on_error=False, print_error=False)
     for snippet in snippets(page, "python"):
         ast.parse(snippet)
 
 
+OF_OTHER_PROGRAMS = set(  # that pages and messages name
+    "--tensor-parallel-size --pipeline-parallel-size --nproc-per-node --apply_chat_template --model_args "
+    "--include_path --model --prompt --merge --always --dirty --exclude --option".split()
+)
+OF_SCRIPTS = set("--replicas --shape --streamed".split())  # in runs/
+OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+SOURCES = sorted((ROOT / "seap").rglob("*.py"))
+
+
+@lru_cache
+def options() -> set[str]:
+    """Every option of every command, and those that all of them take."""
+    named = [option for name in [*names_of_commands(), "run"] for option in Command(name).options.values()]
+    flags = {flag for option in named for flag in (option.flag, option.negative) if flag}
+    return flags | set(OPTION.findall(GLOBALS)) | {"--help", "--version", "--install-completion"}
+
+
+@pytest.mark.parametrize("page", [*EVERY_PAGE, ROOT / "CHANGELOG.md"], ids=name_of)
+def test_an_option_that_a_page_names_is_there(page: Path) -> None:
+    named = set() if page.name == "LOG.md" else set(OPTION.findall(page.read_text()))
+    assert named <= options() | OF_OTHER_PROGRAMS | OF_SCRIPTS
+
+
+def test_an_option_that_a_message_names_is_there() -> None:
+    named = {path: set(OPTION.findall(path.read_text())) - options() - OF_OTHER_PROGRAMS for path in SOURCES}
+    assert not {name_of(path): wrong for path, wrong in named.items() if wrong}
+
+
+def test_every_environment_variable_that_is_read_is_told() -> None:
+    texts = [text for path in SOURCES if "environ" in (text := path.read_text()) and path.name != "programs.py"]
+    named = {name for text in texts for name in re.findall(r'"([A-Z]{2,}_[A-Z_]+)"', text)}
+    page = (ROOT / "docs" / "reference" / "settings.md").read_text()
+    assert {"SEAP_API_KEY", "WORLD_SIZE", "KMP_BLOCKTIME"} <= named
+    assert not {name for name in named if name.rstrip("_") not in page}
+
+
 def test_the_recipe_of_the_page_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    [text] = snippets(ROOT / "docs" / "howto" / "recipes.md", "yaml")
+    text, _ = snippets(ROOT / "docs" / "howto" / "recipes.md", "yaml")
     (tmp_path / "recipe.yaml").write_text(text)
     steps, _ = read_recipe(tmp_path / "recipe.yaml")
     assert [step.command.name for step in steps] == ["calibrate", "prune", "compare", "export"]
-
-
-def test_the_first_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = ROOT / "docs" / "tutorials" / "first_prune.md"
-    monkeypatch.chdir(tmp_path)
-    for command in commands(page):
-        words = shlex.split(command)[1:]
-        assert main([*words, *QUICK.get(words[0], [])]) == 0, command
-    names: dict[str, object] = {}
-    for snippet in snippets(page, "python"):
-        exec(snippet, names)
-    told = json.loads(Path("small/seap.json").read_text())
-    assert told["model"] == "builtin" and "write" in names  # not where seap is installed
-
-
-@pytest.mark.parametrize("name", ["several_tasks", "promise", "into_an_engine"])
-def test_the_other_tutorials_run_on_a_tiny_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In place of the built-in model and its tasks, and of the reader's own."""
-    monkeypatch.chdir(tmp_path)
-    folder(Path("my-model"), intermediate_size=120)
-    rows = [
-        json.dumps({"text": f"{words} {' '.join([text] * 24)}"}) for words in (WORDS[0], WORDS[1]) for text in TEXTS
-    ]
-    Path("tickets.jsonl").write_text("\n".join(rows))
-    Path("other.jsonl").write_text("\n".join(reversed(rows)))
-    if name == "into_an_engine":
-        assert (
-            main(["prune", "my-model", "--task", "tickets=tickets.jsonl", "--method", "wanda-sp", "--out", "small"])
-            == 0
-        )
-    own = {"arithmetic": "arithmetic=tickets.jsonl", "calendar": "calendar=other.jsonl", "builtin": "my-model"}
-    for command in commands(ROOT / "docs" / "tutorials" / f"{name}.md"):
-        words = [",".join(own.get(part, part) for part in word.split(",")) for word in shlex.split(command)[1:]]
-        if words[0] == "serve" or {"gguf", "openvino"} & set(words):  # runs on; not for the toy's tokenizer
-            continue
-        assert main(words) == 0, command
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft's

@@ -1,7 +1,6 @@
-"""README and docs say what is so: the tree is that on disk, commands and snippets run, figures are those measured."""
+"""README and docs say what is so: the tree is that on disk, commands parse, figures are those measured."""
 
 import ast
-import gc
 import json
 import re
 import shlex
@@ -10,22 +9,18 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from guide import commands
 from paths import ROOT
-from toy import TEXTS, WORDS, folder
 
 from seap.cli.globals import Globals
-from seap.cli.main import app, main
+from seap.cli.main import app
 from seap.methods import METHODS
 
 README = (ROOT / "README.md").read_text()
 USAGE = (ROOT / "docs" / "usage.md").read_text()
 
 
-def commands(page: str) -> list[str]:
-    return [line.split("   ")[0].strip() for line in page.splitlines() if re.match(r"seap [a-z]+ ", line)]
-
-
-COMMANDS = commands(USAGE)
+COMMANDS = commands(ROOT / "docs" / "usage.md")
 
 
 def tracked() -> list[str]:
@@ -79,14 +74,7 @@ def test_there_are_commands() -> None:
     assert {command.split()[1] for command in COMMANDS} >= set(named)
 
 
-DEPLOY = [
-    line.split("   ")[0].split(" > ")[0].strip()
-    for line in (ROOT / "docs" / "deploy.md").read_text().splitlines()
-    if re.match(r"seap [a-z]+ ", line)
-]
-
-
-@pytest.mark.parametrize("command", [*commands(README), *COMMANDS, *DEPLOY])
+@pytest.mark.parametrize("command", [*commands(ROOT / "README.md"), *COMMANDS])
 def test_every_command_parses(command: str) -> None:
     words = Globals.of(shlex.split(command)[1:]).words
     chosen, _, _ = app.parse_args(words, exit_on_error=False, print_error=False)
@@ -122,46 +110,3 @@ def test_the_numbers_of_quantized_models_are_those_measured() -> None:
         told = [sum(pair[name]) / pair["of"] for name in ("dense in low", "pruned in high")]
         end = f"| {told[0]:.3f} | {told[1]:.3f} | {pair['pruned is better on']} of 3"
         assert f"{pair['engine']}: dense {pair['low']}, pruned {pair['high']} {end}" in page
-
-
-def test_the_commands_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a tiny model in place of the user's; the one from the Hub and its task are stood in for."""
-    monkeypatch.chdir(tmp_path)
-    gc.freeze()  # bench collects garbage: not all that the suite has made
-    folder(Path("my-model"), intermediate_size=120)
-    rows = [json.dumps({"text": " ".join([text] * 24)}) for text in TEXTS]
-    more = [json.dumps({"text": f"{WORDS[0]} {text} {text}"}) for text in TEXTS]  # enough of them for a promise
-    Path("tickets.jsonl").write_text("\n".join(rows + more))
-    Path("gsm8k.jsonl").write_text("\n".join(reversed(rows)))
-    for part in range(2):
-        Path(f"part{part}.jsonl").write_text("\n".join(rows[part::2]))
-        assert main(["calibrate", "my-model", "--task", f"tickets=part{part}.jsonl", "--out", f"shard{part}"]) == 0
-    for command in COMMANDS:
-        command = command.replace("200MB", "150kB")  # of a toy of 188 kB
-        words = shlex.split(command.replace("meta-llama/Llama-3.2-1B", "my-model"))[1:]
-        words = [re.sub(r"\bgsm8k$", "gsm8k=gsm8k.jsonl", word) if "llama" not in word else word for word in words]
-        if "small" in words and Path("small").exists() and words[0] == "prune":
-            words.append("--overwrite")
-        if words[0] == "corpus":  # what a random model writes is nothing like the texts
-            words += ["--slack", "1e9", "--max-new-tokens", "16"]
-        if words[0] == "serve":  # runs until it is stopped
-            continue
-        if {"--target-speed", "--vocabulary"} & {*words}:  # a toy's time is its calls', its vocabulary is whole words
-            continue
-        if words[0] == "merge":
-            Path("stats/tickets.safetensors").unlink()
-        assert main(words) == 0, command
-    assert Path("small/config.json").is_file() and Path("llama-gsm8k/modeling_seap.py").is_file()
-    assert "<html" in Path("report.html").read_text()
-
-
-@pytest.mark.parametrize(("page", "made"), [(README, {"model"}), (USAGE, {"model", "report"})], ids=["README", "usage"])
-def test_the_snippets_run(page: str, made: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    folder(Path("my-model"), intermediate_size=120)
-    Path("tickets.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
-    assert main(["prune", "my-model", "--task", "tickets=tickets.jsonl", "--out", "small"]) == 0
-    names: dict[str, object] = {}
-    for snippet in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
-        exec(snippet, names)
-    assert made <= names.keys()

@@ -1,5 +1,6 @@
 """A test as a model's tokenizer reads it: what is scored, and one model's figures on it."""
 
+import logging
 import math
 import random
 import sys
@@ -22,6 +23,8 @@ from seap.text.encode import encode, in_template
 from seap.text.items import Item
 from seap.text.rows import counted_of, num_counted
 from seap.text.tokens import byte_counter, check_ids
+
+log = logging.getLogger(__name__)
 
 ACC_NAMES = {
     "multiple-choice": "multiple choice",
@@ -73,12 +76,23 @@ def prepare(
     if test.metric == "multiple-choice":
         asked = choices.choice_rows(tokenizer, questions or test.items, options, longest=longest)
     elif test.metric == "continuation":
-        texts = [encode(tokenizer, item, options).ids for item in test.items]
-        asked = choices.continuation_rows(texts, options)
+        test, asked = _continued(test, tokenizer, options)
     drawing = replace(options, num_windows=sys.maxsize) if every_window else options
     owners, windows = zip(*loss_rows(tokenizer, test, drawing, longest=longest), strict=True)
     check_ids([row.ids for row in (*windows, *asked)], model, tokenizer, f"the test of task {test.name}")
     return Exam(test, options, tokenizer, windows, tuple(asked), owners, tuple(questions))
+
+
+def _continued(test: Test, tokenizer: Any, options: Evaluation) -> tuple[Test, list[Row]]:
+    """The choice of the true continuation; where the texts are too short, and it wasn't asked for, the loss alone."""
+    texts = [encode(tokenizer, item, options).ids for item in test.items]
+    try:
+        return test, choices.continuation_rows(texts, options)
+    except UserError as error:
+        if options.metric != "auto":
+            raise
+        log.warning("task %s: %s. The loss alone is measured", test.name, error)
+        return replace(test, metric="loss"), []
 
 
 def loss_rows(tokenizer: Any, test: Test, options: Evaluation, *, longest: int | None = None) -> list[tuple[int, Row]]:

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from seap.errors import UserError
 from seap.evaluation import answers
-from seap.evaluation.options import Evaluation
+from seap.evaluation.options import Evaluation, Metric
 from seap.files import digest
 from seap.text.hub import TASKS as HUB_TASKS
 from seap.text.items import Item
@@ -31,7 +31,7 @@ class Test:
 
     name: str
     items: tuple[Item, ...]
-    metric: str
+    metric: Metric
 
     @cached_property
     def data_hash(self) -> str:
@@ -40,7 +40,7 @@ class Test:
         return digest([told, checks] if any(checks) else told)
 
 
-def natural_metric(items: Sequence[Item]) -> str:
+def natural_metric(items: Sequence[Item]) -> Metric:
     """What the items' columns are made for. Answers of conversations have no one wording, so that their loss is."""
     if all(item.checks for item in items):
         return "pass@1"
@@ -76,7 +76,7 @@ def load_test(spec: str, options: Evaluation) -> Test:
     return Test(parsed.name, tuple(drawn[: options.num_items] if metric != "continuation" else drawn), metric)
 
 
-def _unrun(name: str, options: Evaluation) -> str:
+def _unrun(name: str, options: Evaluation) -> Metric:
     """What is measured of programs that mayn't be run. Raises UserError where it is just that which was asked for."""
     asked = f"task {name}: pass@1 runs the programs that the model writes, which needs --run-generated-code"
     if options.metric != "auto":

@@ -21,7 +21,8 @@ class Measures:
     """What a model is tested on, and how."""
 
     metric: Metric = "auto"
-    """auto: multiple choice, generated exact match, pass@1 or true continuation among four, as the columns allow."""
+    """auto: multiple choice, generated exact match, pass@1 or true continuation among four, as the columns allow; of
+    texts too short for that the loss alone."""
     num_items: int = 200
     """Most test items or texts per task."""
     num_windows: int | None = None

@@ -85,6 +85,8 @@ def _fraction(name: str, value: float | str) -> float:
         number = float(text.removesuffix(unit)) / (100 if unit else 1)
     except ValueError:
         raise UserError(f"{_flag(name)} {value}: expected a number such as {example}") from None
-    if not 0 < number < 1 or (name == "max_acc_drop" and not unit and number >= 0.2):
+    if name == "max_acc_drop" and not unit and 0.2 <= number < 1:
+        raise UserError(f"{_flag(name)} {value}: points or a share? Write {number:g}pt or {100 * number:g}pt")
+    if not 0 < number < 1:
         raise UserError(f"{_flag(name)} {value}: must be above 0 and below 1, or have its unit, such as {example}")
     return number

@@ -73,7 +73,8 @@ def prune_to_promise(
     pruning, calibration = split_options(others)
     check_counted(pruning, ())
     tasks = [task] if isinstance(task, str) else list(task)
-    tests = load_tests(tasks, wanted, evaluation or Evaluation())
+    read_alike = Evaluation(template=calibration.template, weigh=calibration.weigh)
+    tests = load_tests(tasks, wanted, evaluation or read_alike)
 
     def exams_of(words: Any) -> list[Exam]:
         """Whole texts where two tokenizers read them, which cut them into other windows."""
@@ -127,7 +128,8 @@ def load_tests(tasks: Sequence[str], promise: Promise, options: Evaluation) -> l
         options = replace(options, metric="loss")
     elif options.metric == "loss":
         raise UserError("--max-acc-drop is about accuracy, which --metric loss leaves out; drop one of them")
-    found = [(load_test(spec, options), options) for spec in tasks]
+    tests = [load_test(spec, options) for spec in tasks]
+    found = [(test, replace(options, metric=test.metric)) for test in tests]  # nothing else in its place
     for test, _ in found:
         check_size(test, promise, min(len(test.items), options.num_items), options)
     return found

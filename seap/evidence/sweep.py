@@ -135,7 +135,7 @@ class Swept:
     def kinds(self) -> list[str]:
         """What can be measured of pruned models; first choices of other tokens don't compare."""
         left_out = {"min_agreement"} if self.small.model is not self.model else set()
-        if self.exams[0].test.metric not in ACC_NAMES:
+        if any(exam.test.metric not in ACC_NAMES for exam in (*self.exams, *self.own)):
             left_out.add("max_acc_drop")
         return [kind for kind in KINDS if kind not in left_out]
 

@@ -30,7 +30,7 @@ _PADDED = "Its layers are padded with zeros to one width: the outputs are those 
 TORCHAO = "```\npip install torchao\n```\n\n" + TRANSFORMERS
 COMPRESSED = "```\nvllm serve DIR\npip install compressed-tensors  # for transformers\n```\n\n" + TRANSFORMERS
 NAS = "```\nvllm serve DIR --trust-remote-code\nmlx_lm.generate --model DIR --prompt …  # on a Mac\n```"
-MLX = "```\nMLX_LM_TRUST_REMOTE_CODE=1 mlx_lm.generate --model DIR --prompt …\n```"
+MLX = "```\nmlx_lm.generate --model DIR --trust-remote-code --prompt …\n```"
 ONNX = """```python
 import onnxruntime_genai
 from huggingface_hub import snapshot_download

@@ -14,6 +14,8 @@ from seap.evaluation.evaluate import Test as ItemsOfTest
 from seap.evaluation.evaluate import evaluate, load_test, prepare
 from seap.evaluation.likeness import Reference
 from seap.evaluation.options import Evaluation
+from seap.evidence.options import Promise
+from seap.evidence.promised import load_tests
 from seap.text.items import Item
 
 
@@ -62,6 +64,22 @@ def test_loss_alone_and_another_draw(tmp_path: Path) -> None:
     assert row["acc"] is None and row["acc_metric"] is None and row["loss_n"] == 7 and "kl" not in row
     other = load_test(spec, Evaluation(metric="loss", test_seed=1, **SMALL))
     assert other.data_hash != test.data_hash
+
+
+def test_of_texts_too_short_for_a_continuation_the_loss_is_measured(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec, dense = jsonl(tmp_path / "a.jsonl", PLAIN), model("llama")
+    options = Evaluation(**SMALL | {"context": 60})
+    row = evaluate(dense, prepare(load_test(spec, options), dense, tokenizer(), options))
+    assert row["acc"] is None and row["loss_n"] == 7
+    assert "needs four texts of 63 tokens" in caplog.text and "The loss alone is measured" in caplog.text
+    asked = Evaluation(**SMALL | {"context": 60}, metric="continuation")
+    with pytest.raises(UserError, match="needs four texts of 63 tokens"):
+        prepare(load_test(spec, asked), dense, tokenizer(), asked)
+    [(test, settings)] = load_tests([spec], Promise(max_acc_drop="60pt"), options)
+    with pytest.raises(UserError, match="needs four texts"):
+        prepare(test, dense, tokenizer(), settings)
 
 
 def test_windows_are_no_longer_than_the_model_reads(tmp_path: Path) -> None:

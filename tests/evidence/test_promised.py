@@ -13,7 +13,7 @@ from toy import TEXTS, WORDS, folder, texts_file
 import seap
 from seap.cli.main import main
 from seap.errors import UserError
-from seap.evaluation.evaluate import load_test, prepare
+from seap.evaluation.evaluate import evaluate, load_test, prepare
 from seap.evaluation.options import Evaluation
 from seap.evidence import promised
 from seap.evidence.heldout import check_dense, damage, observe
@@ -67,7 +67,6 @@ def test_what_was_promised_is_what_eval_measures(task: str) -> None:
     options = Evaluation(metric="loss")
     exam = prepare(load_test(task, options), model, toy.tokenizer(), options)
     before, after = observe(model, exam), observe(other, exam)
-    from seap.evaluation.evaluate import evaluate
     from seap.evaluation.likeness import Reference
 
     row, base = evaluate(other, exam, reference=Reference(model)), evaluate(model, exam)
@@ -96,6 +95,25 @@ def test_the_model_given_is_pruned_only_when_a_promise_is_found(task: str) -> No
     assert report.params_after < report.params_before == sum(v.numel() for v in before.values())
     with pytest.raises(UserError, match="leave out sparsity"):
         seap.prune_to_promise(model, toy.tokenizer(), max_loss=0.3, sparsity=0.5, **options)
+
+
+@pytest.mark.parametrize("weigh", ["all", "answer", "generated"])
+def test_a_promise_is_about_the_tokens_that_calibration_counts(weigh: Any, tmp_path: Path) -> None:
+    """Without an evaluation of its own: the damage is that of the loss of those tokens, on held-out rows."""
+    pairs = [(f"{text} {word}", text) for text in TEXTS for word in WORDS[:5]]
+    rows = [{"prompt": prompt, "answer": answer, "generated": True} for prompt, answer in pairs]
+    (tmp_path / "said.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    spec, dense, pruned, words = f"said={tmp_path / 'said.jsonl'}", tiny.model(), tiny.model(), toy.tokenizer()
+    options: dict[str, Any] = {"task": spec, "progress": False, "min_channels": 4, "method": "wanda-sp", "weigh": weigh}
+    found = seap.prune_to_promise(pruned, words, max_loss=0.9, promise=Promise(resolution=0.4), **options)
+    told = found.provenance["promise"]
+    assert told["evaluation"]["weigh"] == weigh
+    settings = Evaluation(metric="loss", weigh=weigh)
+    exam = prepare(load_test(spec, settings), dense, words, settings)
+    losses = [evaluate(one, exam)["loss"] for one in (pruned, dense)]
+    assert told["tasks"]["said"]["estimate"] == pytest.approx(losses[0] / losses[1] - 1, rel=1e-4)
+    counted = exam.scored[0] / sum(len(window.ids) - window.start for window in exam.windows)
+    assert (counted < 0.7) == (weigh != "all")
 
 
 def test_accuracy_is_paired_item_by_item(tmp_path: Path) -> None:
@@ -135,7 +153,7 @@ def test_bounds_are_read(given: dict[str, Any], kind: str, bound: float) -> None
     [
         (["--max-loss", "one"], "--max-loss one: expected a number such as 1% or 0.01"),
         (["--max-loss", "1"], "--max-loss 1.0: must be above 0 and below 1, or have its unit"),
-        (["--max-acc-drop", "0.5"], "such as 0.5pt or 0.005"),
+        (["--max-acc-drop", "0.5"], "Write 0.5pt or 50pt"),
         (["--max-loss", "1%", "--min-agreement", "99%"], "are two promises"),
         (["--max-loss", "1%", "--sparsity", "0.5"], "--sparsity and --max-loss both say how much"),
         (["--max-loss", "1%", "--confidence", "95"], "--confidence 95"),
