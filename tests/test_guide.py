@@ -57,7 +57,13 @@ NEEDS = {  # a word of a command or snippet → the module without which it is l
     "quantize_": "torchao",
 }
 MORE = {"corpus": ["--slack", "1e9", "--max-new-tokens", "16"]}  # what a random model writes is nothing like the texts
-SMALLER = {"meta-llama/Llama-3.2-1B": "./my-model", "200MB": "180kB", "--vocabulary 8192": "--vocabulary 320"}
+SMALLER = {
+    "meta-llama/Llama-3.2-1B": "./my-model",
+    "HuggingFaceTB/SmolLM2-135M-Instruct": "./my-model",
+    "science=hub:allenai/ai2_arc:ARC-Easy": "tickets=tickets.jsonl",
+    "200MB": "180kB",
+    "--vocabulary 8192": "--vocabulary 320",
+}
 BUILTIN = {"builtin": "./my-model", "arithmetic": "arithmetic=tickets.jsonl", "calendar": "calendar=gsm8k.jsonl"}
 PRUNED = "seap prune ./my-model --task tickets=tickets.jsonl --method wanda-sp --sparsity 0.3 --out small"
 
