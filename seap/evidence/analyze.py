@@ -194,6 +194,7 @@ def mean_states(model: Any, rows: Sequence[Sequence[int]], *, batch_tokens: int)
     """Mean hidden state of each row over its real tokens: float32 (N, L+1, D) on the CPU, rows in the order given.
 
     Index 0 is after the embedding, l after layer l; the last one is after the final norm too, as transformers has it.
+    Of models with several hidden states of a token it is of their mean.
     """
     was_training = model.training
     model.eval()
@@ -214,9 +215,10 @@ def _batch_means(model: Any, batch: Batch) -> Tensor:
         output_hidden_states=True,
     )
     means = []
-    for states in outputs.hidden_states:  # (B, T, D)
+    for states in outputs.hidden_states:  # (B, T, D), or (S, B, T, D) of several hidden states of a token (AltUp)
+        states = states.float().mean(0) if states.dim() > 3 else states.float()
         real = batch.mask.to(states.device)[:, :, None]
-        means.append((states.float().masked_fill(~real, 0).sum(1) / real.sum(1)).cpu())
+        means.append((states.masked_fill(~real, 0).sum(1) / real.sum(1)).cpu())
     return torch.stack(means, 1)
 
 

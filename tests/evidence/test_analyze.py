@@ -185,12 +185,12 @@ def test_mean_states_are_those_without_padding(name: str) -> None:
     found = analyze.mean_states(tiny, rows, batch_tokens=35)
     assert tiny.training
     tiny.eval()
-    assert found.shape == (12, 4, tiny.config.hidden_size)
+    assert found.shape == (12, tiny.config.num_hidden_layers + 1, tiny.config.hidden_size)
     assert len({len(row) for row in rows}) > 3
     for row, means in zip(rows, found, strict=True):
         with torch.no_grad():
             states = tiny.base_model(input_ids=torch.tensor([row]), output_hidden_states=True).hidden_states
-        expected = torch.stack([layer[0].mean(0) for layer in states])
+        expected = torch.stack([layer.reshape(-1, len(row), layer.shape[-1]).mean((0, 1)) for layer in states])
         torch.testing.assert_close(means, expected, atol=1e-4, rtol=1e-4)
 
 
