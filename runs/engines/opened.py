@@ -118,13 +118,9 @@ def gguf(folder: Path, room: Path, kind: str) -> Path:
 
 def in_openvino(folder: Path, room: Path, threads: int, *, kind: str, exact: bool = False) -> Opened:
     """An OpenVINO folder. exact: computed in float32, keys and values too."""
-    import openvino
-
     out = room / f"openvino-{kind}"
     export(str(folder), out, "openvino", Export(weights=kind))  # type: ignore[arg-type]
-    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"} | (EXACT if exact else {})
-    request = openvino.Core().compile_model(out / "openvino_model.xml", "CPU", options).create_infer_request()
-    seen = [0]
+    request, seen = request_of(out, threads, exact=exact), [0]
 
     def step(ids: list[int]) -> Any:
         request.infer(places_of(ids, seen) | {"beam_idx": np.zeros(1, dtype=np.int32)})
@@ -135,6 +131,14 @@ def in_openvino(folder: Path, room: Path, threads: int, *, kind: str, exact: boo
         seen[0] = 0
 
     return Opened(step, reset, (out / "openvino_model.bin").stat().st_size)
+
+
+def request_of(folder: Path, threads: int, *, exact: bool = False) -> Any:
+    """What an exported folder is run by. exact: in float32, keys and values too."""
+    import openvino
+
+    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"} | (EXACT if exact else {})
+    return openvino.Core().compile_model(folder / "openvino_model.xml", "CPU", options).create_infer_request()
 
 
 def places_of(ids: list[int], seen: list[int]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import openvino
+from opened import request_of
 
 import seap
 from seap.environment import provenance
@@ -27,11 +28,6 @@ from seap.models.shapes import random_model
 from seap.pruning.commands import prune_to_folder
 
 TOKENS, REPEATS = 48, 5
-
-
-def request_of(folder: Path, threads: int) -> Any:
-    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-    return openvino.Core().compile_model(folder / "openvino_model.xml", "CPU", options).create_infer_request()
 
 
 def seconds_per_token(request: Any) -> float:

@@ -58,13 +58,15 @@ def hidden_of(arch: Arch, state: Tensor) -> Tensor:
 
 def stored(arch: Arch) -> list[tuple[str, int, int]]:
     """Of every layer whose keys and values others read: their kind, G and K."""
-    found, family = [], arch.family
-    for layer, mode in enumerate(sharing_modes(arch.model.config)):
-        if mode == "store" and family.sharing is not None:
-            owner, _, name = family.head_size.rpartition(".")
+    sharing, config, found = arch.family.sharing, arch.model.config, []
+    if sharing is None:  # most families, for every layer and batch
+        return []
+    owner, _, name = arch.family.head_size.rpartition(".")
+    for layer, mode in enumerate(sharing_modes(config)):
+        if mode == "store":
             size = int(getattr(arch.layers[layer].get_submodule(owner), name))
-            kind = getattr(arch.model.config, family.sharing.kinds)[layer]
-            found.append((kind, arch.weight(layer, family.sharing.keys).shape[0] // size, size))
+            groups = arch.weight(layer, sharing.keys).shape[0] // size
+            found.append((getattr(config, sharing.kinds)[layer], groups, size))
     return found
 
 

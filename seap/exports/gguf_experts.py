@@ -14,7 +14,7 @@ from seap.exports.llamas import ROPES
 from seap.exports.stock import slides
 from seap.models import modeling_seap
 from seap.models.families import find_family, width_keys
-from seap.models.heads import said
+from seap.models.heads import said, size_said
 
 ARCHITECTURES = {"mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe"}
 SUMS_TO_ONE = {"mixtral": True, "qwen2_moe": False, "qwen3_moe": True}  # the router's weights of a token, there
@@ -25,7 +25,7 @@ NAMES = {
     "mlp.shared_expert.up_proj": "ffn_up_shexp",
     "mlp.shared_expert.down_proj": "ffn_down_shexp",
 }
-ROUTERS = ("mlp.gate", "mlp.shared_expert_gate")
+ROUTERS = ("mlp.gate", "mlp.shared_expert_gate", "ffn_gate_inp", "ffn_gate_inp_shexp")  # in models, and in files
 PRUNE = "prune the dense model again with --allocate one-width and --experts N"
 ELSE = "use --to uniform and llama.cpp's convert_hf_to_gguf.py on the result, or load it with transformers"
 
@@ -44,7 +44,7 @@ def check_experts(config: Any) -> str:
             f"all layers of a mixture of experts; {PRUNE}"
         )
     ropes = ROPES if family == "mixtral" else ("default", "linear", "dynamic")
-    heads = layer_values(config, 0)["num_attention_heads"] * _head_size(config)
+    heads = layer_values(config, 0)["num_attention_heads"] * size_said(config)
     reasons = {
         "its sliding window can't be said there": slides(config),
         f"its activation is {config.hidden_act}, not silu": config.hidden_act != "silu",
@@ -118,7 +118,3 @@ def _differing(config: Any) -> list[tuple[str, list[int]]]:
 
 def _has_others(config: Any) -> bool:
     return bool(getattr(config, "mlp_only_layers", None)) or getattr(config, "decoder_sparse_step", 1) != 1
-
-
-def _head_size(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

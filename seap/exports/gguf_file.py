@@ -216,7 +216,7 @@ def rope_factors(arch: Arch) -> Tensor | None:
 def _kind(gguf: Any, name: str, tensor: Tensor, options: Export) -> Any:
     """The type of one tensor: vectors stay float32, and rows that no block fits stay float16."""
     kinds = gguf.GGMLQuantizationType
-    if tensor.ndim == 1 or "ffn_gate_inp" in name or is_router(name):
+    if tensor.ndim == 1 or is_router(name):
         return kinds.F32
     if options.quantize == "q8_0":
         return kinds.Q8_0 if tensor.shape[-1] % 32 == 0 else kinds.F16

@@ -22,7 +22,7 @@ from seap.exports.llamas import biased, check_family, rope_of
 from seap.files import to_json, write_safetensors
 from seap.models.arch import Arch, describe
 from seap.models.axes import ATTENTION, MLP
-from seap.models.heads import queries_at
+from seap.models.heads import queries_at, size_said
 
 MULTIPLE = 256  # that readers round a layer's channels to
 TARGET = "--to nemotron-nas"
@@ -39,7 +39,7 @@ class Heads:
 def check_config(config: Any) -> None:
     """Raise UserError, with the reason, for a model that can't be said in this form."""
     check_family(config, TARGET)
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_size = size_said(config)
     if config.hidden_size % head_size:
         raise UserError(f"{TARGET}: readers take heads of hidden_size / heads, and {head_size} doesn't divide it")
     for layer, found in enumerate(widths(config)):

@@ -208,7 +208,8 @@ def has_experts(config: Any) -> bool:
     if layout.layers_of:
         key, kind = layout.layers_of
         return kind in getattr(config, key)
-    return bool(getattr(config, layout.count_keys[0], None)) and bool(getattr(config, layout.switch or "model_type"))
+    has_any = bool(getattr(config, layout.count_keys[0], None))
+    return has_any and (not layout.switch or bool(getattr(config, layout.switch)))
 
 
 def refuse_experts(config: Any, what: str, instead: str) -> None:

@@ -25,9 +25,11 @@ def queries_at(config: Any, layer: int) -> int:
     return int(heads // (own.get("num_key_value_heads") or num_groups(config)))
 
 
+def size_said(config: Any) -> int:
+    """Numbers of a key of one head, by the config."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
 def size_of_key(arch: "Arch") -> int:
     """Numbers of a key of one head; of a family whose heads can't be cut as the config has it."""
-    if arch.can_cut_heads:
-        return arch.head_size
-    config = arch.model.config
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    return arch.head_size if arch.can_cut_heads else size_said(arch.model.config)
