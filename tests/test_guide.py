@@ -60,7 +60,7 @@ MORE = {"corpus": ["--slack", "1e9", "--max-new-tokens", "16"]}  # what a random
 SMALLER = {
     "meta-llama/Llama-3.2-1B": "./my-model",
     "HuggingFaceTB/SmolLM2-135M-Instruct": "./my-model",
-    "science=hub:allenai/ai2_arc:ARC-Easy": "tickets=tickets.jsonl",
+    "--task arc_easy": "--task tickets=tickets.jsonl",
     "200MB": "180kB",
     "--vocabulary 8192": "--vocabulary 320",
 }
@@ -122,7 +122,9 @@ def as_typed(text: str, reader: Reader) -> list[str]:
         text = re.sub(rf"(?<![\w-]){re.escape(old)}(?![\w=.-])", new, text)
     text = re.sub(r"(?<=[ ,])gsm8k(?=,| |$)", "gsm8k=gsm8k.jsonl", text)
     words = shlex.split(text)
-    words += MORE.get(words[1], []) + reader.more.get(words[1], []) if words[0] == "seap" else []
+    more = MORE.get(words[1], []) + reader.more.get(words[1], []) if words[0] == "seap" else []
+    for name, value in zip(more[::2], more[1::2], strict=True):
+        words += [] if name in words else [name, value]  # the page's own word stands
     replaced = {"prune", "export", "pack", "route", "corpus", "merge"}
     if "--out" in words and words[1] in replaced and Path(words[words.index("--out") + 1]).exists():
         words.append("--overwrite")
