@@ -14,7 +14,7 @@ RUN pip install --no-cache-dir ".[serve]" && rm -rf /home/seap/src/build
 USER seap
 WORKDIR /home/seap
 EXPOSE 8000
-HEALTHCHECK --interval=30s --timeout=5s --start-period=120s --retries=3 \
+HEALTHCHECK --interval=30s --timeout=5s --start-period=600s --retries=3 \
   CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
 ENTRYPOINT ["seap"]
 CMD ["serve", "--demo", "--host", "0.0.0.0", "--allowed-host", "*"]

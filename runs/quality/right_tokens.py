@@ -4,8 +4,9 @@
 
 A row per model, task, sparsity and text: `reading` (plain, template), `weigh` (all, answer), `answers` (gold, own).
 Every text is cut to the same number of tokens read. Networks are made in closed form (`--method seap --score obs
---allocate logistic --no-sequential`). Tested, in the template where the model has one: held-out loss on the gold
-answers' tokens, and KL and agreement with the dense model on answers that it writes itself to the test's prompts.
+--allocate logistic --no-sequential`; another score with --score, some of the texts alone with --texts). Tested, in the
+template where the model has one: held-out loss on the gold answers' tokens, and KL and agreement with the dense model
+on answers that it writes itself to the test's prompts.
 Models without a template have no rows `template`. The file is written after every row, and a second run goes on.
 """
 
@@ -38,7 +39,8 @@ from seap.text.tasks import load_items, parse_spec
 from seap.writing.answering import answer
 from seap.writing.options import Answering
 
-METHOD: dict[str, Any] = {"method": "seap", "score": "obs", "allocate": "logistic", "sequential": False}
+METHOD: dict[str, Any] = {"method": "seap", "allocate": "logistic", "sequential": False}
+Key = tuple[str, str, str]  # reading, weigh, answers
 
 
 @dataclass
@@ -54,14 +56,15 @@ class Case:
     tests: dict[str, list[Row]]  # gold: the loss is of these; own: the likeness to the dense model
     reference: Reference
 
-    def corpora(self, a: argparse.Namespace) -> dict[tuple[str, str, str], Corpus]:
+    def corpora(self, a: argparse.Namespace) -> dict[Key, Corpus]:
         """By (reading, weigh, answers), cut to equal tokens."""
         readings = ("plain", "template") if self.tokenizer.chat_template else ("plain",)
         keys = [(r, w, x) for r in readings for w in ("all", "answer") for x in ("gold", "own")]
+        keys = [key for key in keys if not a.texts or "-".join(key) in a.texts]
         most = min(a.tokens, *(self.corpus(key, a.tokens, a).num_tokens for key in keys))
         return {key: self.corpus(key, most, a) for key in keys}
 
-    def corpus(self, key: tuple[str, str, str], most: int, a: argparse.Namespace) -> Corpus:
+    def corpus(self, key: Key, most: int, a: argparse.Namespace) -> Corpus:
         reading, weigh, answers = key
         template = "none" if reading == "plain" else "auto"
         options = Calibration(
@@ -97,10 +100,10 @@ def prepared(name: str, folder: str, spec: str, a: argparse.Namespace) -> Case:
 
 
 def measured(
-    case: Case, key: tuple[str, str, str], corpus: Corpus, sparsity: float, ranking: Ranking
+    case: Case, key: Key, corpus: Corpus, sparsity: float, ranking: Ranking, method: dict[str, Any]
 ) -> dict[str, Any]:
     pruned = deepcopy(case.model)
-    report = prune(pruned, ranking=ranking, sparsity=sparsity, progress=False, **METHOD)
+    report = prune(pruned, ranking=ranking, sparsity=sparsity, progress=False, **method)
     gold = loss(pruned, case.tests["gold"])
     own, kl, same = loss_and_likeness(pruned, case.reference, case.tests["own"])
     return {
@@ -126,21 +129,21 @@ def measured(
 
 def run(case: Case, a: argparse.Namespace, done: dict[str, Any]) -> None:
     """The rows of one model and task that aren't there yet; each is written as soon as it is known."""
-    corpora = case.corpora(a)
+    corpora, method = case.corpora(a), METHOD | {"score": a.score}
     for key, corpus in tqdm(corpora.items(), desc=f"{case.name} {case.task}"):
         wanted = {sparsity: digest([case.name, case.task, key, sparsity, corpus.data_hash]) for sparsity in a.sparsity}
         if all(found in done["rows"] for found in wanted.values()):
             continue
         statistics = calibrate(case.model, corpus, Calibration(second_moments=True), progress=False)
-        ranking = rank(case.model, {case.task: statistics}, Pruning(**METHOD), seed=a.seed)
+        ranking = rank(case.model, {case.task: statistics}, Pruning(**method), seed=a.seed)
         for sparsity, name in wanted.items():
             if name not in done["rows"]:
-                done["rows"][name] = measured(case, key, corpus, sparsity, ranking)
+                done["rows"][name] = measured(case, key, corpus, sparsity, ranking, method)
                 saved(a, done)
 
 
 def saved(a: argparse.Namespace, done: dict[str, Any]) -> None:
-    told = {"rows": list(done["rows"].values()), "keys": list(done["rows"]), "method": METHOD}
+    told = {"rows": list(done["rows"].values()), "keys": list(done["rows"]), "method": METHOD | {"score": a.score}}
     write_json(a.out, told | {"options": {k: str(v) for k, v in vars(a).items()}} | provenance())
 
 
@@ -150,6 +153,10 @@ def main() -> None:
     parser.add_argument("--tasks", required=True, help="NAME=PATH,… with prompts and answers, in train and test parts")
     parser.add_argument("--out", type=Path, default=Path("results/quality/right_tokens.json"))
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.2, 0.5])
+    parser.add_argument("--score", default="obs")
+    parser.add_argument(
+        "--texts", nargs="+", default=[], help="READING-WEIGH-ANSWERS, of plain, all and gold; all of them"
+    )
     parser.add_argument("--tokens", type=int, default=16384, help="read, of each text; fewer where one has fewer")
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--answers", type=int, default=160, help="prompts to answer, to calibrate on")

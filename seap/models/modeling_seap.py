@@ -27,6 +27,7 @@ _REMOTE = {
 }
 _WHOLE_ROWS = ("grouped_mm", "deepgemm", "sonicmoe")
 _BLOCKS = ("Gone", "Written")
+NEEDS = "pruned by seap: import seap before loading it, or pass trust_remote_code=True"
 _KEPT = ("seap.json", "seap/mask.safetensors", "README.md")
 _SAVED_AGAIN = "\nThe weights were saved again after the pruning, and may have been trained since.\n"
 _subclasses: dict[type, type] = {}
@@ -292,6 +293,15 @@ def __getattr__(name: str) -> Any:
     return adopted(getattr(importlib.import_module(module), base))
 
 
+def name_what_it_needs_(config: Any) -> None:
+    """Have a transformers that knows nothing of pruned layers end with what to do, not with a list of shapes.
+
+    It refuses an attention implementation that it doesn't know by its name, before it reads a weight, and that name is
+    written in config.json. What builds the layers here takes it away again.
+    """
+    config.attn_implementation = NEEDS
+
+
 def _per_layer_init(layer_class: Any) -> Any:
     """The constructor of a family's decoder layer, extended to read this layer's widths."""
     stock = layer_class.__init__
@@ -372,9 +382,12 @@ def _patch_models(modeling_utils: ModuleType) -> None:
     stock = base.__init__
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        if getattr(config, "_attn_implementation", None) == NEEDS:
+            config._attn_implementation = None  # what needs seap has it
         stock(self, config, *args, **kwargs)
         spec = getattr(config, "seap", None)
         if spec:
+            name_what_it_needs_(config)
             patch_layer_class(type(self), spec["layer_class"])
             adopt_(self)
         elif "generate" in dir(type(self)) and _holds_pruned(type(self), config):

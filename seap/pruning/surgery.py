@@ -236,6 +236,7 @@ def _write_config_(arch: Arch, config: Any, masks: Masks, repaired: Collection[s
     auto = {"AutoModelForCausalLM": "SeapForCausalLM", "AutoModel": "SeapModel"}
     config.auto_map = {name: f"modeling_seap.{target}" for name, target in auto.items()}
     config.architectures = ["SeapForCausalLM"]
+    modeling_seap.name_what_it_needs_(config)
 
 
 def _told_of_layers(arch: Arch, config: Any, budgets: dict[str, int]) -> dict[str, Any]:

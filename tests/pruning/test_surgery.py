@@ -1,6 +1,7 @@
 """Sliced equals masked, reload is bit-identical, generation works: over a tiny model of every family."""
 
 import copy
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -179,6 +180,12 @@ import sys, torch
 sys.modules["seap"] = None
 from transformers import AutoModel, AutoModelForCausalLM
 folder = {str(tmp_path)!r}
+try:
+    AutoModelForCausalLM.from_pretrained(folder + "/pruned")
+except ValueError as error:
+    assert "import seap before loading it, or pass trust_remote_code=True" in str(error), error
+else:
+    raise AssertionError("a stock class took it")
 model = AutoModelForCausalLM.from_pretrained(folder + "/pruned", trust_remote_code=True)
 expected = torch.load(folder + "/logits", weights_only=True)
 ids = torch.tensor({ids().tolist()})
@@ -201,6 +208,7 @@ print("equal")
         [sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=tmp_path
     )
     assert done.stdout.strip().endswith("equal"), done.stderr
+    assert "import seap" in json.loads((tmp_path / "again/config.json").read_text())["attn_implementation"]
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2_moe"])
