@@ -229,7 +229,7 @@ def test_a_stock_reader_fails_rather_than_load_random_weights(vectors: bool, tmp
 import sys
 sys.modules["seap"] = None
 from transformers import LlamaForCausalLM
-LlamaForCausalLM.from_pretrained({str(tmp_path)!r})
+LlamaForCausalLM.from_pretrained({str(tmp_path)!r}, attn_implementation="eager")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode and "mismatch" in done.stderr.lower()
