@@ -20,8 +20,10 @@ from seap.models.families import refuse_experts
 from seap.models.heads import num_groups
 from seap.models.layer_config import layer_width_values, whole_values
 
-OWN = ("seap", "per_layer_config", "auto_map", "allow_global_per_layer_attribute_access", "architectures")
-OWN += ("attn_implementation",)
+OWN = (
+    *("seap", "per_layer_config", "auto_map", "architectures"),
+    *("allow_global_per_layer_attribute_access", "attn_implementation"),
+)
 BIAS_FLAGS = ("attention_bias", "mlp_bias")
 # Classes that compute the same where no sliding window applies: what the key's class does, those named can do too.
 REWRITES = {"llama": ("mistral",), "mistral": ("llama",), "qwen2": ("llama",)}
