@@ -31,7 +31,7 @@ def plan_compare(name: str, plan: Comparison, out: Path, *, loading: Mapping[str
     tests = {parse_spec(spec).name: load_test(spec, plan.evaluation) for spec in plan.tasks}
     networks = plan.networks(plan.names if plan.controls else ())
     stages = [_test(seen, shape, tests[task], plan.evaluation, likeness=False) for task in plan.names]
-    stages += [*choosing_vocabulary(shape, plan.vocabulary), *_made(shape, plan, networks, smallest)]
+    stages += [*choosing_vocabulary(shape, plan.vocabulary, len(plan.tasks)), *_made(shape, plan, networks, smallest)]
     for network in networks:
         stages += [_test(seen, shape, tests[task], plan.evaluation) for task in network.tested_on]
     each = [
@@ -79,7 +79,7 @@ def plan_sweep(name: str, plan: Sweep, out: Path, *, loading: Mapping[str, Any] 
     sparsities = [sparsity for sparsity in set(plan.sparsities) if sparsity]
     stages = pruning_stages(shape, plan.pruning, text, moments=plan.calibration.moments, sparsities=sparsities)
     stages += [_test(seen, shape, test, plan.evaluation, likeness=False).times(1 + len(sparsities)) for test in tests]
-    stages += choosing_vocabulary(shape, plan.vocabulary)
+    stages += choosing_vocabulary(shape, plan.vocabulary, len(plan.tasks))
     stages.append(_speed(shape, plan.batch, plan.repeats).times(len(sparsities)))
     needs = memory.of(shape, plan.pruning, text, plan.calibration)
     return _estimate(

@@ -17,6 +17,7 @@ from seap.models.stacked import stacked_params
 from seap.pruning import memory, streamed_cost
 from seap.pruning.cost import Shape, pruning_stages, shape_of
 from seap.pruning.damage import TOKENS as DAMAGE_TOKENS
+from seap.pruning.jointly import COARSE, LOOK_TOKENS, as_a_look, weighs
 from seap.pruning.prospect import Prospect, about_stats, prospect, stored_text
 from seap.pruning.rates import Rates, Taken, measure_rates
 from seap.pruning.targets import as_planned
@@ -24,7 +25,7 @@ from seap.pruning.work import Done, Stage, Text, merged
 from seap.selection.footprint import asked
 from seap.selection.options import Pruning
 from seap.text.options import Calibration
-from seap.vocabulary.counts import HELD_TOKENS
+from seap.vocabulary.counts import tokens_held
 from seap.vocabulary.measuring import LOGITS
 from seap.vocabulary.options import Vocabulary
 
@@ -167,6 +168,7 @@ def plan_prune(
     """`seap prune --plan`. is_masked: whether the units are chosen already. num_sparsities: that a promise may try."""
     seen = prospect(name, loading, save_dtype=save_dtype)
     to = f" to {asked(pruning)}" if pruning.cost != "params" else ""
+    wanted = pruning
     pruning = as_planned(seen.model, pruning, seen.saved, vocabulary)
     to += f", about --sparsity {pruning.sparsity:.2f}" if to else ""
     shape = shape_of(seen.model, pruning, seen.dtype.itemsize)
@@ -179,7 +181,9 @@ def plan_prune(
     sparsities = [pruning.sparsity] * num_sparsities
     rates = rates_for(seen, shape, text, calibration)
     stages = pruning_stages(shape, pruning, text, moments=calibration.moments, sparsities=sparsities, done=done)
-    stages = [*choosing_vocabulary(shape, vocabulary), *stages]
+    stages = [*choosing_vocabulary(shape, vocabulary, len(tasks)), *stages]
+    if wanted.cost != "params" and vocabulary.vocabulary == "auto" and not is_masked and weighs(wanted):
+        stages = merged([*stages, *looking_at_layers(shape, pruning, text, moments=calibration.moments)])
     if not streaming.stream and tasks:
         stages.append(looking_at_damage(shape, len(tasks)))
     kept = shape.params - pruning.sparsity * shape.arch.prunable_params
@@ -210,12 +214,23 @@ def looking_at_damage(shape: Shape, num_tasks: int) -> Stage:
     return Stage(name="held-out loss", forward=tokens, positions=tokens, passes=passes)
 
 
-def choosing_vocabulary(shape: Shape, options: Vocabulary) -> list[Stage]:
+def choosing_vocabulary(shape: Shape, options: Vocabulary, num_tasks: int) -> list[Stage]:
     """The held-out text with the whole vocabulary, and some two times more of it with smaller ones."""
     if options.vocabulary != "auto":
         return []
-    passes = 3 * shape.num_layers * max(HELD_TOKENS * shape.vocabulary / LOGITS, 1)
-    return [Stage(name="vocabulary", forward=3 * HELD_TOKENS, positions=2 * HELD_TOKENS, passes=passes)]
+    tokens = tokens_held(num_tasks)
+    passes = 3 * shape.num_layers * max(tokens * shape.vocabulary / LOGITS, 1)
+    return [Stage(name="vocabulary", forward=3 * tokens, positions=2 * tokens, passes=passes)]
+
+
+def looking_at_layers(shape: Shape, pruning: Pruning, text: Mapping[str, Text], *, moments: str) -> list[Stage]:
+    """A first look at the layers, to choose the vocabulary together with them (`jointly.py`)."""
+    look = as_a_look(pruning)
+    little = {task: part.of(min(part.tokens, LOOK_TOKENS)) for task, part in text.items()}
+    tokens = (COARSE + 4.0) * look.spent.probe_tokens
+    trials = Stage(name="vocabulary", forward=tokens, positions=tokens, passes=(COARSE + 4.0) * shape.num_layers)
+    look = replace(look, allocate="damage")
+    return [*pruning_stages(shape, look, little, moments=moments, sparsities=[pruning.sparsity]), trials]
 
 
 def needs_text(pruning: Pruning, is_masked: bool) -> bool:

@@ -166,7 +166,8 @@ def prune(
     check_together(run.pruning, ranks)
     asked, origin = masks is None or "sparsity" in options, origin_of(model)
     listens = measure_damage and ranks.is_first
-    with vocabulary_cut(model, tokenizer, task, general, run, progress=progress) as finished:
+    given = masks is not None
+    with vocabulary_cut(model, tokenizer, task, general, run, progress=progress, is_masked=given) as finished:
         targets.look_again_(model, run)
         if wanted.is_cut and masks is None and targets.is_met(run):
             report = leave_layers(model, run, started)

@@ -107,8 +107,22 @@ def vocabulary_told(cut: Mapping[str, Any]) -> str:
         text += f"; {cut['covered']:.1%} of the tokens of held-out text stay"
     if cut.get("nats_per_byte"):
         worst = max(cut["nats_per_byte"].values())
-        text += f", which costs it {worst:+.4f} nats per byte (at most {cut['tolerance']:g} asked)"
+        text += f", which costs it {worst:+.4f} nats per byte"
+        text += f" (at most {cut['tolerance']:g} asked)" if cut.get("tolerance") is not None else _weighed(cut)
     return text
+
+
+def _weighed(cut: Mapping[str, Any]) -> str:
+    """What a vocabulary that was chosen together with the layers was weighed against."""
+    met = [one for one in cut.get("tried") or [] if "sum" in one]
+    own = [one for one in met if one["tokens"] == cut["tokens_after"]]
+    if not own:
+        return ""
+    others = f"; the whole vocabulary would leave {met[-1]['sum']:.4f}" if met[-1] is not own[0] else ""
+    return (
+        f", chosen with the layers, which by a first look lose {own[0]['layers_nats_per_byte']:.4f} beside it "
+        f"({own[0]['sum']:.4f} in all, the least of {len(met)} sizes{others})"
+    )
 
 
 def damage_words(damage: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ The number is given, or the smallest whose cost on held-out text is within a tol
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,23 +14,31 @@ from seap.text.items import Item
 from seap.text.options import Calibration
 from seap.text.tokens import check_ids
 from seap.vocabulary.closure import closed_order
-from seap.vocabulary.counts import Counts, count, counted, template_tokens
+from seap.vocabulary.counts import ENOUGH, Counts, count, counted, template_tokens
 from seap.vocabulary.described import Described, describe_tokenizer
 from seap.vocabulary.embedding import check_embeddings, cut_embeddings_, named_ids
-from seap.vocabulary.measuring import Trial, sizes_between, told
+from seap.vocabulary.measuring import Trial, said, sizes_between, told
 from seap.vocabulary.options import Vocabulary
 from seap.vocabulary.rewriting import Source, become_, check_reads_alike, restore_
 
 CHECKED = 200  # texts that the new tokenizer is tried on
 
+# Costs of beginnings of an order, tokens per byte of the text that they are measured on → how many stay, what is to
+# be told of it.
+Pick = Callable[[Trial, float], tuple[int, dict[str, Any]]]
+
 
 @dataclass(frozen=True)
 class Choice:
-    """The ids that stay, ascending, the tokenizer that has them, and what is to be told of the choice."""
+    """The ids that stay, ascending, the tokenizer that has them, and what is to be told of the choice.
+
+    notes: what the user should know of it.
+    """
 
     kept: tuple[int, ...]
     tokenizer: Any
     about: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,11 +81,13 @@ def choose(
     reading: Calibration,
     *,
     general: Sequence[Item] = (),
+    pick: Pick | None = None,
     progress: bool = True,
 ) -> Choice:
     """Choose the tokens that stay. Neither model nor tokenizer is changed.
 
-    texts: the training items of each task, of which a fifth at most is held out. Raises UserError for a model or a
+    texts: the training items of each task, of which a fifth at most is held out. pick: chooses how many stay with
+    `auto`, by default the tolerance does. Raises UserError for a model or a
     tokenizer that can't be cut, and for a number that is too small or too large.
     """
     check_embeddings(model)
@@ -89,7 +99,7 @@ def choose(
     source = Source(tokenizer, described)
     order, needed = words.order(counts.whole())
     if options.vocabulary == "auto":
-        size, measured = _measure(model, source, words, counts, options, reading, progress)
+        size, measured = _measure(model, source, words, counts, options, reading, pick, progress)
     else:
         size, measured = int(options.vocabulary), {}
         check_size(size, words.least, len(order), model.config.vocab_size)
@@ -104,7 +114,19 @@ def choose(
         "tokens_of_tasks": needed,
         "covered": covered(counts, set(words.order(counts.seen)[0][:size])),
     }
-    return Choice(kept, smaller, about | measured)
+    return Choice(kept, smaller, about | measured, notes_on(counts) if measured else ())
+
+
+def notes_on(counts: Counts) -> tuple[str, ...]:
+    """What is to be said of a choice that was measured on few tokens."""
+    few = [f"{task} {number:,}" for task, number in counts.num_held().items() if number < ENOUGH]
+    if not few:
+        return ()
+    return (
+        f"what fewer tokens cost was measured on few tokens of held-out text ({', '.join(few)}; {ENOUGH:,} are wanted, "
+        "and a fifth of the task's texts can be held out): words that are rare in the task are hardly seen in them; "
+        "measure the result, or give more texts",
+    )
 
 
 def words_of(model: Any, tokenizer: Any, described: Described, counts: Counts, general: Counter[int]) -> Words:
@@ -124,9 +146,13 @@ def _measure(
     counts: Counts,
     options: Vocabulary,
     reading: Calibration,
+    pick: Pick | None,
     progress: bool,
 ) -> tuple[int, dict[str, Any]]:
-    """The smallest number that keeps within the tolerance, chosen without the held-out texts, and what was measured."""
+    """The smallest number that keeps within the tolerance, or what `pick` says, and what was measured.
+
+    The order of the tokens is without the held-out texts.
+    """
     if not counts.held:
         raise UserError("--vocabulary auto: no text could be held out to measure on; give more texts, or a number")
     order, needed = words.order(counts.seen)
@@ -134,15 +160,20 @@ def _measure(
     training = model.training
     try:
         trial = Trial(model.eval(), source, order, sizes, counts.held, reading, progress)
-        size = trial.smallest(options.vocabulary_tolerance, needed)
+        if pick is None:
+            size = trial.smallest(options.vocabulary_tolerance, needed)
+            more: dict[str, Any] = {"tolerance": options.vocabulary_tolerance}
+        else:
+            size, more = pick(trial, counts.tokens_per_byte())
         cost = trial.cost(size)
     finally:
         model.train(training)
+    held = {"texts": len(counts.held), "bytes": sum(text.num_bytes for text in counts.held)}
     return size, {
-        "tolerance": options.vocabulary_tolerance,
-        "nats_per_byte": cost,
+        **said(cost),
         "tried": told(trial.tried),
-        "held_out": {"texts": len(counts.held), "bytes": sum(text.num_bytes for text in counts.held)},
+        "held_out": held | {"tokens": sum(counts.num_held().values())},
+        **more,
     }
 
 

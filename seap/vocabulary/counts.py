@@ -17,7 +17,8 @@ from seap.text.tokens import byte_counter
 
 MOST_TEXTS = 20_000  # of a task that are counted
 HELD_SHARE = 5  # every fifth text is held out, up to
-HELD_TOKENS = 4096  # of all tasks together
+HELD_TOKENS = 16_384  # of all tasks together, but of each at least
+ENOUGH = 8192  # tokens: with fewer, what rare words cost is hardly seen, and it is said
 LONGEST = 512  # tokens of a held-out text
 LONGEST_PLAIN = 2000  # characters that are read of a held-out text without turns
 
@@ -40,6 +41,20 @@ class Counts:
     unseen: dict[str, Counter[int]] = field(default_factory=dict)
     held: list[HeldText] = field(default_factory=list)
 
+    def num_held(self) -> dict[str, int]:
+        """Tokens of each task's held-out texts that are scored."""
+        found = dict.fromkeys(self.seen, 0)
+        for text in self.held:
+            found[text.task] += len(scored_tokens(text.row))
+        return found
+
+    def tokens_per_byte(self) -> float:
+        """Of the held-out texts as the whole vocabulary reads them: the mean over the tasks."""
+        tokens = self.num_held()
+        sizes = {task: sum(text.num_bytes for text in self.held if text.task == task) for task in tokens}
+        shares = [tokens[task] / sizes[task] for task in tokens if sizes[task]]
+        return sum(shares) / len(shares)
+
     def whole(self) -> dict[str, Counter[int]]:
         return {task: self.seen[task] + self.unseen[task] for task in self.seen}
 
@@ -53,12 +68,17 @@ def count(tokenizer: Any, texts: Mapping[str, Sequence[Item]], reading: Calibrat
             raise UserError(f"--vocabulary: task {task} has no texts, by which its tokens are known")
         random.Random(reading.seed).shuffle(drawn)
         drawn = drawn[:MOST_TEXTS]
-        held = hold_out(tokenizer, task, drawn, reading, HELD_TOKENS // len(texts))
+        held = hold_out(tokenizer, task, drawn, reading, tokens_held(len(texts)) // len(texts))
         apart = {text.item.text for text in held}
         found.held += [replace(text, item=shortened(text.item)) for text in held]
         found.seen[task] = counted(tokenizer, [item for item in drawn if item.text not in apart], reading)
         found.unseen[task] = counted(tokenizer, [item for item in drawn if item.text in apart], reading)
     return found
+
+
+def tokens_held(num_tasks: int) -> int:
+    """Tokens of held-out text that are wanted of so many tasks together."""
+    return max(HELD_TOKENS, ENOUGH * num_tasks)
 
 
 def counted(tokenizer: Any, items: Sequence[Item], reading: Calibration) -> Counter[int]:
@@ -99,8 +119,13 @@ def row_of(tokenizer: Any, item: Item, reading: Calibration) -> tuple[int, ...]:
 
 def scored_bytes(num_bytes: Callable[[Sequence[int]], int], row: Sequence[int]) -> int:
     """Of the tokens that are predicted and count."""
+    return num_bytes(scored_tokens(row))
+
+
+def scored_tokens(row: Sequence[int]) -> list[int]:
+    """Those of a row that are predicted and count."""
     counts = counted_of(row)
-    return num_bytes([token for i, token in enumerate(row) if i and (counts is None or counts[i - 1])])
+    return [token for i, token in enumerate(row) if i and (counts is None or counts[i - 1])]
 
 
 def template_tokens(tokenizer: Any) -> Counter[int]:

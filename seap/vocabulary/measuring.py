@@ -7,6 +7,7 @@ held-out text serves every size. What is read otherwise is run again with the sm
 Shapes: B rows, T tokens, N scored tokens, V vocabulary.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,32 @@ from seap.vocabulary.rewriting import Source
 LOGITS = 1 << 25  # numbers of the logits of a batch, at most
 STEP = 1.2  # between sizes that are tried
 MULTIPLE = 64  # of tokens, which GPUs like
+CONFIDENCE = 0.95  # of a bound
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the held-out texts of a task lose, in nats per byte, and its standard error over texts."""
+
+    nats_per_byte: float
+    stderr: float
+    num_texts: int
+
+    @classmethod
+    def of(cls, added: Tensor, num_bytes: Tensor) -> "Cost":
+        """Of what each text loses in nats, and its bytes (both float64): the ratio of their sums."""
+        mean, n = float(added.sum() / num_bytes.sum()), len(added)
+        apart = (added - mean * num_bytes).square().sum() * n / max(n - 1, 1)
+        return cls(mean, float(apart.sqrt() / num_bytes.sum()) if n > 1 else math.inf, n)
+
+    @property
+    def upper(self) -> float:
+        """What the cost stays below with 95% confidence (Student's t); of a single text nothing is known."""
+        from scipy.stats import t
+
+        if self.stderr == 0 or self.num_texts < 2:
+            return self.nats_per_byte if self.stderr == 0 else math.inf
+        return self.nats_per_byte + float(t.ppf(CONFIDENCE, self.num_texts - 1)) * self.stderr
 
 
 def sizes_between(least: int, most: int) -> list[int]:
@@ -47,7 +74,7 @@ class Trial:
     held: Sequence[HeldText]
     reading: Calibration
     progress: bool = True
-    tried: dict[int, dict[str, float]] = field(default_factory=dict)
+    tried: dict[int, dict[str, Cost]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.targets, self.shares = self._run_whole()
@@ -66,13 +93,13 @@ class Trial:
             shares.index_add_(0, batch.owners, sums.cpu())
         return targets, shares
 
-    def cost(self, size: int) -> dict[str, float]:
-        """Nats per byte that each task's text loses with the first `size` tokens of the order."""
+    def cost(self, size: int) -> dict[str, Cost]:
+        """What each task's text loses with the first `size` tokens of the order."""
         if size not in self.tried:
             self.tried[size] = self._cost(size)
         return self.tried[size]
 
-    def _cost(self, size: int) -> dict[str, float]:
+    def _cost(self, size: int) -> dict[str, Cost]:
         kept = sorted(self.order[:size])
         rows = [text.row for text in self.held]
         if size < len(self.order):
@@ -95,16 +122,19 @@ class Trial:
         costs = {}
         for task in dict.fromkeys(text.task for text in self.held):
             own = [i for i, text in enumerate(self.held) if text.task == task]
-            costs[task] = float(added[own].sum()) / sum(self.held[i].num_bytes for i in own)
+            costs[task] = Cost.of(added[own], torch.tensor([self.held[i].num_bytes for i in own]).double())
         return costs
 
     def smallest(self, tolerance: float, likely: int) -> int:
-        """The smallest size that costs every task at most so much, by bisection; `likely` is tried first."""
+        """The smallest size that costs every task at most so much, with 95% confidence, by bisection.
+
+        `likely` is tried first.
+        """
         low, high, step = -1, len(self.sizes) - 1, 1  # the largest is always good enough
         middle = min(next((i for i, size in enumerate(self.sizes) if size >= likely), high), high - 1)
         while high - low > 1:
             middle = middle if low < middle < high else (low + high) // 2
-            if max(self.cost(self.sizes[middle]).values()) <= tolerance:
+            if max(cost.upper for cost in self.cost(self.sizes[middle]).values()) <= tolerance:
                 high, middle = middle, middle - step
             else:
                 low, middle = middle, middle + step
@@ -155,6 +185,15 @@ def nats(model: Any, rows: Sequence[tuple[int, ...]], what: str, progress: bool)
     return found
 
 
-def told(costs: Mapping[int, Mapping[str, float]]) -> list[dict[str, Any]]:
+def told(costs: Mapping[int, Mapping[str, Cost]]) -> list[dict[str, Any]]:
     """What was tried, for provenance."""
-    return [{"tokens": size, "nats_per_byte": dict(cost)} for size, cost in sorted(costs.items())]
+    return [{"tokens": size} | said(cost) for size, cost in sorted(costs.items())]
+
+
+def said(costs: Mapping[str, Cost]) -> dict[str, dict[str, float | None]]:
+    """By task; what a single text says has no error."""
+    errors = {task: cost.stderr if math.isfinite(cost.stderr) else None for task, cost in costs.items()}
+    return {
+        "nats_per_byte": {task: cost.nats_per_byte for task, cost in costs.items()},
+        "nats_per_byte_stderr": errors,
+    }

@@ -17,10 +17,11 @@ class Vocabulary:
 
     vocabulary: int | Literal["keep", "auto"] = "keep"
     """Tokens that stay, those that the task uses first: a number; auto, the fewest that cost at most
-    --vocabulary-tolerance on held-out text of the task; keep leaves all. Any text can still be read and written, rare
-    words in smaller pieces."""
+    --vocabulary-tolerance on held-out text of the task or, where a whole model's size or speed is asked (--target-size,
+    --target-speed, --cost), as many as leave least damage together with the layers; keep leaves all. Any text can still
+    be read and written, rare words in smaller pieces."""
     vocabulary_tolerance: float = 0.002
-    """With --vocabulary auto: most that held-out text may lose, in nats per byte."""
+    """With --vocabulary auto alone: most that held-out text may lose, in nats per byte, with 95% confidence."""
 
     def __post_init__(self) -> None:
         if isinstance(self.vocabulary, int) and not isinstance(self.vocabulary, bool):

@@ -132,8 +132,10 @@ def test_the_cost_of_a_size_is_that_of_the_cut_model_on_text_read_anew(name: str
         smaller, cut = trial.source.smaller(kept), copy.deepcopy(dense)
         cut_embeddings_(cut, kept)
         expected = (by_hand(cut, smaller, seen.held) - whole) / size_of_text
-        assert trial.cost(size) == {"toy": pytest.approx(expected, abs=1e-6)}
-    assert trial.cost(sizes[-1])["toy"] < 0  # three rows that nothing used share the probability no more
+        found = trial.cost(size)
+        assert list(found) == ["toy"] and found["toy"].nats_per_byte == pytest.approx(expected, abs=1e-6)
+        assert found["toy"].num_texts == len(seen.held) and found["toy"].stderr > 0
+    assert trial.cost(sizes[-1])["toy"].nats_per_byte < 0  # three rows that nothing used share the probability no more
     assert dense.config.vocab_size == len(tokenizer) + 3
 
 
@@ -143,8 +145,11 @@ def test_auto_finds_the_smallest_size_within_the_tolerance() -> None:
     def trial(costs: list[float], sizes: list[int]) -> measuring.Trial:
         made = object.__new__(measuring.Trial)
         made.sizes = sizes
-        made.cost = lambda size: (tried.append(size), {"toy": costs[sizes.index(size)], "b": 0.0})[1]  # type: ignore[method-assign]
+        made.cost = lambda size: (tried.append(size), both(costs[sizes.index(size)]))[1]  # type: ignore[method-assign]
         return made
+
+    def both(cost: float) -> dict[str, measuring.Cost]:
+        return {"toy": measuring.Cost(cost, 0.0, 9), "b": measuring.Cost(0.0, 0.0, 9)}
 
     sizes = list(range(10, 1010, 10))
     costs = [0.1 - 0.001 * i for i in range(100)]
@@ -173,7 +178,53 @@ def test_auto_keeps_its_promise_on_the_held_out_text_and_says_what_it_tried() ->
         assert about["tolerance"] == tolerance and about["nats_per_byte"]["toy"] <= tolerance + 1e-6
         assert about["tokens_after"] in [one["tokens"] for one in about["tried"]]
         assert about["held_out"]["texts"] > 1 and 0 < about["covered"] <= 1
+        assert about["nats_per_byte_stderr"]["toy"] >= 0 and about["held_out"]["tokens"] > 0
+        [note] = found.notes
+        assert f"(toy {about['held_out']['tokens']}; {counts.ENOUGH:,} are wanted" in note
     assert dense.config.vocab_size == len(tokenizer)
+
+
+def test_a_bound_is_above_the_cost_by_the_error_over_texts() -> None:
+    """By hand: Σ added / Σ bytes, the residuals' spread, and Student's t of four degrees of freedom (2.132)."""
+    added, sizes = [1.0, 0.0, 3.0, 2.0, 0.0], [10.0, 20.0, 30.0, 20.0, 20.0]
+    found = measuring.Cost.of(torch.tensor(added).double(), torch.tensor(sizes).double())
+    spread = sum((a - 0.06 * size) ** 2 for a, size in zip(added, sizes, strict=True)) * 5 / 4
+    assert found.nats_per_byte == pytest.approx(0.06) and found.stderr == pytest.approx(spread**0.5 / 100)
+    assert found.upper == pytest.approx(0.06 + 2.1318 * found.stderr, rel=1e-4)
+    alone = measuring.Cost.of(torch.tensor([0.1]).double(), torch.tensor([10.0]).double())
+    assert alone.upper == math.inf and alone.nats_per_byte == pytest.approx(0.01)
+    assert measuring.said({"one": alone})["nats_per_byte_stderr"] == {"one": None}
+    assert measuring.Cost(0.5, 0.0, 3).upper == 0.5
+
+
+def test_auto_goes_by_the_bound_and_so_keeps_more_where_text_is_short() -> None:
+    made = object.__new__(measuring.Trial)
+    made.sizes = list(range(10, 110, 10))
+    for stderr, expected in ((0.0, 60), (0.01, 80), (math.inf, 100)):
+        costs = {size: measuring.Cost(0.1 - 0.001 * size, stderr, 100) for size in made.sizes[:-1]}
+        made.cost = lambda size, costs=costs: {"toy": costs[size]}  # type: ignore[method-assign]
+        assert made.smallest(0.0401, 30) == expected
+
+
+def test_so_many_tokens_are_held_out_and_too_few_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert counts.tokens_held(1) == counts.HELD_TOKENS and counts.tokens_held(4) == 4 * counts.ENOUGH
+    assert counts.HELD_TOKENS >= 2 * counts.ENOUGH >= 16_384
+    _, tokenizer = pair()
+    monkeypatch.setattr(counts, "HELD_TOKENS", 60)
+    monkeypatch.setattr(counts, "ENOUGH", 10)
+    many = [Item(text=f"{a.text} {b.text}") for a in ITEMS for b in ITEMS[:9]]
+    found = counts.count(tokenizer, {"a": many, "b": many}, READING)
+    for task, number in found.num_held().items():
+        own = [text for text in found.held if text.task == task]
+        assert number == sum(len(text.row) - 1 for text in own) and 20 <= number < 30 + len(own[-1].row)
+    assert found.tokens_per_byte() == pytest.approx(
+        sum(found.num_held().values()) / sum(text.num_bytes for text in found.held), rel=0.1
+    )
+    monkeypatch.setattr(choosing, "ENOUGH", 10)
+    assert choosing.notes_on(found) == ()
+    monkeypatch.setattr(choosing, "ENOUGH", max(found.num_held().values()) + 1)
+    [note] = choosing.notes_on(found)
+    assert all(f"{task} {number}" in note for task, number in found.num_held().items())
 
 
 def test_held_out_texts_are_apart_a_fifth_and_counted() -> None:
