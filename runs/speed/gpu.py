@@ -28,6 +28,7 @@ from seap.bench.profile import linear_rates, profile_phase
 from seap.environment import provenance
 from seap.files import write_json
 from seap.models.shapes import random_model
+from seap.models.solving import seconds_of
 
 REACHED = {"decode": 0.95, "prefill": 0.90}
 
@@ -97,7 +98,14 @@ def speed(part: Part, device: str, quick: bool) -> dict[str, Any]:
 
 def calibration(part: Part, device: str, quick: bool) -> dict[str, Any]:
     model = random_model(part.shape, dtype="bfloat16", device=device)
-    return bench_calibration(model, tokens=256 if quick else 16384, length=64 if quick else 256, repeats=1)
+    found = bench_calibration(model, tokens=256 if quick else 16384, length=64 if quick else 256, repeats=1)
+    return found | {"solves": solves(device, (64,) if quick else (1024, 4096))}
+
+
+def solves(device: str, sizes: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Seconds of a factor, a solution and two products in float64, n by n: what a pruning solves with, and where."""
+    places = dict.fromkeys((device, "cpu"))
+    return [{"device": p, "inputs": n, "seconds": seconds_of(torch.device(p), n)} for n in sizes for p in places]
 
 
 def nccl(part: Part, device: str, quick: bool) -> dict[str, Any]:
@@ -138,7 +146,7 @@ def main() -> None:
     about = {"part": options.part, "shape": part.shape, "device": options.device, "quick": options.quick}
     write_json(options.out / f"gpu_{options.part}.json", found | about | provenance())
     rows = found.get("rows") or [{name: found[name] for name in ("calibration_cost", "second_moments_cost")}]
-    print(options.part, json.dumps(rows))
+    print(options.part, json.dumps([*rows, *found.get("solves", [])]))
 
 
 if __name__ == "__main__":

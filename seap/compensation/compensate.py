@@ -23,6 +23,7 @@ from seap.compensation.damped import solve_damped
 from seap.models.arch import Arch
 from seap.models.axes import Axis, Masks
 from seap.models.residency import as_computed
+from seap.models.solving import Solver, solver_of
 
 PIECE = 1 << 17  # numbers of a weight that are float64 at a time: 1 MB, which stays in the processor's cache
 DAMPING = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # λ over the mean of the covariance's diagonal
@@ -74,8 +75,9 @@ def mean_bias(weight: Tensor, moments: Moments, keep: Tensor) -> Repair:
 def ridge(weight: Tensor, moments: Moments, keep: Tensor, damping: float) -> Repair:
     """Least squares on the kept inputs with this damping, within each block of the moments.
 
-    weight (O, C) float64, keep bool (C,).
+    weight (O, C), keep bool (C,).
     """
+    weight = weight.double()
     parts, size = moments.split(), keep.numel() // moments.num_blocks
     columns = zip(weight.split(size, 1), parts, keep.split(size), strict=True)
     fitted = torch.cat([_ridge(part, own, kept, damping) for part, own, kept in columns], 1)
@@ -178,7 +180,7 @@ def lowest(values: Sequence[float], error: Callable[[float], float]) -> tuple[fl
 def nystrom(weight: Tensor, moments: Moments, keep: Tensor) -> Repair:
     """W_k + W_d C_dk C_kk⁻¹, with C about zero. weight (O, C), keep bool (C,)."""
     fitted = ridge(weight.double(), moments.about_zero(), keep, NEARLY_ZERO)
-    return replace(fitted, bias=torch.zeros(len(weight), dtype=torch.float64), about="nystrom")
+    return replace(fitted, bias=torch.zeros_like(fitted.bias), about="nystrom")
 
 
 def repair_experts(axis: Axis, weight: Tensor, source: Source, keep: Tensor, repair: Compensation) -> Repair:
@@ -197,16 +199,23 @@ def repair_experts(axis: Axis, weight: Tensor, source: Source, keep: Tensor, rep
             new = repair(part, replace(own, held=None) if empty else own, kept).weight
         fitted += new is not None
         columns.append(part[:, kept] if new is None else new)
-    return Repair(torch.zeros(len(weight), dtype=torch.float64), torch.cat(columns, 1), f"{fitted} experts refitted")
+    bias = torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
+    return Repair(bias, torch.cat(columns, 1), f"{fitted} experts refitted")
 
 
 COMPENSATIONS: dict[str, Compensation] = {"bias": mean_bias, "ridge": ridge_or_bias, "nystrom": nystrom}
 
 
 def weight_of(arch: Arch, axis: Axis) -> Tensor:
-    """The consumer's weight (O, C) as float64 on the CPU."""
-    weight: Tensor = as_computed(arch.model, arch.weight(axis.layer, axis.consumer).detach()).cpu().double()
+    """The consumer's weight (O, C) in the dtype of the work, where it is."""
+    weight: Tensor = as_computed(arch.model, arch.weight(axis.layer, axis.consumer).detach())
     return weight
+
+
+def solved_repair(arch: Arch, axis: Axis, weight: Tensor, source: Source, keep: Tensor, repair: Compensation) -> Repair:
+    """`repair_axis` where the layer's systems are solved; a repair that solves none is made on the CPU."""
+    solver = Solver() if repair is mean_bias else solver_of(arch, axis.layer)
+    return solver(repair_axis, axis, weight, source, keep, repair)
 
 
 def repair_axes(arch: Arch, masks: Masks, source: Source, name: str, *, layer: int | None = None) -> Repairs:
@@ -215,8 +224,8 @@ def repair_axes(arch: Arch, masks: Masks, source: Source, name: str, *, layer: i
     for axis in arch.axes if layer is None else arch.layer_axes(layer):
         keep = kept_inputs(axis, axis.mask_of(masks))
         if name in COMPENSATIONS and not keep.all() and can_repair(axis, name, keep):
-            weight = arch.weight(axis.layer, axis.consumer).detach().cpu()
-            repairs[axis.key] = repair_axis(axis, weight, source, keep, COMPENSATIONS[name])
+            weight = arch.weight(axis.layer, axis.consumer).detach()
+            repairs[axis.key] = solved_repair(arch, axis, weight, source, keep, COMPENSATIONS[name])
     return repairs
 
 

@@ -13,23 +13,24 @@ from torch import Tensor
 from seap.activations.ranks import Ranks, agreed, exchanged, gathered, summed
 from seap.compensation.compensate import Repair, lowest
 from seap.compensation.damped import solve_damped
+from seap.models.solving import Solver
 
 DAMPING = (1e-3, 1e-2, 1e-1, 1.0)  # λ over the mean of the covariance's diagonal
 
 
 @dataclass
 class CrossMoments:
-    """Sums of inputs h (k), targets t (D) and their products, centred when read; float64."""
+    """Sums of inputs h (k), targets t (D) and their products, centred when read; float64, where systems are solved."""
 
     count: int = 0
     sums: list[Tensor] = field(default_factory=list)  # h, t, hhᵀ, thᵀ, t²
+    solver: Solver = field(default_factory=Solver)
 
     def update_(self, h: Tensor, t: Tensor) -> None:
         h = h.float()
         t = t.to(h.device).float()
-        parts = (h.double().sum(0), t.double().sum(0), h.t() @ h, t.t() @ h, t.double().square().sum())
-        new = [part.double().cpu() for part in parts]
-        self.sums = [a + b for a, b in zip(self.sums, new, strict=True)] if self.sums else new
+        new = [h.double().sum(0), t.double().sum(0), h.t() @ h, t.t() @ h, t.double().square().sum()]
+        self.sums = self.solver(_added, self.sums, new, stays=True)
         self.count += len(h)
 
     @property
@@ -42,16 +43,9 @@ class CrossMoments:
         h, t = self.means
         return self.sums[2] / self.count - torch.outer(h, h), self.sums[3] / self.count - torch.outer(t, h)
 
-    def judging(self) -> Callable[[Tensor, Tensor], float]:
-        """W, b → E‖t − W h − b‖²."""
+    def judging(self) -> "Judging":
         (h, t), (inner, cross) = self.means, self.centred
-        spread = float(self.sums[4]) / self.count - float(t.square().sum())
-
-        def error(weight: Tensor, bias: Tensor) -> float:
-            explained = ((weight @ inner) * weight).sum() - 2 * (weight * cross).sum()
-            return spread + float(explained) + float((t - weight @ h - bias).square().sum())
-
-        return error
+        return Judging(h, t, inner, cross, float(self.sums[4]) / self.count - float(t.square().sum()))
 
     def raw_error(self, weight: Tensor) -> float:
         """E‖t − W h‖², without means."""
@@ -62,7 +56,72 @@ class CrossMoments:
         if not other.count:
             return self
         sums = [a + b for a, b in zip(self.sums, other.sums, strict=True)]
-        return CrossMoments(self.count + other.count, sums)
+        return CrossMoments(self.count + other.count, sums, self.solver)
+
+
+def _added(sums: list[Tensor], new: list[Tensor]) -> list[Tensor]:
+    new = [part.double() for part in new]
+    return [a + b for a, b in zip(sums, new, strict=True)] if sums else new
+
+
+@dataclass(frozen=True)
+class Judging:
+    """E‖t − W h − b‖² of any W, b: centred moments of held-out rows."""
+
+    h: Tensor  # (k,)
+    t: Tensor  # (D,)
+    inner: Tensor  # C_hh (k, k)
+    cross: Tensor  # C_Th (D, k)
+    spread: float
+
+    def __call__(self, weight: Tensor, bias: Tensor) -> float:
+        explained = ((weight @ self.inner) * weight).sum() - 2 * (weight * self.cross).sum()
+        return self.spread + float(explained) + float((self.t - weight @ self.h - bias).square().sum())
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What is missing of targets at a weight that is there, and what it is fitted on."""
+
+    h: Tensor  # (k,)
+    t: Tensor  # (D,)
+    inner: Tensor  # C_hh (k, k)
+    missing: Tensor  # C_Th − W₀ C_hh (D, k)
+    old: Tensor  # W₀ (D, k)
+
+    @classmethod
+    def of(cls, moments: CrossMoments, old: Tensor) -> "Fitting":
+        (h, t), (inner, cross) = moments.means, moments.centred
+        return cls(h, t, inner, cross - old @ inner, old)
+
+    def at(self, damping: float) -> Repair:
+        new = self.old + solve_damped(self.inner, self.missing, damping)
+        return Repair(self.t - new @ self.h, new, f"sequential {damping:g}")
+
+    def error(self, damping: float, judged: Judging) -> float:
+        tried = self.at(damping)
+        assert tried.weight is not None
+        return judged(tried.weight, tried.bias)
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """M = I + (E[t hᵀ] − E[h hᵀ])(E[h hᵀ] + λI)⁻¹ of any λ."""
+
+    inner: Tensor  # E[h hᵀ] (D, D)
+    missing: Tensor  # E[t hᵀ] − E[h hᵀ] (D, D)
+
+    @classmethod
+    def of(cls, moments: CrossMoments) -> "Mapping":
+        inner, cross = moments.sums[2] / moments.count, moments.sums[3] / moments.count
+        return cls(inner, cross - inner)
+
+    def at(self, damping: float) -> Tensor:
+        eye = torch.eye(len(self.inner), dtype=self.inner.dtype, device=self.inner.device)
+        return eye + solve_damped(self.inner, self.missing, damping)
+
+    def error(self, damping: float, judged: CrossMoments) -> float:
+        return judged.raw_error(self.at(damping))
 
 
 def over(moments: CrossMoments, ranks: Ranks) -> CrossMoments:
@@ -71,8 +130,9 @@ def over(moments: CrossMoments, ranks: Ranks) -> CrossMoments:
         return moments
     told = exchanged((moments.count, [part.shape for part in moments.sums]), ranks)
     shapes = next((shapes for _, shapes in told if shapes), [])
-    parts = moments.sums or [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
-    return CrossMoments(sum(count for count, _ in told), [summed(part, ranks) for part in parts])
+    own = [part.cpu() for part in moments.sums]  # a rank whose GPU is full has them there
+    parts = own or [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
+    return CrossMoments(sum(count for count, _ in told), [summed(part, ranks) for part in parts], moments.solver)
 
 
 def best_damping(error: Callable[[float], float], ranks: Ranks) -> tuple[float, float]:
@@ -95,29 +155,23 @@ def refit(
     weight: the kept columns (D, k) of the dense consumer, in place where the repair has none. The repair's bias here is
     the whole bias that the consumer gets on top of the dense one. ranks: that all have these sums, and get one answer.
     """
-    old = weight if start.weight is None else start.weight
+    solver, old = fit.solver, (weight if start.weight is None else start.weight).double()
+    fitted = solver(Fitting.of, fit, old, stays=True)
+    if not held.count:
+        return agreed(lambda: solver(Fitting.at, fitted, DAMPING[-1]), ranks)
+    judged = solver(CrossMoments.judging, held, stays=True)
+    best, least = best_damping(lambda damping: solver(Fitting.error, fitted, damping, judged), ranks)
 
-    def solving(moments: CrossMoments) -> Callable[[float], Repair]:
-        (h, t), (inner, cross) = moments.means, moments.centred
-        missing = cross - old @ inner
+    def better() -> Repair | None:
+        if least >= solver(Judging.__call__, judged, old, start.bias):
+            return None
+        return solver(_fitted, fit, held, old, best)
 
-        def solved(damping: float) -> Repair:
-            new = old + solve_damped(inner, missing, damping)
-            return Repair(t - new @ h, new, f"sequential {damping:g}")
+    return agreed(better, ranks)
 
-        return solved
 
-    solved, judged = solving(fit), held.judging() if held.count else None
-
-    def error(damping: float) -> float:
-        tried = solved(damping)
-        assert tried.weight is not None and judged is not None
-        return judged(tried.weight, tried.bias)
-
-    if judged is None:
-        return agreed(lambda: solved(DAMPING[-1]), ranks)
-    best, least = best_damping(error, ranks)
-    return agreed(lambda: solving(fit + held)(best) if least < judged(old, start.bias) else None, ranks)
+def _fitted(fit: CrossMoments, held: CrossMoments, old: Tensor, damping: float) -> Repair:
+    return Fitting.of(fit + held, old).at(damping)
 
 
 def corrected_inputs(
@@ -132,14 +186,16 @@ def corrected_inputs(
     """
     if not held.count:
         return None
-    mapped = _mapping(fit)
-    best, least = best_damping(lambda damping: held.raw_error(mapped(damping)), ranks)
+    solver = fit.solver
+    mapped = solver(Mapping.of, fit, stays=True)
+    best, least = best_damping(lambda damping: solver(Mapping.error, mapped, damping, held), ranks)
     eye = torch.eye(fit.sums[2].shape[0], dtype=torch.float64)
-    return agreed(lambda: _mapping(fit + held)(best) if least < held.raw_error(eye) else None, ranks)
+
+    def better() -> Tensor | None:
+        return solver(_mapped, fit, held, best) if least < solver(CrossMoments.raw_error, held, eye) else None
+
+    return agreed(better, ranks)
 
 
-def _mapping(moments: CrossMoments) -> Callable[[float], Tensor]:
-    """damping → M."""
-    inner, cross = moments.sums[2] / moments.count, moments.sums[3] / moments.count
-    missing, eye = cross - inner, torch.eye(len(inner), dtype=torch.float64)
-    return lambda damping: eye + solve_damped(inner, missing, damping)
+def _mapped(fit: CrossMoments, held: CrossMoments, damping: float) -> Tensor:
+    return Mapping.of(fit + held).at(damping)

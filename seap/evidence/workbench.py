@@ -138,7 +138,7 @@ class Bench:
     def key(self, network: Network, task: str) -> str:
         """Everything that decides a row, the code included."""
         plan, test = self.plan, self.tests[task].test
-        options = [asdict(plan.calibration), asdict(plan.evaluation), asdict(plan.pruning), asdict(plan.vocabulary)]
+        options = [asdict(plan.calibration), asdict(plan.evaluation), plan.pruning.deciding, asdict(plan.vocabulary)]
         made = asdict(network) | {"tested_on": task, "texts": [plan.tasks, plan.general]}
         return digest([self.fingerprint, made, options, self.max_tokens, test.data_hash, self.code])
 

@@ -35,6 +35,7 @@ class Shape:
     active: float  # parameters of the layers that a token goes through
     params: int
     itemsize: int  # bytes of a weight in the work's dtype
+    solve_device: str = "auto"
 
     @property
     def num_layers(self) -> int:
@@ -62,8 +63,9 @@ def shape_of(model: Any, options: Pruning, itemsize: int) -> Shape:
             share = 1 - experts.per_token / experts.num_experts
             idle += share * experts.num_experts * experts.num_channels * experts.channel_params
     active = params - embedding_params(model) - idle
-    sizes = {"hidden": model.config.hidden_size, "vocabulary": model.config.vocab_size}
-    return Shape(arch=arch, axes=tuple(free), active=active, params=params, itemsize=itemsize, **sizes)
+    own: dict[str, Any] = {"hidden": model.config.hidden_size, "vocabulary": model.config.vocab_size}
+    own["solve_device"] = options.solve_device
+    return Shape(arch=arch, axes=tuple(free), active=active, params=params, itemsize=itemsize, **own)
 
 
 def pruning_stages(

@@ -13,6 +13,7 @@ from seap.activations.ranks import Ranks, agreed
 from seap.activations.stats import Statistics
 from seap.compensation.compensate import Repairs, repair_axes
 from seap.errors import UserError
+from seap.models import solving
 from seap.models.arch import describe
 from seap.models.axes import Masks
 from seap.models.decoders import refuse_wrapped
@@ -107,6 +108,7 @@ def make_repairs(
     arch, method = describe(model), options.resolved()
     if method.compensate == "none" or all(mask.all() for mask in masks.values()):
         return {}
+    solving.settle_(model, options.solve_device)
     pooled = pool(statistics, options)
     repairs = repair_axes(arch, masks, pooled, method.compensate)
     if not method.sequential:
@@ -225,6 +227,7 @@ def cut_layers_(
         cut_(model, made, repairs)
         probe.check_cut(model, expected)
     else:
+        solving.settle_(model, run.pruning.solve_device)
         source = pool(run.statistics, run.pruning) if run.statistics else Statistics()
         repairs = cut_streamed_(model, made, source, run.pruning.resolved(), progress=progress, ranks=ranks)
     run.notes += notes_on(repairs, run.pruning, before.realised_sparsity, chosen=masks is None)

@@ -18,6 +18,7 @@ from torch.nn.functional import linear, log_softmax, scaled_dot_product_attentio
 from seap.activations.accumulator import Accumulator
 from seap.compensation.damped import solve_damped
 from seap.environment import clock
+from seap.models import solving
 from seap.models.axes import KV_GROUPS
 from seap.models.trial import OPERATIONS as TRIED_OPERATIONS
 from seap.models.trial import SURE_PARAMS
@@ -112,7 +113,7 @@ def measure_rates(shape: Shape, *, device: str, dtype: torch.dtype, length: int,
         backward_positions=head.times(2) + words,
         passes=_call(meter),
         moments=_moments(meter, shape),
-        solves=_solves(meter, shape),
+        solves=_solves(_solving(meter, shape), shape),
     )
 
 
@@ -225,11 +226,18 @@ def _moments(meter: Meter, shape: Shape) -> Taken:
     return meter.taken(once).times(1 / (2 * HALF_OF_A_MATRIX * tokens * size**2))
 
 
-def _solves(meter: Meter, shape: Shape) -> Taken:
-    """An operation of a solve in float64, on the CPU, of the size of half an axis."""
+def _solving(meter: Meter, shape: Shape) -> Meter:
+    """In float64, where systems will be solved."""
+    if shape.solve_device != "auto":
+        return Meter(solving.check(shape.solve_device), torch.float64)
+    widest = max((axis.num_inputs for axis in shape.arch.axes), default=1)
+    return Meter(solving.chosen(meter.device, widest), torch.float64)
+
+
+def _solves(host: Meter, shape: Shape) -> Taken:
+    """An operation of a solve of the size of half an axis."""
     size = min(max((axis.num_inputs for axis in shape.arch.axes), default=2) // 2, 1024) or 1
     outputs = min(shape.hidden, 1024)
-    host = Meter(torch.device("cpu"), torch.float64)
     rows = host.numbers(2 * size, size)
     covariance, right = rows.t() @ rows / len(rows), host.numbers(outputs, size)
     taken = host.taken(lambda: solve_damped(covariance, right @ covariance, 1e-2))

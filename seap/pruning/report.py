@@ -261,7 +261,7 @@ def provenance(identity: str, run: Run) -> dict[str, Any]:
         "calibration": asdict(run.calibration),
         "corpora": {c.name: c.told for c in corpora},
         "fingerprint": identity,
-        "key": digest([identity, asdict(run.pruning), asdict(run.calibration), hashes]),
+        "key": digest([identity, run.pruning.deciding, asdict(run.calibration), hashes]),
         "versions": versions(),
         **made_by(),
     }

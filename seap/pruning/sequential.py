@@ -33,6 +33,7 @@ from seap.compensation.cross import CrossMoments, corrected_inputs, over, refit
 from seap.models.arch import Arch
 from seap.models.axes import Axis, Masks
 from seap.models.shelf import Shelf, shelf_for
+from seap.models.solving import solver_of
 from seap.selection.damage import simulated
 
 COPIES = 8  # of the hidden states that are kept of a layer: before and after it, and what its linears read and write
@@ -152,7 +153,8 @@ class Streams:
 
     def _correct_(self, axis: Axis, axes: Sequence[Axis], expected: Sequence[Tensor]) -> None:
         """Map what the axis's linears read to what the dense ones read, where that helps on held-out rows."""
-        sums = [CrossMoments(), CrossMoments()]
+        solver = solver_of(self.arch, axis.layer)
+        sums = [CrossMoments(solver=solver), CrossMoments(solver=solver)]
         with self._cut(axes):
             for index in self._each():
                 inputs = input_of(self.walk, axis.layer, axis.producers[0], index, self.pruned[index])
@@ -170,7 +172,8 @@ class Streams:
     def _refit_(self, axis: Axis, axes: Sequence[Axis], dense: Sequence[DenseRun]) -> None:
         """Fit the axis's consumer anew, where that helps on held-out rows."""
         keep = kept_inputs(axis, axis.mask_of(self.masks))
-        sums = [CrossMoments(), CrossMoments()]
+        solver = solver_of(self.arch, axis.layer)
+        sums = [CrossMoments(solver=solver), CrossMoments(solver=solver)]
         with self._cut(axes):
             for index in self._each():
                 inputs, target = self._fitted_to(axis, index, dense[index])
@@ -179,7 +182,7 @@ class Streams:
                 sums[self.walk.held[index]].update_(h, self.walk.real(index, target))
         start = self._start(axis)
         fit, held = (over(one, self.ranks) for one in sums)
-        better = refit(start, fit, held, weight_of(self.arch, axis)[:, keep], self.ranks)
+        better = refit(start, fit, held, weight_of(self.arch, axis).cpu()[:, keep], self.ranks)
         if better is not None:
             self.repairs[axis.key] = replace(better, inputs=start.inputs)
 

@@ -214,7 +214,7 @@ def _mask_claimed(
         options = settled(options, footprint)
     check(model, options, footprint=footprint)
     made_with = identity(model)
-    key = digest([made_with["fingerprint"], asdict(options), seed, [about["key"] for about in abouts]])
+    key = digest([made_with["fingerprint"], options.deciding, seed, [about["key"] for about in abouts]])
     if is_current(out, key, overwrite=overwrite):
         return load_masks(out)[1] | {"skipped": True}
     statistics = {task: part for task, (part, _) in stored.items()}

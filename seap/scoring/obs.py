@@ -30,7 +30,7 @@ class Removal:
     def scores(self) -> Tensor:
         """(U,): the added error, raised where a later unit added less, so that sorting by it gives the order."""
         raised = torch.cummax(self.added, 0).values
-        steps = 1 + 1e-9 * torch.arange(1, len(raised) + 1, dtype=torch.float64)
+        steps = 1 + 1e-9 * torch.arange(1, len(raised) + 1, dtype=torch.float64, device=raised.device)
         scores = torch.empty_like(raised)
         scores[self.order] = raised.clamp_min(1e-300) * steps
         return scores
@@ -38,14 +38,13 @@ class Removal:
 
 def removal(weight: Tensor, moments: Moments, unit_inputs: int, *, rounds: int | None = None) -> Removal:
     """Remove all units of an axis one after the other. weight (O, C) float64."""
+    units, place = weight.shape[1] // unit_inputs, weight.device
     if not moments.covariance.any():  # an expert that no token was routed to
-        units = weight.shape[1] // unit_inputs
-        return Removal(torch.arange(units), torch.zeros(units, dtype=torch.float64))
+        return Removal(torch.arange(units, device=place), torch.zeros(units, dtype=torch.float64, device=place))
     inverse = torch.cholesky_inverse(factor_damped(moments.covariance, DAMPING))
     weight = weight.clone()
-    units = weight.shape[1] // unit_inputs
     rounds = rounds or (ROUNDS if units <= FEW_UNITS else ROUNDS // 2)
-    left, there = torch.arange(units), torch.ones(units, dtype=torch.bool)
+    left, there = torch.arange(units, device=place), torch.ones(units, dtype=torch.bool, device=place)
     order, added = [], []
     while there.any():
         costs = removal_costs(weight, inverse, unit_inputs).masked_fill(~there, torch.inf)
@@ -65,7 +64,7 @@ def removal_costs(weight: Tensor, inverse: Tensor, unit_inputs: int) -> Tensor:
     """(U,): trace(W_g (G_gg)⁻¹ W_gᵀ) of every unit. weight (O, C), inverse (C, C)."""
     if unit_inputs == 1:
         return weight.square().sum(0) / inverse.diagonal()
-    costs = torch.empty(weight.shape[1] // unit_inputs, dtype=weight.dtype)
+    costs = weight.new_empty(weight.shape[1] // unit_inputs)
     for unit, columns in enumerate(weight.split(unit_inputs, 1)):  # one by one: MKL's LU of a batch may hang
         inputs = slice(unit * unit_inputs, (unit + 1) * unit_inputs)
         costs[unit] = (columns * torch.linalg.solve(inverse[inputs, inputs], columns.t()).t()).sum()
@@ -74,7 +73,7 @@ def removal_costs(weight: Tensor, inverse: Tensor, unit_inputs: int) -> Tensor:
 
 def _remove_(weight: Tensor, inverse: Tensor, chosen: Tensor, unit_inputs: int) -> None:
     """Refit what is left: W − W_g G_gg⁻¹ G_g and G − G_·g G_gg⁻¹ G_g·. What goes becomes 0, and 1 on G's diagonal."""
-    gone = (chosen[:, None] * unit_inputs + torch.arange(unit_inputs)).flatten()
+    gone = (chosen[:, None] * unit_inputs + torch.arange(unit_inputs, device=chosen.device)).flatten()
     step = torch.linalg.solve(inverse[gone][:, gone], inverse[gone])
     weight.addmm_(weight[:, gone], step, alpha=-1)
     inverse.addmm_(inverse[:, gone], step, alpha=-1)

@@ -35,10 +35,11 @@ from seap.activations.stats import Statistics
 from seap.compensation.compensate import UNTESTED_DAMPING, fitting
 from seap.compensation.damped import solve_damped
 from seap.errors import UserError
-from seap.methods import RUNNING
+from seap.methods import RECONSTRUCTING, RUNNING
 from seap.models.arch import Arch
 from seap.models.axes import KV_GROUPS, Axis
 from seap.models.residency import as_computed, release
+from seap.models.solving import solver_of
 from seap.scoring.first_order import first_order, unit_size
 from seap.scoring.influence import block_influence
 from seap.scoring.obs import removal
@@ -81,7 +82,7 @@ def _wanda_sp(axis: Axis, weight: Tensor, moments: Moments) -> Tensor:
 
 def _obs(axis: Axis, weight: Tensor, moments: Moments) -> Tensor:
     moments = fitting(axis, moments)
-    columns = weight.cpu().double().split(axis.num_inputs // moments.num_blocks, 1)
+    columns = weight.double().split(axis.num_inputs // moments.num_blocks, 1)
     parts = zip(columns, moments.split(), strict=True)
     scores = torch.cat([removal(part, own, axis.unit_inputs).scores() for part, own in parts])
     return scores.repeat_interleave(axis.unit_inputs) / axis.unit_inputs
@@ -97,6 +98,18 @@ def _leverages(moments: Moments) -> Tensor:
     covariance = moments.covariance
     solved = solve_damped(covariance, covariance, UNTESTED_DAMPING)
     return solved.diagonal().clamp(0, 1)
+
+
+def _reconstructed(
+    name: str, axis: Axis, weight: Tensor, moments: Moments, sensitivity: Tensor | None, by_head: bool
+) -> Tensor:
+    """A score that solves systems, where its tensors are. sensitivity: F (O, O), by which the error is weighed."""
+    if sensitivity is not None:
+        weight = root(sensitivity).double() @ weight.double()
+    score = ACTIVATION_SCORES[name](axis, weight, moments)
+    if by_head and axis.queries > 1 and name in OF_UNITS:
+        return _dealt(axis, score, ACTIVATION_SCORES[name](axis.each_head(), weight, moments))
+    return score
 
 
 ACTIVATION_SCORES: dict[str, Callable[[Axis, Tensor, Moments], Tensor]] = {
@@ -162,14 +175,14 @@ def score_inputs(
             score = _l2_squared(weight).sqrt()
         else:
             assert statistics is not None, f"{name} needs statistics"
-            if name == "obs-fisher":
-                assert sensitivity is not None, f"{name} needs the loss's sensitivity"
-                weight = root(sensitivity[axis.key]).double() @ weight.cpu().double()
-                release(arch.model, [sensitivity[axis.key]])
-            score = ACTIVATION_SCORES[name](axis, weight, statistics[axis.key])
-            if by_head and axis.queries > 1 and name in OF_UNITS:
-                own = ACTIVATION_SCORES[name](axis.each_head(), weight, statistics[axis.key])
-                score = _dealt(axis, score, own)
+            if name in RECONSTRUCTING:
+                assert name != "obs-fisher" or sensitivity is not None, f"{name} needs the loss's sensitivity"
+                weighed = sensitivity[axis.key] if sensitivity is not None and name == "obs-fisher" else None
+                solver, moments = solver_of(arch, axis.layer), statistics[axis.key]
+                score = solver(_reconstructed, name, axis, weight, moments, weighed, by_head)
+                release(arch.model, [] if weighed is None else [weighed])
+            else:
+                score = ACTIVATION_SCORES[name](axis, weight, statistics[axis.key])
         scores[axis.key] = _finite(arch, axis, name, score.cpu())
         release(arch.model, arch.layers[axis.layer].parameters())
     return scores

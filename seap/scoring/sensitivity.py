@@ -77,7 +77,7 @@ def measure_sensitivity(
 def root(information: Tensor) -> Tensor:
     """R (O, O) float32 with RᵀR = F / mean diag F + FLOOR · I, so that ‖R e‖² weighs an output error e. F (O, O)."""
     scale = information.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    eye = torch.eye(len(information), dtype=torch.float64)
+    eye = torch.eye(len(information), dtype=torch.float64, device=information.device)
     return torch.linalg.cholesky(information.double() / scale + FLOOR * eye).t().float()
 
 

@@ -38,6 +38,7 @@ from seap.methods import CLOSED_FORMS
 from seap.models.arch import Arch
 from seap.models.axes import KV_GROUPS, Axis
 from seap.models.residency import release
+from seap.models.solving import solver_of
 from seap.scoring.score import Scores
 from seap.selection.damage import Curves, whole_curve
 from seap.selection.mask import unit_places
@@ -108,15 +109,29 @@ def closed_curves(
     curves: Curves = {}
     for axis in axes:
         widths = closed_widths(axis, least[axis.key], step, may_go=axis.curve_key in may_go)
-        weight, places = weight_of(arch, axis), unit_places(axis, scores)
-        blocks = blocks_of(axis, weight, statistics, places, compensate)
-        damage = damage_at(blocks, sensitivity[axis.key], widths, has_bias=compensate != "none" and not axis.usage_key)
-        if widths[:1] == [0] and axis.is_normed:  # nothing makes up for it
-            blocks = blocks_of(axis, weight, statistics, places, "none")
-            damage = [*damage_at(blocks, sensitivity[axis.key], [0], has_bias=False), *damage[1:]]
+        given = weight_of(arch, axis), statistics, unit_places(axis, scores), sensitivity[axis.key]
+        damage = solver_of(arch, axis.layer)(_damage_of, axis, *given, widths, compensate)
         curves[axis.curve_key] = whole_curve(axis, widths, damage)
         release(arch.model, [sensitivity[axis.key], *arch.layers[axis.layer].parameters()])
     return curves
+
+
+def _damage_of(
+    axis: Axis,
+    weight: Tensor,
+    statistics: Source,
+    places: Tensor,
+    sensitivity: Tensor,
+    widths: Sequence[int],
+    compensate: str,
+) -> list[float]:
+    """Of one axis at these widths, ascending."""
+    blocks = blocks_of(axis, weight, statistics, places, compensate)
+    damage = damage_at(blocks, sensitivity, widths, has_bias=compensate != "none" and not axis.usage_key)
+    if [*widths[:1]] == [0] and axis.is_normed:  # nothing makes up for it
+        blocks = blocks_of(axis, weight, statistics, places, "none")
+        damage = [*damage_at(blocks, sensitivity, [0], has_bias=False), *damage[1:]]
+    return damage
 
 
 def closed_widths(axis: Axis, least: int, step: int, *, may_go: bool = False) -> list[int]:
@@ -134,7 +149,8 @@ def closed_widths(axis: Axis, least: int, step: int, *, may_go: bool = False) ->
 
 
 def blocks_of(axis: Axis, weight: Tensor, statistics: Source, places: Tensor, compensate: str) -> Iterator[Block]:
-    """An axis's inputs block by block. weight (O, C) float64; places (E, U) or (1, G·Q) of `unit_places`."""
+    """An axis's inputs block by block. weight (O, C); places (E, U) or (1, G·Q) of `unit_places`."""
+    weight = weight.double()
     moments = fitting(axis, statistics[axis.key])
     parts = moments.split()
     size = weight.shape[1] // len(parts)
@@ -164,8 +180,8 @@ def damage_at(blocks: Iterable[Block], sensitivity: Tensor, widths: Sequence[int
     has_bias: whether the consumer's bias makes up for the mean error on the rows that a repair is fitted on.
     """
     information = sensitivity.double()
-    spread = torch.zeros(len(widths), dtype=torch.float64)
-    shift = torch.zeros(len(information), len(widths), dtype=torch.float64)
+    spread = information.new_zeros(len(widths))
+    shift = information.new_zeros(len(information), len(widths))
     for block in blocks:
         found, kept = block.factored(), block.num_kept(widths)
         spread += _weighed(found, information, block.held.covariance[block.order][:, block.order])[kept]

@@ -38,6 +38,7 @@ class ChoicesKeywords(TypedDict, total=False):
     fisher_tokens: int | None
     probe_tokens: int | None
     search_evaluations: int | None
+    solve_device: str
     steps: int | None
     descents: int | None
     round_to: int

@@ -5,7 +5,7 @@ Field docstrings become the help texts of the command line.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -131,6 +131,9 @@ class Choices:
     descents: int | None = None
     """Steps of --allocate search down the slopes that widths have where all axes are cut, each a pass forward and back.
     """
+    solve_device: str = "auto"
+    """Where systems in float64 are solved: auto (the model's GPU if it solves them no slower than the CPU), cpu, cuda:1
+    …; what doesn't fit in its memory is solved on the CPU."""
     steps: int | None = None
     """Steps of --allocate iterative (GISP), each forward and back over the whole text; the paper's has 112 for 7 B."""
     round_to: Annotated[int, Parameter(converter=_rounding), FIRST] = 1
@@ -214,6 +217,11 @@ class Pruning(Choices, Amount):
         return replace(EFFORTS[self.effort], **{name: value for name, value in own.items() if value is not None})
 
     @property
+    def deciding(self) -> dict[str, Any]:
+        """The options that decide the result: all but where it is computed."""
+        return {name: value for name, value in asdict(self).items() if name != "solve_device"}
+
+    @property
     def cut_axes(self) -> tuple[str, ...] | None:
         """Names of the axes that are cut, this run's or the method's; all that the family allows with None."""
         return METHODS[self.method].axes if self.axes is None else self.axes
@@ -265,6 +273,8 @@ class Pruning(Choices, Amount):
             notes += [f"--{name.replace('_', '-')}" for name in ("weights", "worst_task") if name in changed]
         if not self.needs_sensitivity and "fisher_tokens" in changed:
             notes.append("--fisher-tokens")
+        if not self.needs_second_moments and "solve_device" in changed:
+            notes.append("--solve-device")
         if method.allocate == "whole-layers":
             limits = ("min_kv_groups", "min_channels", "round_to", "experts")
             notes += [f"--{name.replace('_', '-')}" for name in limits if name in changed]

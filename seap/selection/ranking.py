@@ -16,6 +16,7 @@ from seap.activations.ranks import Ranks, agreed, gathered
 from seap.activations.stats import Statistics
 from seap.errors import UserError
 from seap.methods import MEASURED, RECONSTRUCTING, RUNNING, Method
+from seap.models import solving
 from seap.models.arch import Arch, choose_axes, describe
 from seap.models.axes import Axis, Masks
 from seap.scoring.score import Scores, mix, score_inputs
@@ -199,6 +200,7 @@ def rank(
     is. ranks: that rank together, the statistics being those of all.
     """
     arch = describe(model)
+    solving.settle_(model, options.solve_device)
     check_mixture(options, list(statistics), general=general is not None)
     ready = with_second_moments(model, statistics, options, progress=progress)
     ready, options, notes = _settled(model, ready, options, general, seed=seed, progress=progress)

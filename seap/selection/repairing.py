@@ -16,8 +16,8 @@ from seap.compensation.compensate import (
     kept_inputs,
     mean_bias,
     nystrom,
-    repair_axis,
     ridge,
+    solved_repair,
     weight_of,
 )
 from seap.methods import Method
@@ -44,7 +44,7 @@ def repairing(arch: Arch, method: Method, scores: Scores, pooled: Statistics) ->
         keep = kept_inputs(axis, axis.mask_of(choose_units([axis], scores, {axis.key: width})))
         repair = None
         if method.compensate in QUICK and can_repair(axis, method.compensate, keep):
-            repair = repair_axis(axis, weight_of(arch, axis), pooled, keep, QUICK[method.compensate])
+            repair = solved_repair(arch, axis, weight_of(arch, axis), pooled, keep, QUICK[method.compensate])
             release(arch.model, arch.layers[axis.layer].parameters())
         return keep, repair
 

@@ -26,10 +26,11 @@ from torch import Tensor
 
 from seap.activations.ranks import summed
 from seap.activations.stats import Statistics
-from seap.compensation.compensate import weight_of
+from seap.compensation.compensate import Source, weight_of
 from seap.models.arch import Arch
 from seap.models.axes import Axis
 from seap.models.shelf import shelf_for
+from seap.models.solving import solver_of
 from seap.scoring.score import Scores
 from seap.scoring.sensitivity import Backward
 from seap.selection.curves import Block, blocks_of, from_the_end
@@ -144,25 +145,34 @@ class Slopes:
             own, curve = hand.with_heads(heads), known[heads]
             none = {0} & {*curve.widths}  # where its whole sub-block may go
             widths = sorted((near if heads == hand.heads else near - {0}) | none)
-            change = self._first_order(own, found, widths)
+            given = weight_of(self.judge.arch, own), self.statistics, unit_places(own, self.scores), found
+            change = solver_of(self.judge.arch, own.layer)(_changes, own, *given, widths, self.compensate)
             at_hand = change[widths.index(here)] if heads == hand.heads else at_hand
             apart = None if heads == hand.heads else (known[hand.heads], known[min(heads, hand.heads)])
             moved = tuple(value - at_hand for value in change)
             made[own.curve_key] = Slope(tuple(widths), moved, curve, here, apart=apart)
         return made
 
-    def _first_order(self, axis: Axis, found: Gradient, widths: Sequence[int]) -> list[float]:
-        """−⟨E[g hᵀ] − E[g] mᵀ, D⟩ of each width."""
-        weight, places = weight_of(self.judge.arch, axis), unit_places(axis, self.scores)
-        blocks = list(blocks_of(axis, weight, self.statistics, places, self.compensate))
-        change = torch.zeros(len(widths), dtype=torch.float64)
-        for block, product in zip(blocks, found.product.split(len(blocks[0].order), 1), strict=True):
-            gradient = product[:, block.order]
-            if self.compensate != "none":
-                gradient = gradient - torch.outer(found.mean, block.fit.mean[block.order])
-            change -= first_order(block, gradient)[block.num_kept(widths)]
-        told: list[float] = change.tolist()
-        return told
+
+def _changes(
+    axis: Axis,
+    weight: Tensor,
+    statistics: Source,
+    places: Tensor,
+    found: Gradient,
+    widths: Sequence[int],
+    compensate: str,
+) -> list[float]:
+    """−⟨E[g hᵀ] − E[g] mᵀ, D⟩ of each width."""
+    blocks = list(blocks_of(axis, weight, statistics, places, compensate))
+    change = found.mean.new_zeros(len(widths))
+    for block, product in zip(blocks, found.product.split(len(blocks[0].order), 1), strict=True):
+        gradient = product[:, block.order]
+        if compensate != "none":
+            gradient = gradient - torch.outer(found.mean, block.fit.mean[block.order])
+        change -= first_order(block, gradient)[block.num_kept(widths)]
+    told: list[float] = change.tolist()
+    return told
 
 
 def first_order(block: Block, gradient: Tensor) -> Tensor:
