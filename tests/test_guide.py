@@ -40,6 +40,7 @@ ELSEWHERE = {  # how a command or a snippet begins → why it isn't run here
     r"lm_eval --model local-completions": "asks the Hub for ARC-Easy; tests/serving/test_lm_eval.py has its own task",
     r"python runs/serving/ray_serve.py": "starts a Ray cluster",
     r"seap push (?!.*--dry-run)": "goes up to the Hub; tests/exports/test_push.py has a stand-in",
+    r"seap prune \./my-vlm": "wants a model that sees; tests/activations/test_images.py has tiny ones",
     r"seap prune .*--target-speed": "a tiny model's time is its calls'; tests/pruning/test_targets.py has a wider one",
 }
 OF_THEIR_OWN = {  # pages whose commands another test runs, which looks at what comes out as well

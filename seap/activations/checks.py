@@ -15,6 +15,8 @@ from seap.models.axes import AXIS_NAMES, BLOCK, EXPERTS, QUERY_HEADS
 
 AXIS_KEY = re.compile(rf"layers\.\d{{1,5}}\.({'|'.join((*AXIS_NAMES, EXPERTS, QUERY_HEADS, BLOCK))})")
 ROW_TENSORS = ("row", "right_row", "wrong_row")  # token rows, and those of right and wrong choices
+ROW_PARTS = ("s", "_lengths", "_counted", "_places")
+SEEN_KEY = re.compile(r"row_seen\.(\d{1,9})\.[a-z_]{1,60}")  # of a row with images, by its number
 FLOATS = ("F64", "F32")
 Outlines = Mapping[str, tuple[str, tuple[int, ...]]]
 
@@ -22,7 +24,8 @@ Outlines = Mapping[str, tuple[str, tuple[int, ...]]]
 def measured_axes(path: Path) -> list[str]:
     """The axes of a statistics file. Raises UserError unless each has its count, mean and M2 in shapes that agree."""
     found = outlines(path)
-    rest = set(found) - {f"{name}{part}" for name in ROW_TENSORS for part in ("s", "_lengths", "_counted")}
+    rest = set(found) - {f"{name}{part}" for name in ROW_TENSORS for part in ROW_PARTS}
+    rest = {name for name in rest if not SEEN_KEY.fullmatch(name)}
     keys = [name.removesuffix(".count") for name in found if name.endswith(".count") and not name.startswith("held.")]
     for key in keys:
         rest -= _check_axis(path, found, key, None)
@@ -42,11 +45,20 @@ def _check_row_tensors(path: Path, found: Outlines, row: str) -> None:
         dtype, shape = found[name]
         if dtype not in ("I32", "I64") or len(shape) != 1 or not both <= found.keys():
             raise UserError(f"{path}: {name} has type {dtype} and shape {shape}; make it again, with seap calibrate")
-    counted = found.get(f"{row}_counted")
-    if counted is not None and counted != ("BOOL", found.get(f"{row}s", ("", ()))[1]):
-        raise UserError(
-            f"{path}: {row}_counted isn't a mark for each token of {row}s; make it again, with seap calibrate"
-        )
+    for marks in (f"{row}_counted", f"{row}_places"):
+        if marks in found and found[marks] != ("BOOL", found.get(f"{row}s", ("", ()))[1]):
+            raise UserError(
+                f"{path}: {marks} isn't a mark for each token of {row}s; make it again, with seap calibrate"
+            )
+    _check_seen(path, found, row)
+
+
+def _check_seen(path: Path, found: Outlines, row: str) -> None:
+    """Raise UserError for what a model reads of images where there is no such row, or no place for it."""
+    numbers = [int(match[1]) for name in found if (match := SEEN_KEY.fullmatch(name))] if row == "row" else []
+    size = found.get(f"{row}_lengths", ("", (0,)))[1]
+    if numbers and (max(numbers) >= (size or (0,))[0] or not {f"{row}_places", f"{row}_counted"} <= found.keys()):
+        raise UserError(f"{path}: images of a row that isn't there; make it again, with seap calibrate")
 
 
 def _check_axis(path: Path, found: Outlines, key: str, size: tuple[int, ...] | None) -> set[str]:

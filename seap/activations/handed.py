@@ -22,6 +22,12 @@ def first(output: Any) -> Tensor:
     return found
 
 
+def handed_on(arch: Arch, hidden: Tensor) -> Any:
+    """Hidden states as a layer of this family returns them: alone, or in a tuple."""
+    parts = arch.family.output_parts
+    return (hidden, *[None] * (parts - 1)) if parts else hidden
+
+
 def packed(arch: Arch, output: Any, kwargs: Mapping[str, Any]) -> Tensor:
     """The state after a layer that returned this, called with these keywords; zeros where no layer stored keys yet."""
     hidden = first(output)

@@ -16,6 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from seap.activations.handed import entered, first, packed
+from seap.activations.handed import handed_on as handed_on
+from seap.activations.looking import Stub, added, looked
+from seap.activations.looking import stubbed as stubbed
 from seap.activations.ranks import Ranks
 from seap.models.arch import Arch
 from seap.models.families import token_inputs
@@ -23,7 +26,6 @@ from seap.models.residency import at_the_beginning, resident, streamed
 from seap.models.shelf import Shelf
 from seap.text.corpus import Batch, batches
 
-Stub = Callable[..., Any]
 Changed = Callable[[int], contextlib.AbstractContextManager[None]]  # a layer as something else for a while
 LOGIT_BYTES = 1 << 26  # of logits in float32 that are computed at a time; there are some copies of them
 LOGIT_TOKENS = 256  # that are looked at together, however large the vocabulary
@@ -41,6 +43,7 @@ class Call:
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    added: Tensor | None = None  # what the model adds to the states before this layer: of images, in some models
 
 
 @dataclass
@@ -124,13 +127,8 @@ def split_rows(rows: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list
 def ran(arch: Arch, module: nn.Module, state: Tensor, call: Call) -> Tensor:
     """The state after a layer, or after what stands for it, from the one before it."""
     hidden = entered(arch, placed(state, module), call.kwargs)
+    hidden = hidden if call.added is None else hidden + call.added
     return packed(arch, module(hidden, *call.args, **call.kwargs), call.kwargs)
-
-
-def handed_on(arch: Arch, hidden: Tensor) -> Any:
-    """Hidden states as a layer of this family returns them: alone, or in a tuple."""
-    parts = arch.family.output_parts
-    return (hidden, *[None] * (parts - 1)) if parts else hidden
 
 
 def placed(values: Tensor, module: nn.Module) -> Tensor:
@@ -139,22 +137,9 @@ def placed(values: Tensor, module: nn.Module) -> Tensor:
     return values if device.type == "meta" else values.to(device)
 
 
-@contextlib.contextmanager
-def stubbed(layers: Sequence[nn.Module], stubs: dict[int, Stub]) -> Iterator[None]:
-    """Layers whose forward is something else for a while."""
-    own = {index: vars(layers[index]).get("forward") for index in stubs}  # accelerate's, of a model on several devices
-    for index, stub in stubs.items():
-        layers[index].forward = stub
-    try:
-        yield
-    finally:
-        for index, forward in own.items():
-            del layers[index].forward
-            if forward is not None:
-                layers[index].forward = forward
-
-
 def model_inputs(arch: Arch, batch: Batch) -> dict[str, Any]:
+    if batch.seen:
+        return looked(arch, batch)
     device = next(arch.model.parameters()).device
     return {
         "input_ids": batch.ids.to(device),
@@ -189,11 +174,16 @@ def _begin(arch: Arch, batch: Batch) -> tuple[Tensor, list[Call]]:
     layers = arch.layers
     with stubbed(layers, {i: recorder(i) for i in range(len(layers))}):
         arch.model.base_model(**model_inputs(arch, batch))
-    return packed(arch, states[0], calls[0].kwargs), [calls[i] for i in range(len(layers))]
+    found = [calls[i] for i in range(len(layers))]
+    if batch.seen:
+        found = [replace(call, added=more) for call, more in zip(found, added(arch, batch, states), strict=True)]
+    return packed(arch, states[0], calls[0].kwargs), found
 
 
 def resume(arch: Arch, batch: Batch, layer: int, hidden: Tensor) -> Tensor:
     """Logits (B, T, V) from the hidden states before a layer (or, with the number of layers, after the last one)."""
+    if batch.seen and layer == len(arch.layers):
+        return _ended(arch, batch, hidden)
 
     def stub(index: int) -> Stub:
         return lambda given, *args, **kwargs: handed_on(
@@ -207,15 +197,20 @@ def resume(arch: Arch, batch: Batch, layer: int, hidden: Tensor) -> Tensor:
 
 def finished(arch: Arch, batch: Batch, hidden: Tensor) -> Tensor:
     """Logits (B, T, V) from the hidden states after the last layer; of a streamed model, inside `at_the_end`."""
-    plan, num_layers = streamed(arch.model), len(arch.layers)
+    plan = streamed(arch.model)
     if plan is None:
-        return resume(arch, batch, num_layers, hidden)
-    last, given = hidden.to(plan.device), {"attention_mask": batch.mask.long().to(plan.device), "use_cache": False}
+        return resume(arch, batch, len(arch.layers), hidden)
+    return _ended(arch, batch, hidden.to(plan.device))
+
+
+def _ended(arch: Arch, batch: Batch, last: Tensor) -> Tensor:
+    """The same without what the layers would read."""
+    given = {"attention_mask": batch.mask.long().to(last.device), "use_cache": False}
 
     def stub(*args: Any, **kwargs: Any) -> Any:
         return handed_on(arch, entered(arch, last, kwargs))
 
-    with stubbed(arch.layers, dict.fromkeys(range(num_layers), stub)):
+    with stubbed(arch.layers, dict.fromkeys(range(len(arch.layers)), stub)):
         logits: Tensor = arch.model(**_in_place_of_tokens(arch, last), **given).logits
     return logits
 
@@ -245,7 +240,7 @@ def in_pieces(arch: Arch, batch: Batch, hidden: Tensor) -> Iterator[tuple[Batch,
     step = max(few_logits(vocabulary_size(arch), batch.ids.numel()) // batch.ids.shape[1], 1)
     for i in range(0, len(batch.ids), step):
         rows = slice(i, i + step)
-        yield replace(batch, ids=batch.ids[rows], mask=batch.mask[rows], counted=batch.counted[rows]), hidden[rows]
+        yield batch.part(rows), hidden[rows]
 
 
 @contextlib.contextmanager

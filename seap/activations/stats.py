@@ -25,7 +25,7 @@ from seap.errors import UserError
 from seap.files import read_about, write_safetensors, write_tensors
 from seap.models.axes import EXPERTS
 from seap.text.contrast import NO_CONTRAST, Contrast
-from seap.text.rows import CountedRow, counted_of
+from seap.text.rows import CountedRow, SeenRow, counted_of, places_of, seen_of
 
 Rows = tuple[tuple[int, ...], ...]  # token ids, one text (or one packed sequence) a row
 
@@ -142,6 +142,11 @@ def _tensors_of_rows(name: str, rows: Rows) -> dict[str, Tensor]:
     if any(counted_of(row) is not None for row in rows):
         marks = [counted_of(row) or (True,) * len(row) for row in rows]
         tensors[f"{name}_counted"] = torch.tensor([mark for row in marks for mark in row])
+    if any(map(seen_of, rows)):
+        places = [places_of(row) or (False,) * len(row) for row in rows]
+        tensors[f"{name}_places"] = torch.tensor([place for row in places for place in row])
+        each = [(i, part, value) for i, row in enumerate(rows) for part, value in seen_of(row).items()]
+        tensors |= {f"{name}_seen.{i}.{part}": value.contiguous() for i, part, value in each}
     return tensors
 
 
@@ -154,7 +159,21 @@ def _rows_from(path: Path, file: Any, name: str) -> Rows:
     if f"{name}_counted" in file.keys():  # noqa: SIM118
         marks = file.get_tensor(f"{name}_counted").split(lengths.tolist())
         rows = tuple(CountedRow(row, mark.tolist()) for row, mark in zip(rows, marks, strict=True))
+    if f"{name}_places" in file.keys():  # noqa: SIM118
+        places = file.get_tensor(f"{name}_places").split(lengths.tolist())
+        found = zip(rows, places, _seen_from(file, name, len(rows)), strict=True)
+        rows = tuple(SeenRow(row, counted_of(row) or (), at.tolist(), seen) if seen else row for row, at, seen in found)
     return rows
+
+
+def _seen_from(file: Any, name: str, count: int) -> list[dict[str, Tensor]]:
+    """Of each row, what its model reads beside its ids."""
+    found: list[dict[str, Tensor]] = [{} for _ in range(count)]
+    for key in file.keys():  # noqa: SIM118
+        if key.startswith(f"{name}_seen."):
+            _, number, part = key.split(".", 2)
+            found[int(number)][part] = file.get_tensor(key)
+    return found
 
 
 def _tensors_of(key: str, moments: Moments, *, small: bool = False) -> dict[str, Tensor]:

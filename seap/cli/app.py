@@ -111,8 +111,10 @@ def print_json(value: Any) -> None:
 
 
 def read_alike(tests: Measures, calibration: Calibration) -> Evaluation:
-    """Measures that read their text as calibration does: --template and --weigh are of both."""
-    return Evaluation(**asdict(tests), template=calibration.template, weigh=calibration.weigh)
+    """Measures that read their text as calibration does: --template, --weigh and --images are of both."""
+    return Evaluation(
+        **asdict(tests), template=calibration.template, weigh=calibration.weigh, images=calibration.images
+    )
 
 
 def merged_options(*parts: Any) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from seap.evaluation.programs import Limits
 from seap.text.corpus import separator
 from seap.text.encode import encode, in_template
 from seap.text.items import Item
-from seap.text.rows import counted_of, num_counted
+from seap.text.rows import counted_of, num_counted, places_of
+from seap.text.seeing import sees
 from seap.text.tokens import byte_counter, check_ids
 
 log = logging.getLogger(__name__)
@@ -51,8 +52,9 @@ class Exam:
         """The tokens that the loss is measured on, and the bytes that they stand for."""
         num_bytes, tokens, size = byte_counter(self.tokenizer), 0, 0
         for row in self.windows:
-            counts = counted_of(row.ids)
-            own = [row.ids[i] for i in range(row.start, len(row.ids)) if counts is None or counts[i - 1]]
+            counts, images = counted_of(row.ids), places_of(row.ids)
+            said = [i for i in range(row.start, len(row.ids)) if counts is None or counts[i - 1]]
+            own = [row.ids[i] for i in said if images is None or not images[i]]
             tokens, size = tokens + len(own), size + num_bytes(own)
         return tokens, max(size, 1)
 
@@ -72,6 +74,7 @@ def prepare(
     multiple choice in another wording, such as `harness.as_items` gives.
     """
     longest = getattr(model.config, "max_position_embeddings", None)
+    test = _by_loss(test, tokenizer, options)
     asked: list[Row] = []
     if test.metric == "multiple-choice":
         asked = choices.choice_rows(tokenizer, questions or test.items, options, longest=longest)
@@ -81,6 +84,19 @@ def prepare(
     owners, windows = zip(*loss_rows(tokenizer, test, drawing, longest=longest), strict=True)
     check_ids([row.ids for row in (*windows, *asked)], model, tokenizer, f"the test of task {test.name}")
     return Exam(test, options, tokenizer, windows, tuple(asked), owners, tuple(questions))
+
+
+def _by_loss(test: Test, tokenizer: Any, options: Evaluation) -> Test:
+    """With the loss alone where items have images that the model sees: what it says of them isn't asked for."""
+    if test.metric == "loss" or not any(sees(tokenizer, item, options) for item in test.items):
+        return test
+    if options.metric != "auto":
+        raise UserError(
+            f"task {test.name}: --metric {test.metric} reads text alone, and these items have images; use --metric "
+            "loss, or --images none"
+        )
+    log.warning("task %s: of items with images the loss alone is measured", test.name)
+    return replace(test, metric="loss")
 
 
 def _continued(test: Test, tokenizer: Any, options: Evaluation) -> tuple[Test, list[Row]]:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from seap.activations.layerwise import model_inputs
+from seap.models.arch import describe
 from seap.text.corpus import Batch, batches
 from seap.text.rows import CountedRow
 
@@ -97,6 +99,8 @@ def windows(ids: Sequence[int], *, length: int, stride: int | None = None) -> It
 def predictions(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """Logits that predict tokens 1 … T−1, (B, T−1, V) in float32, and the ids they predict (B, T−1)."""
     device = next(model.parameters()).device
+    if batch.seen:
+        return model(**model_inputs(describe(model), batch)).logits[:, :-1].float(), batch.ids[:, 1:].to(device)
     ids, mask = batch.ids.to(device), batch.mask.long().to(device)
     logits = model(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], use_cache=False).logits
     return logits.float(), ids[:, 1:]
@@ -105,7 +109,7 @@ def predictions(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
 def scored_tokens(batch: Batch, starts: Sequence[int]) -> Tensor:
     """Bool (B, T−1): real tokens at or after each row's start that a counted place predicts."""
     positions = torch.arange(1, batch.ids.shape[1])
-    return batch.mask[:, 1:] & batch.counted[:, :-1] & (positions[None] >= torch.tensor(starts)[:, None])
+    return batch.mask[:, 1:] & batch.said[:, :-1] & (positions[None] >= torch.tensor(starts)[:, None])
 
 
 def in_batches(rows: Sequence[Row], batch_tokens: int) -> Iterator[tuple[list[int], Batch]]:

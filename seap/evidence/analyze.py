@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from seap.activations.calibration import fingerprint
+from seap.activations.layerwise import model_inputs
 from seap.activations.moments import Moments
 from seap.environment import provenance, versions
 from seap.errors import UserError, missing_extra, unknown
@@ -207,13 +208,7 @@ def mean_states(model: Any, rows: Sequence[Sequence[int]], *, batch_tokens: int)
 
 
 def _batch_means(model: Any, batch: Batch) -> Tensor:
-    device = next(model.parameters()).device
-    outputs = model.base_model(
-        input_ids=batch.ids.to(device),
-        attention_mask=batch.mask.long().to(device),
-        use_cache=False,
-        output_hidden_states=True,
-    )
+    outputs = model.base_model(**model_inputs(describe(model), batch), output_hidden_states=True)
     means = []
     for states in outputs.hidden_states:  # (B, T, D), or (S, B, T, D) of several hidden states of a token (AltUp)
         states = states.float().mean(0) if states.dim() > 3 else states.float()

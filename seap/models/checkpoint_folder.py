@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seap.models import configs, decoders, kinds, left_out
+from seap.models import configs, decoders, kinds, left_out, sight
 from seap.models.configs import Opened
 from seap.models.dequantize import dequantized
 from seap.models.kinds import cant_load
@@ -96,6 +96,7 @@ def load_tokenizer(name: str, opened: Opened, *, trust_remote_code: bool = False
             local_files_only=not trust_remote_code,
         )
         tokenizer.decode(tokenizer("", verbose=False)["input_ids"])
+    sight.give_(tokenizer, path, opened.config, trust_remote_code=trust_remote_code)
     return tokenizer
 
 

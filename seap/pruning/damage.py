@@ -45,10 +45,10 @@ class Dense:
                 dense = resume(self.walk.arch, batch, depth, last).float().log_softmax(-1)
                 pruned = model(**model_inputs(describe(model), batch)).logits.float().log_softmax(-1)
                 kl = (dense.exp() * (dense - pruned)).sum(-1).double()
-                sums["kl"] += float((kl * batch.counted.to(kl.device)).sum())
+                sums["kl"] += float((kl * batch.said.to(kl.device)).sum())
                 sums["loss_before"] += _loss(dense, batch)
                 sums["loss_after"] += _loss(pruned, batch)
-                count += int(batch.counted.sum())
+                count += int(batch.said.sum())
                 predicted += int(_predicting(batch).sum())
         if not predicted:
             return None
@@ -58,7 +58,7 @@ class Dense:
 
 def _predicting(batch: Batch) -> Tensor:
     """(B, T − 1): the places that count and have a token after them."""
-    return batch.counted[:, :-1] & batch.mask[:, 1:]
+    return batch.said[:, :-1] & batch.mask[:, 1:]
 
 
 def _loss(log_p: Tensor, batch: Batch) -> float:

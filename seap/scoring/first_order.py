@@ -162,7 +162,7 @@ def _of_rows(arch: Arch, part: Batch, states: Tensor, count: int) -> Tensor:
 
 def _labels(batch: Batch) -> tuple[Tensor, Tensor]:
     """The next tokens (B, T − 1), and which of them there are and count."""
-    return batch.ids[:, 1:], batch.counted[:, :-1] & batch.mask[:, 1:]
+    return batch.ids[:, 1:], batch.said[:, :-1] & batch.mask[:, 1:]
 
 
 def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:

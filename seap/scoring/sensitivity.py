@@ -182,7 +182,7 @@ def _sampled(walk: Walk, seed: int, index: int, hidden: Tensor) -> Tensor:
         with torch.enable_grad():
             leaf = states.detach().requires_grad_()
             logits = finished(walk.arch, batch, leaf).float()
-            real = logits[batch.counted.to(logits.device)]
+            real = logits[batch.said.to(logits.device)]
             sampled = drawn_words(real.detach().softmax(-1).cpu(), batch, seed)
             grads += torch.autograd.grad(cross_entropy(real, sampled.to(real.device), reduction="sum"), [leaf])
     return torch.cat(grads)
@@ -196,7 +196,7 @@ def drawn_words(chances: Tensor, batch: Batch, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(zlib.crc32(row.numpy().tobytes(), seed & 0xFFFFFFFF))
         each[place, : len(row)] = torch.rand(len(row), generator=generator)
     sums = chances.cumsum(1)
-    found = torch.searchsorted(sums, each[batch.counted][:, None] * sums[:, -1:], right=True)
+    found = torch.searchsorted(sums, each[batch.said][:, None] * sums[:, -1:], right=True)
     return found.flatten().clamp_max(chances.shape[1] - 1)
 
 

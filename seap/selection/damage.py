@@ -213,13 +213,13 @@ class Judge:
     @property
     def num_tokens(self) -> int:
         """Of this rank's rows."""
-        return sum(int(batch.counted.sum()) for batch in self.walk.batches)
+        return sum(int(batch.said.sum()) for batch in self.walk.batches)
 
     def _summed(self, index: int, logits: Tensor) -> Tensor:
         """KL of logits (B, T, V) of a batch, summed over the tokens that count."""
         expected = self._expected(index)
         kl = (expected.exp() * (expected - log_softmax(logits.float(), -1))).sum(-1)
-        return (kl.double() * self.walk.batches[index].counted.to(kl.device)).sum()
+        return (kl.double() * self.walk.batches[index].said.to(kl.device)).sum()
 
 
 def probe_rows(rows: Sequence[Sequence[int]], num_tokens: int, seed: int) -> list[Sequence[int]]:

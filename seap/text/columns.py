@@ -19,6 +19,7 @@ NAMES = {
     "choices": ("choices", "options"),
     "answer": ("answer", "answers", "answerkey", "answer_key", "completion", "output", "response"),
     "system": ("system", "system_prompt"),
+    "images": ("images", "image"),
 }
 # Columns of what is to be read before the question; all that are there are used, in their order.
 CONTEXT = "context passage document article paragraph story background premise support evidence".split()

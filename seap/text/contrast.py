@@ -12,6 +12,7 @@ from typing import Any
 from seap.text.encode import encode, in_template
 from seap.text.options import Calibration
 from seap.text.rows import counted_of, num_counted
+from seap.text.seeing import sees
 from seap.text.shapes import Item
 
 Rows = tuple[tuple[int, ...], ...]
@@ -58,12 +59,12 @@ def contrast_of(
 ) -> Contrast:
     """The choices of the first items that calibration draws, until their rows have `num_tokens` tokens in all.
 
-    None where an item has no choices, or is read in a chat template.
+    None where an item has no choices, is read in a chat template, or has images.
     """
     order = list(texts)
     random.Random(options.seed).shuffle(order)
     items = [item for item in order[: options.num_texts] if isinstance(item, Item) and _has_choices(item)]
-    if len(items) < len(order[: options.num_texts]) or any(in_template(tokenizer, item, options) for item in items):
+    if len(items) < len(order[: options.num_texts]) or any(_is_other(tokenizer, item, options) for item in items):
         return NO_CONTRAST
     right: list[tuple[int, ...]] = []
     wrong: list[tuple[int, ...]] = []
@@ -75,6 +76,10 @@ def contrast_of(
         if sum(map(len, (*right, *wrong))) >= num_tokens:
             break
     return Contrast(tuple(right), tuple(wrong))
+
+
+def _is_other(tokenizer: Any, item: Item, options: Calibration) -> bool:
+    return in_template(tokenizer, item, options) or sees(tokenizer, item, options) is not None
 
 
 def _has_choices(item: Item) -> bool:

@@ -4,10 +4,11 @@ Shapes: B rows, T tokens.
 """
 
 import hashlib
+import logging
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from seap.text.contrast import NO_CONTRAST, Contrast, contrast_of
 from seap.text.encode import encode
 from seap.text.items import Item
 from seap.text.options import Calibration
-from seap.text.rows import CountedRow, counted_of, num_counted
+from seap.text.rows import CountedRow, Seen, counted_of, look_of, num_counted, places_of, seen_of
+
+log = logging.getLogger(__name__)
 
 ENOUGH = 512  # tokens of a batch with which a processor is busy
 ALIKE = 0.8  # of a batch's longest row: shorter ones wait for the next batch, since padding costs what tokens cost
@@ -45,7 +48,10 @@ class Corpus:
         """Of the token ids in the order used, and of which of them count where not all do."""
         counted = [counted_of(row) for row in self.rows]
         told = repr(self.rows) + (repr(counted) if any(counted) else "")
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
+        found = hashlib.sha256(told.encode())
+        for name, values in [pair for row in self.rows for pair in sorted(seen_of(row).items())]:
+            found.update(f"{name} {tuple(values.shape)}".encode() + values.float().numpy().tobytes())
+        return found.hexdigest()[:16]
 
     @property
     def num_counted(self) -> int:
@@ -62,11 +68,32 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded rows: ids and mask (B, T); the mask is True on real tokens, `counted` on those that count."""
+    """Right-padded rows: ids and mask (B, T); the mask is True on real tokens, `counted` on those that count.
+
+    seen: of rows with images, what the model reads of each beside its ids; `places` is True where it stands. looked:
+    what was made of that for the layers, once (`activations/looking.py`).
+    """
 
     ids: Tensor
     mask: Tensor
     counted: Tensor
+    places: Tensor | None = None
+    seen: tuple[Seen, ...] = ()
+    looked: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def said(self) -> Tensor:
+        """(B, T): where what the model says counts: places that count and aren't followed by an image's."""
+        if self.places is None:
+            return self.counted
+        after = torch.zeros_like(self.places)
+        after[:, :-1] = self.places[:, 1:]
+        return self.counted & ~after
+
+    def part(self, rows: slice) -> "Batch":
+        """Some of its rows."""
+        places = None if self.places is None else self.places[rows]
+        return Batch(self.ids[rows], self.mask[rows], self.counted[rows], places, self.seen[rows])
 
 
 def longest_sequence(model: Any, options: Calibration) -> int:
@@ -91,7 +118,7 @@ def build_corpus(
     order = [Item(text=text) if isinstance(text, str) else text for text in texts]
     random.Random(options.seed).shuffle(order)
     rows: list[tuple[int, ...]] = []
-    skipped = uncounted = in_template = num_tokens = 0
+    skipped = uncounted = in_template = num_tokens = too_long = 0
     for item in order:
         if len(rows) == options.num_texts or num_tokens >= (options.max_tokens or math.inf):
             break
@@ -100,12 +127,16 @@ def build_corpus(
             skipped += 1
             continue
         row = found.row if options.pack else found.row[:seq_len]
+        if len(seen_of(row)) < len(found.seen):
+            too_long += 1
+            continue
         if not num_counted(row):
             uncounted += 1
             continue
         rows.append(row)
         num_tokens += len(row)
         in_template += found.in_template
+    _tell_of_images(name, rows, too_long, seq_len, options)
     if not rows:
         raise _nothing(name, len(order), uncounted, options, source)
     if options.pack:
@@ -114,6 +145,17 @@ def build_corpus(
     tokens = sum(map(len, rows))
     contrast = contrast_of(texts, tokenizer, options, seq_len=seq_len, num_tokens=tokens)
     return Corpus(name, tuple(rows), source, skipped, uncounted, in_template, contrast)
+
+
+def _tell_of_images(name: str, rows: Sequence[Any], too_long: int, seq_len: int, options: Calibration) -> None:
+    """Say which texts are left out for their images. Raises UserError where none is left, and for --pack."""
+    if options.pack and any(map(seen_of, rows)):
+        raise UserError(f"task {name}: --pack joins texts, and these have images; leave it out, or use --images none")
+    if too_long:
+        told = f"task {name}: the images of {too_long} texts don't fit into {seq_len} tokens (--seq-len)"
+        if not rows:
+            raise UserError(f"{told}, and no text is left; raise it, or give smaller images")
+        log.warning("%s; they are left out", told)
 
 
 def _is_short(tokenizer: Any, text: str) -> bool:
@@ -184,12 +226,16 @@ def batches(rows: Sequence[Sequence[int]], *, batch_tokens: int, pad: int = 0) -
 
 
 def _alike(rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[Sequence[int]]]:
-    """The longest first; a batch that is large enough takes no rows that are much shorter than its first."""
+    """The longest first; a batch that is large enough takes no rows that are much shorter than its first.
+
+    Rows with images of other sizes, or none, begin another.
+    """
     group: list[Sequence[int]] = []
     for row in sorted(rows, key=len, reverse=True):
         longest = len(group[0]) if group else 0
         is_full = longest * (len(group) + 1) > batch_tokens
-        if group and (is_full or (longest * len(group) >= ENOUGH and len(row) < ALIKE * longest)):
+        is_other = bool(group) and look_of(group[0]) != look_of(row)
+        if group and (is_full or is_other or (longest * len(group) >= ENOUGH and len(row) < ALIKE * longest)):
             yield group
             group = []
         group.append(row)
@@ -216,4 +262,9 @@ def _padded(rows: Sequence[Sequence[int]], pad: int) -> Batch:
         mask[i, : len(row)] = True
         own = counted_of(row)
         counted[i, : len(row)] = True if own is None else torch.tensor(own)
-    return Batch(ids, mask, counted)
+    if places_of(rows[0]) is None:
+        return Batch(ids, mask, counted)
+    places = torch.zeros_like(mask)
+    for i, row in enumerate(rows):
+        places[i, : len(row)] = torch.tensor(places_of(row))
+    return Batch(ids, mask, counted, places, tuple(map(seen_of, rows)))

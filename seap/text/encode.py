@@ -5,37 +5,50 @@ tokenised without special tokens: it writes its own, and no second beginning of 
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from seap.errors import UserError
-from seap.text import tokens
+from seap.models.sight import Sight, sight_of
+from seap.text import seeing, tokens
 from seap.text.options import Reading
-from seap.text.rows import row_of
+from seap.text.rows import Seen, SeenRow, row_of
 from seap.text.shapes import Item
 from seap.text.templates import render
 from seap.text.turns import Turn, messages_for, plain
 
 Spans = tuple[tuple[int, int], ...]
+Rendered = Callable[..., str]  # a tokenizer, turns, their item, and whether they ask (`asks`) → text
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of a text; `written` says of each whether it is an answer's, None where all count."""
+    """Token ids of a text; `written` says of each whether it is an answer's, None where all count.
+
+    seen: what the model reads beside them of images, which stand at `places`; counted: whether these count.
+    """
 
     ids: tuple[int, ...]
     written: tuple[bool, ...] | None
     in_template: bool = False
+    seen: Seen = field(default_factory=dict)
+    places: tuple[bool, ...] = ()
+    counted: bool = True
 
     @property
     def row(self) -> tuple[int, ...]:
         """For `corpus.batches`."""
-        return row_of(self.ids, self.written)
+        row = row_of(self.ids, self.written)
+        if not self.seen:
+            return row
+        counts = getattr(row, "counted", (True,) * len(row))
+        both = zip(counts, self.places, strict=True)
+        return SeenRow(row, [own and (self.counted or not place) for own, place in both], self.places, self.seen)
 
     def after(self, start: Sequence[int]) -> "Encoded":
         """The same after a mark of its beginning, which a template writes itself."""
-        if self.in_template or not start:
+        if self.in_template or not start or self.seen:
             return self
         written = None if self.written is None else (*([False] * len(start)), *self.written)
         return replace(self, ids=(*start, *self.ids), written=written)
@@ -61,12 +74,14 @@ def in_template(tokenizer: Any, item: Item, reading: Reading) -> bool:
 
 
 def encode(tokenizer: Any, item: Item, reading: Reading) -> Encoded:
-    """The tokens that calibration and tests see of an item. Nothing is cut."""
+    """The tokens that calibration and tests see of an item, and its images where the model sees. Nothing is cut."""
+    if (sight := seeing.sees(tokenizer, item, reading)) is not None:
+        return _seen(tokenizer, sight, item, reading)
     if in_template(tokenizer, item, reading):
         text = _rendered(tokenizer, item.turns, item, asks=False)
         if reading.weigh == "all":
             return Encoded(tuple(_ids(tokenizer, text, special=False)), None, True)
-        spans = _wanted(item, _answers(tokenizer, item, text), reading)
+        spans = _wanted(item, _answers(tokenizer, item, text, _rendered), reading)
         return Encoded(*_marked(tokenizer, text, spans, special=False), True)
     if reading.weigh == "all":
         return Encoded(tuple(_ids(tokenizer, item.text, special=True)), None)
@@ -75,11 +90,38 @@ def encode(tokenizer: Any, item: Item, reading: Reading) -> Encoded:
 
 def prompt_ids(tokenizer: Any, item: Item, reading: Reading) -> tuple[int, ...]:
     """The tokens after which the model is to write the item's last answer."""
+    seeing.refuse_images(tokenizer, item, reading, "what a model writes")
     if not in_template(tokenizer, item, reading):
         return tuple(_ids(tokenizer, item.prompt or "", special=True))
     places = [place for place, turn in enumerate(item.turns) if turn.role == "assistant"]
     asked = item.turns[: places[-1]] if places else item.turns
     return tuple(_ids(tokenizer, _rendered(tokenizer, asked, item, asks=True) + item.lead, special=False))
+
+
+def _seen(tokenizer: Any, sight: Sight, item: Item, reading: Reading) -> Encoded:
+    """The same of an item with images: what the model's processor makes of its template's text and the images."""
+    processor, chat = sight.processor, item.turns and reading.template != "none" and not item.choices
+    chat = bool(chat and (processor.chat_template or tokenizer.chat_template)) or in_template(tokenizer, item, reading)
+    if chat:
+        item = replace(item, turns=seeing.shown_turns(item), images=())
+        pictures = seeing.pictures_in(item.turns)
+
+        def rendered(tokenizer: Any, turns: Sequence[Turn], item: Item, *, asks: bool) -> str:
+            own = processor if processor.chat_template else tokenizer
+            tools = json.loads(item.tools) if item.tools else None
+            return render(own, list(map(seeing.message, turns)), tools=tools, add_generation_prompt=asks)
+
+        text = rendered(tokenizer, item.turns, item, asks=False)
+        spans = () if reading.weigh == "all" else _answers(tokenizer, item, text, rendered)
+    else:
+        text, spans, pictures = seeing.written_out(item, seeing.mark_of(sight))
+    ids, seen = seeing.looked_at(sight, text, pictures, special=not chat)
+    written = None
+    if reading.weigh != "all":
+        wanted = _wanted(item, spans, reading)
+        written = tuple(seeing.marks_of(sight, text, pictures, wanted, len(ids), special=not chat))
+    places = tuple(token == sight.token for token in ids)
+    return Encoded(tuple(ids), written, chat, seen, places, reading.images == "count")
 
 
 def _wanted(item: Item, spans: Spans, reading: Reading) -> Spans:
@@ -99,10 +141,13 @@ def _plain_answers(item: Item) -> Spans:
 
 def _rendered(tokenizer: Any, turns: Sequence[Turn], item: Item, *, asks: bool) -> str:
     tools = json.loads(item.tools) if item.tools else None
-    return render(tokenizer, messages_for(tokenizer, turns), tools=tools, add_generation_prompt=asks)
+    messages = messages_for(tokenizer, turns)
+    if sight_of(tokenizer) is not None:  # templates of models that see read lists of parts, and some nothing else
+        messages = [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in messages]
+    return render(tokenizer, messages, tools=tools, add_generation_prompt=asks)
 
 
-def _answers(tokenizer: Any, item: Item, text: str) -> Spans:
+def _answers(tokenizer: Any, item: Item, text: str, rendered: Rendered) -> Spans:
     """Where in a rendered conversation the answers stand, each with the token that ends its turn.
 
     An answer begins where the template would ask for it. Templates that write an earlier answer otherwise once another
@@ -113,8 +158,8 @@ def _answers(tokenizer: Any, item: Item, text: str) -> Spans:
     for place, turn in enumerate(item.turns):
         if turn.role != "assistant":
             continue
-        before = _rendered(tokenizer, item.turns[:place], item, asks=True) if place else ""
-        upto = _rendered(tokenizer, item.turns[: place + 1], item, asks=False)
+        before = rendered(tokenizer, item.turns[:place], item, asks=True) if place else ""
+        upto = rendered(tokenizer, item.turns[: place + 1], item, asks=False)
         if before and text.startswith(before) and text.startswith(upto):
             start, end = len(before), len(upto)
         else:

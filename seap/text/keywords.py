@@ -2,7 +2,7 @@
 
 from typing import TypedDict
 
-from seap.text.options import Template, Weigh
+from seap.text.options import Images, Template, Weigh
 
 
 class ReadingKeywords(TypedDict, total=False):
@@ -10,6 +10,7 @@ class ReadingKeywords(TypedDict, total=False):
 
     template: Template
     weigh: Weigh
+    images: Images
 
 
 class CalibrationKeywords(ReadingKeywords, total=False):

@@ -11,6 +11,7 @@ from seap.errors import UserError, at_least, one_of
 
 Template = Literal["auto", "chat", "none"]
 Weigh = Literal["all", "answer", "generated"]
+Images = Literal["count", "context", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +22,13 @@ class Reading:
     """auto: turns, and prompts with answers, in the model's own chat template where it has one; chat; none."""
     weigh: Weigh = "all"
     """Whose tokens count: all; those of answers; those of answers that the model itself wrote (`corpus answer`)."""
+    images: Images = "count"
+    """Of data with images, for models that see: count as text does; context: seen, but only text counts; none."""
 
     def __post_init__(self) -> None:
         one_of("template", self.template, Template)
         one_of("weigh", self.weigh, Weigh)
+        one_of("images", self.images, Images)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ Run by `tables.py` as a script, with the file's path and the most bytes that it 
 the columns, every row's values, and last {"end": …}, or {"error": …}. It imports nothing of seap.
 """
 
+import base64
 import contextlib
 import json
 import sys
@@ -108,8 +109,8 @@ def values(array: Any) -> list[Any]:
 
 
 def plain(value: Any) -> Any:
-    """What JSON has no word for."""
-    return {"bytes": len(value)} if isinstance(value, bytes) else str(value)
+    """What JSON has no word for: bytes, of images for instance, as text."""
+    return {"base64": base64.b64encode(value).decode()} if isinstance(value, bytes) else str(value)
 
 
 def main(path: str, most: int) -> None:

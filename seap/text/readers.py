@@ -7,7 +7,7 @@ import json
 import os.path
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,20 @@ POINTER = b"version https://git-lfs"  # a clone without its large files has thes
 
 @dataclass(frozen=True)
 class Row:
-    """One example as its file has it: `where` is what an error calls it, `values` are its columns."""
+    """One example as its file has it: `where` is what an error calls it, `values` are its columns.
+
+    folder: from where its paths count.
+    """
 
     where: str
     values: dict[str, Any]
+    folder: Path | None = None
 
 
 def read_rows(files: Iterable[Path]) -> list[Row]:
     """The rows of all files, in order. Raises UserError for an unknown type, a broken file, or no rows."""
     files = list(files)
-    rows = [row for file in files for row in _reader_of(file)(file)]
+    rows = [replace(row, folder=file.parent) for file in files for row in _reader_of(file)(file)]
     if not rows:
         raise UserError(f"{', '.join(map(str, files))}: no rows; an empty file can't be a task")
     return rows

@@ -10,16 +10,18 @@ A shape is a set of fields (`columns.py`: the names under which they may stand),
     text                        alone, or beside one of the above: then it replaces the text made there
 
 A context beside a question or a prompt comes before it, on lines of its own; an input beside an instruction after it. A
-system text and a history beside a prompt are turns before it.
+system text and a history beside a prompt are turns before it. Images may stand beside any of them, or in messages.
 """
 
 import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from seap.text.columns import is_missing
 from seap.text.gold import choices_of, gold, string
+from seap.text.pictures import Picture, pictures_of
 from seap.text.turns import Turn, asked_and_answered, joined, plain, turns_of
 
 SHAPES_TOLD = (
@@ -67,6 +69,23 @@ class Item:
     """An answer of a conversation, which no other answer need equal word by word."""
     is_generated: bool = False
     """The model itself wrote the last answer."""
+    images: tuple[Picture, ...] = field(default=(), compare=False)
+    """Of a column of their own; those of a message are parts of its turn."""
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """All that is shown."""
+        return (*self.images, *(p for turn in self.turns for p in turn.parts if isinstance(p, Picture)))
+
+    def at(self, where: str, folder: Path | None) -> "Item":
+        """With images that know the row and the folder that they are of."""
+        if not self.pictures:
+            return self
+        turns = [
+            replace(t, parts=tuple(p if isinstance(p, str) else p.at(where, folder) for p in t.parts))
+            for t in self.turns
+        ]
+        return replace(self, turns=tuple(turns), images=tuple(image.at(where, folder) for image in self.images))
 
     @property
     def answer_start(self) -> int | None:
@@ -104,7 +123,7 @@ class Shape:
 
     def fields(self, there: Collection[str]) -> list[str]:
         """Those of a row's fields that it reads."""
-        return [name for name in (*self.needs, *self.reads, "text") if name in there]
+        return [name for name in (*self.needs, *self.reads, "text", "images") if name in there]
 
 
 def shape_of(fields: Collection[str], *, unanswered: bool = False) -> Shape | None:
@@ -116,7 +135,10 @@ def shape_of(fields: Collection[str], *, unanswered: bool = False) -> Shape | No
 def made(shape: Shape, values: Values) -> Item | None:
     """The item of a row's fields; None for a row that is blank or without a label."""
     item, text = shape.item(values), values.get("text")
-    return item if item is None or is_missing(text) else replace(item, text=string("text", text))
+    if item is None:
+        return None
+    item = replace(item, images=() if is_missing(values.get("images")) else pictures_of(values["images"]))
+    return item if is_missing(text) else replace(item, text=string("text", text))
 
 
 def _text_item(values: Values) -> Item | None:

@@ -7,7 +7,7 @@ import os.path
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -194,7 +194,7 @@ def renamed(row: Row, columns: Sequence[tuple[str, str]]) -> Row:
             found = found[part]
         taken[field] = found
     gone = {column for _, column in columns}
-    return Row(row.where, {name: value for name, value in values.items() if name not in gone} | taken)
+    return replace(row, values={name: value for name, value in values.items() if name not in gone} | taken)
 
 
 def load_examples(given: str) -> tuple[list[Item], str]:

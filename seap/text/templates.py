@@ -135,7 +135,7 @@ def render(
             "tools": None if tools is None else list(tools),
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
-            **tokenizer.special_tokens_map,
+            **getattr(tokenizer, "tokenizer", tokenizer).special_tokens_map,
             **variables,
         },
     }
@@ -151,10 +151,16 @@ def render(
     return found["text"]
 
 
+def _default(template: Any) -> Any:
+    """Of several named ones."""
+    return template.get("default") if isinstance(template, dict) else template
+
+
 def _template(tokenizer: Any, tools: Any) -> str:
     """The text of the template. Raises UserError where the tokenizer has none."""
+    own = getattr(tokenizer, "tokenizer", tokenizer)  # a processor's
     try:
-        found: str = tokenizer.get_chat_template(None, tools)
+        found: str = own.get_chat_template(None if own is tokenizer else _default(tokenizer.chat_template), tools)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"the tokenizer has no chat template that fits: {error}") from error
     return found

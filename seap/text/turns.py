@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from seap.errors import UserError
+from seap.text.pictures import TYPES, Part, Picture, picture_of
 
 ROLES = {
     "system": ("system", "developer"),
@@ -27,11 +28,15 @@ NAMES = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says. more: JSON of what else a template may read, such as tool calls."""
+    """What one side says. more: JSON of what else a template may read, such as tool calls.
+
+    parts: what is said and shown, in order, where something is shown.
+    """
 
     role: str
     content: str
     more: str = ""
+    parts: tuple[Part, ...] = ()
 
     @property
     def message(self) -> dict[str, Any]:
@@ -49,7 +54,7 @@ def turns_of(given: Any) -> tuple[Turn, ...]:
     if not isinstance(given, Sequence) or isinstance(given, str):
         raise UserError(f"messages is {given!r:.60}, a {type(given).__name__}; it must be a list of messages")
     found = [_turn(number, message) for number, message in enumerate(given, start=1)]
-    return tuple(found) if any(turn.content.strip() or turn.more for turn in found) else ()
+    return tuple(found) if any(turn.content.strip() or turn.more or turn.parts for turn in found) else ()
 
 
 def _turn(number: int, message: Any) -> Turn:
@@ -63,23 +68,30 @@ def _turn(number: int, message: Any) -> Turn:
     more = {key: _bare(message[key]) for key in KEPT if message.get(key) not in (None, [], "")}
     for call in more.get("tool_calls", ()) if isinstance(more.get("tool_calls"), list) else ():
         _open_arguments_(call)
-    return Turn(known, _words(number, content), json.dumps(more, ensure_ascii=False) if more else "")
+    parts = _parts(number, content)
+    words = "".join(part for part in parts if isinstance(part, str))
+    shown = tuple(parts) if any(isinstance(part, Picture) for part in parts) else ()
+    return Turn(known, words, json.dumps(more, ensure_ascii=False) if more else "", shown)
 
 
-def _words(number: int, content: Any) -> str:
-    """A content as text. Raises UserError for parts that aren't text, such as images."""
+def _parts(number: int, content: Any) -> list[Part]:
+    """A content as texts and images. Raises UserError for parts that are neither, such as sound."""
     if isinstance(content, str):
-        return content
+        return [content]
     if isinstance(content, Sequence):
-        return "".join(_words(number, part) for part in content if part is not None)
+        return [found for part in content if part is not None for found in _parts(number, part)]
     if isinstance(content, Mapping):
         kind = content.get("type")
         inner = next(
             (content[key] for key in ("text", "content", "parts", "value") if content.get(key) is not None), None
         )
         if inner is not None and kind in (None, "text", "input_text", "output_text"):
-            return _words(number, inner)
-        raise UserError(f"message {number} has a part of type {kind!r}; only text can be read, so leave such rows out")
+            return _parts(number, inner)
+        if kind in TYPES:
+            return [picture_of(_bare(content))]
+        raise UserError(
+            f"message {number} has a part of type {kind!r}; only text and images can be read, so leave such rows out"
+        )
     raise UserError(f"message {number} says {content!r:.60}, a {type(content).__name__}; it must be text")
 
 

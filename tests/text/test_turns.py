@@ -101,8 +101,8 @@ BAD: list[tuple[Any, str]] = [
     ([{"role": "wizard", "content": "x"}], "message 1 has the role 'wizard'; allowed: system, developer, user"),
     ([MESSAGES[0], {"role": "assistant", "content": 5}], "message 2 says 5, a int"),
     (
-        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
-        "message 1 has a part of type 'image_url'; only text",
+        [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "x"}}]}],
+        "message 1 has a part of type 'input_audio'; only text",
     ),
 ]
 
