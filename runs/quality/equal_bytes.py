@@ -4,8 +4,9 @@
 
 Each network is pruned to the same `--target-size`, a share of the dense model's bytes on disk, saved, and measured on
 the task's test text, which neither units nor tokens were chosen on. Axes, joined by +: `layers` (KV groups and channels
-alone), `vocabulary`, `drop` (whole sub-blocks), `heads` (query heads within groups). Rows of other models, tasks and
-axes that the file has stay.
+alone), `vocabulary` (with `auto` chosen together with the layers), `drop` (whole sub-blocks), `heads` (query heads
+within groups). A row is written as soon as it is there, and rows that the file has aren't made again, so that an
+interrupted run goes on where it was.
 """
 
 import argparse
@@ -26,9 +27,9 @@ from seap.evaluation.evaluate import load_test, per_byte, prepare
 from seap.evaluation.options import Evaluation
 from seap.files import write_json
 from seap.models import loader
-from seap.models.sizes import saved_bytes
+from seap.models.sizes import dtype_on_disk, saved_bytes
 
-KEYS = ("model", "task", "axes", "share", "vocabulary_asked", "effort")
+KEYS = ("model", "task", "axes", "share", "vocabulary_asked", "effort", "max_tokens", "test_items")
 Row = dict[str, Any]
 
 
@@ -58,7 +59,7 @@ def measure(name: str, spec: str, axes: str, given: argparse.Namespace, dense: M
     started = time.process_time()
     whole, _ = loader.load_for_work(name, device="cpu")
     model, tokenizer = loader.load_for_work(name, device="cpu")
-    dtype = model.config.dtype
+    dtype = dtype_on_disk(model)
     how = {"effort": given.effort, "max_tokens": given.tokens, "progress": False, "measure_damage": False}
     most = given.share * saved_bytes(model, dtype)
     asked = options_of(axes, given)
@@ -82,6 +83,7 @@ def measure(name: str, spec: str, axes: str, given: argparse.Namespace, dense: M
         "gone_whole": sum(layer.get(kind) == 0 for layer in report.layers for kind in ("kv_groups", "channels")),
         "tokens_of_vocabulary": cut.get("tokens_after"),
         "vocabulary_nats_per_byte_held_out": cut.get("nats_per_byte"),
+        "vocabulary_tried": cut.get("tried"),
         "nats_per_byte_dense": dense["nats_per_byte"],
         "nats_per_byte": own["nats_per_byte"],
         "nats_per_byte_added": own["nats_per_byte"] - dense["nats_per_byte"],
@@ -90,11 +92,17 @@ def measure(name: str, spec: str, axes: str, given: argparse.Namespace, dense: M
         "decode_tokens_per_s_dense": rates["dense"],
         "decode_ratio": speed["decode"]["pruned"]["ratio"],
         "calibration_tokens": report.num_tokens,
-        "test_items": given.items,
         "load_average": os.getloadavg()[0],
         "processor_seconds": made,
         "seconds": report.seconds,
     }
+
+
+def key_of(spec: str, axes: str, given: argparse.Namespace) -> Row:
+    """What tells a row from the others."""
+    asked = options_of(axes, given).get("vocabulary")
+    own = (Path(given.model).name, spec.partition("=")[0], axes, given.share, asked, given.effort)
+    return dict(zip(KEYS, (*own, given.tokens, given.items), strict=True))
 
 
 def main() -> None:
@@ -112,15 +120,16 @@ def main() -> None:
     given = parser.parse_args()
     rows = json.loads(given.out.read_text())["rows"] if given.out.is_file() else []
     for spec in given.tasks:
-        whole = loader.load_for_work(given.model, device="cpu")
-        dense = nats_per_byte(*whole, spec, Evaluation(metric="loss", num_items=given.items))
-        del whole
-        for axes in given.axes:
-            task = spec.partition("=")[0]
-            asked = options_of(axes, given).get("vocabulary")
-            row = dict(zip(KEYS, (Path(given.model).name, task, axes, given.share, asked, given.effort), strict=True))
-            row |= measure(given.model, spec, axes, given, dense)
-            rows = [old for old in rows if any(old[key] != row[key] for key in KEYS)] + [row]
+        wanted = [key_of(spec, axes, given) for axes in given.axes]
+        missing = [key for key in wanted if not any(all(old.get(k) == key[k] for k in KEYS) for old in rows)]
+        if not missing:
+            continue
+        dense = nats_per_byte(
+            *loader.load_for_work(given.model, device="cpu"), spec, Evaluation(metric="loss", num_items=given.items)
+        )
+        for key in missing:
+            row = key | measure(given.model, spec, key["axes"], given, dense)
+            rows = [*rows, row]
             write_json(given.out, {"kind": "equal bytes", "rows": rows} | provenance())
             print(json.dumps(row, indent=2), flush=True)
 
