@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained(DIR)
 tokenizer = AutoTokenizer.from_pretrained(DIR)
 ```"""
-WITHOUT = """Without seap and without `trust_remote_code=True`, transformers ends with "pruned by seap: import seap before loading it …",
-or, where an attention implementation is asked for, lists weights as MISMATCH: no class of its own builds layers of
-different widths. Nothing is damaged then; add one of the two."""
+WITHOUT = """Without seap and without `trust_remote_code=True`, transformers ends with "pruned by seap: import seap
+before loading it …", or, where an attention implementation is asked for, lists weights as MISMATCH: no class of its
+own builds layers of different widths. Nothing is damaged then; add one of the two."""
 STOCK_TRANSFORMERS = TRANSFORMERS.partition("\n")[0] + TRANSFORMERS[TRANSFORMERS.index("\nfrom") :]
 OPENVINO = """```python
 import openvino_genai
