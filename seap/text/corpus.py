@@ -19,7 +19,7 @@ from seap.text.contrast import NO_CONTRAST, Contrast, contrast_of
 from seap.text.encode import encode
 from seap.text.items import Item
 from seap.text.options import Calibration
-from seap.text.rows import CountedRow, Seen, counted_of, look_of, num_counted, places_of, seen_of
+from seap.text.rows import CountedRow, Seen, anchored, counted_of, look_of, num_counted, places_of, seen_of
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ def build_corpus(
         raise _nothing(name, len(order), uncounted, options, source)
     if options.pack:
         rows = _packed(rows, separator(tokenizer), seq_len)
-    rows = [row for row in _limited(rows, options.max_tokens) if num_counted(row)]
+    rows = [anchored(row) for row in _limited(rows, options.max_tokens) if num_counted(row)]
     tokens = sum(map(len, rows))
     contrast = contrast_of(texts, tokenizer, options, seq_len=seq_len, num_tokens=tokens)
     return Corpus(name, tuple(rows), source, skipped, uncounted, in_template, contrast)

@@ -122,6 +122,18 @@ def num_counted(row: Sequence[int]) -> int:
     return len(row) if counted is None else sum(counted)
 
 
+def anchored(row: Sequence[int]) -> Sequence[int]:
+    """The row with its first place counted too: there stand the few huge activations that all later tokens attend to.
+
+    Statistics without it lose them, and every token with them (docs/findings.md, Which tokens to calibrate on).
+    """
+    counted, places = counted_of(row), places_of(row)
+    if not counted or (places and places[0]):  # an image there counts as --images says
+        return row
+    marks = (True, *counted[1:])
+    return SeenRow(row, marks, row.places, row.seen) if isinstance(row, SeenRow) else CountedRow(row, marks)
+
+
 def cut_to(row: Sequence[int], count: int) -> Sequence[int]:
     """The beginning of a row in which so many places count, or all of it."""
     counted = counted_of(row)

@@ -175,9 +175,10 @@ def test_a_corpus_counts_the_places_that_predict_answers() -> None:
     words = characters(CHATML)
     made = build_corpus("mine", [talk("hi", "yo"), talk("hi")], words, Calibration(weigh="answer"), source="here")
     (row,) = made.rows
-    counted = [words.decode([row[place + 1]]) for place, counts in enumerate(row.counted) if counts]
-    assert "".join(counted) == "yo<|im_end|>" and made.num_counted == 3
-    assert (made.uncounted, made.in_template) == (1, 1) and made.told["counted"] == 3
+    first, *places = [place for place, counts in enumerate(row.counted) if counts]
+    assert "".join(words.decode([row[place + 1]]) for place in places) == "yo<|im_end|>" and made.num_counted == 4
+    assert first == 0  # where the activations are that every token attends to, though no answer's
+    assert (made.uncounted, made.in_template) == (1, 1) and made.told["counted"] == 4
     everything = build_corpus("mine", [talk("hi", "yo")], words, Calibration(), source="here")
     assert everything.rows == (tuple(row),) and everything.data_hash != made.data_hash
 
@@ -189,4 +190,6 @@ def test_packed_rows_keep_what_counts() -> None:
     packed = build_corpus("mine", items, words, Calibration(weigh="answer", pack=True, seq_len=16), source="here")
     assert [token for row in packed.rows for token in row] == [token for row in loose.rows for token in row]
     lost = sum(row.counted != (True,) for row in packed.rows)  # a row's last place predicts nothing
-    assert loose.num_counted - len(packed.rows) <= packed.num_counted <= loose.num_counted and lost
+    loosely, packedly = (sum(sum(row.counted[1:]) for row in corpus.rows) for corpus in (loose, packed))
+    assert loosely - 2 * len(packed.rows) <= packedly <= loosely and lost  # an answer may begin in a row's first place
+    assert all(row.counted[0] for row in packed.rows)
