@@ -122,7 +122,7 @@ def num_counted(row: Sequence[int]) -> int:
     return len(row) if counted is None else sum(counted)
 
 
-def anchored(row: Sequence[int]) -> Sequence[int]:
+def anchored(row: tuple[int, ...]) -> tuple[int, ...]:
     """The row with its first place counted too: there stand the few huge activations that all later tokens attend to.
 
     Statistics without it lose them, and every token with them (docs/findings.md, Which tokens to calibrate on).

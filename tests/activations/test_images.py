@@ -101,7 +101,7 @@ def test_tokens_of_answers_are_marked_behind_images(kind: str, tmp_path: Path) -
         for item in load_items(TASK.format(tmp_path / "data.jsonl"), "train")
     }
     for row in corpus.rows:
-        said = tokenizer.decode([row[i + 1] for i, counts in enumerate(row.counted) if counts])
+        said = tokenizer.decode([row[i + 1] for i, counts in enumerate(row.counted) if counts and i])
         assert said.removesuffix(" w7") in items.values() and said.endswith("w7")
 
 
