@@ -21,7 +21,8 @@ class Reading:
     template: Template = "auto"
     """auto: turns, and prompts with answers, in the model's own chat template where it has one; chat; none."""
     weigh: Weigh = "all"
-    """Whose tokens count: all; those of answers; those of answers that the model itself wrote (`corpus answer`)."""
+    """Whose tokens count (and each calibration row's first): all; those of answers; those of answers that the model
+    itself wrote (`corpus answer`)."""
     images: Images = "count"
     """Of data with images, for models that see: count as text does; context: seen, but only text counts; none."""
 
