@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 _MARK = "_seap_solve_device"
 LEAST, MOST = 256, 2048  # inputs of a system that is timed
 REPEATS = 2
-FULL = ("ALLOC_FAILED", "out of memory")  # what a library that has no memory left says, where it isn't torch itself
+FULL = ("alloc_failed", "out of memory")  # what a library that has no memory left says, where it isn't torch itself
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Solver:
 
 def is_full(error: RuntimeError) -> bool:
     """Whether a device had no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in FULL)
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error).lower() for word in FULL)
 
 
 @functools.cache

@@ -219,7 +219,7 @@ def test_compensation_never_makes_an_expert_worse_on_the_calibration_text(name: 
     repairs = repair_axes(arch, masks, statistics, "ridge")
     better = 0
     for axis in of_experts(arch):
-        weight, repair = weight_of(arch, axis), repairs[axis.key]
+        weight, repair = weight_of(arch, axis).double(), repairs[axis.key]
         moments, keep = fitting(axis, statistics[axis.key]), masks[axis.key]
         assert repair.weight is not None and not repair.bias.any()
         width, start = int(keep.sum()) // len(kept_experts(axis, keep)), 0
