@@ -6,14 +6,17 @@ whoever keeps states, compares them, changes layers before them or goes on from 
 reads. Shapes: B rows, T tokens, D hidden size, S hidden states of a token, G KV groups, K head size.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from seap.models.arch import Arch
 from seap.models.families import sharing_modes
+
+Stub = Callable[..., Any]
 
 
 def first(output: Any) -> Tensor:
@@ -26,6 +29,21 @@ def handed_on(arch: Arch, hidden: Tensor) -> Any:
     """Hidden states as a layer of this family returns them: alone, or in a tuple."""
     parts = arch.family.output_parts
     return (hidden, *[None] * (parts - 1)) if parts else hidden
+
+
+@contextlib.contextmanager
+def stubbed(layers: Sequence[nn.Module], stubs: dict[int, Stub]) -> Iterator[None]:
+    """Layers whose forward is something else for a while."""
+    own = {index: vars(layers[index]).get("forward") for index in stubs}  # accelerate's, of a model on several devices
+    for index, stub in stubs.items():
+        layers[index].forward = stub
+    try:
+        yield
+    finally:
+        for index, forward in own.items():
+            del layers[index].forward
+            if forward is not None:
+                layers[index].forward = forward
 
 
 def packed(arch: Arch, output: Any, kwargs: Mapping[str, Any]) -> Tensor:

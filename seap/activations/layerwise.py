@@ -15,10 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seap.activations.handed import entered, first, packed
-from seap.activations.handed import handed_on as handed_on
-from seap.activations.looking import Stub, added, looked
-from seap.activations.looking import stubbed as stubbed
+from seap.activations.handed import Stub, entered, first, handed_on, packed, stubbed
+from seap.activations.looking import added, looked
 from seap.activations.ranks import Ranks
 from seap.models.arch import Arch
 from seap.models.families import token_inputs

@@ -5,39 +5,23 @@ the batch: the tower for images runs once however often a batch is run. Shapes: 
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from seap.activations.handed import handed_on
+from seap.activations.handed import handed_on, stubbed
 from seap.models.arch import Arch
 from seap.models.decoders import wrapper_of
 from seap.text.corpus import Batch
 from seap.text.rows import TYPES
 
-Stub = Callable[..., Any]
 DROPPED = ("cache", "past_key_values", "return_dict", "labels", "logits_to_keep", "use_cache")
 
 
 class _ReachedError(Exception):
     """Raised at the decoder's door."""
-
-
-@contextlib.contextmanager
-def stubbed(layers: Sequence[nn.Module], stubs: dict[int, Stub]) -> Iterator[None]:
-    """Layers whose forward is something else for a while."""
-    own = {index: vars(layers[index]).get("forward") for index in stubs}  # accelerate's, of a model on several devices
-    for index, stub in stubs.items():
-        layers[index].forward = stub
-    try:
-        yield
-    finally:
-        for index, forward in own.items():
-            del layers[index].forward
-            if forward is not None:
-                layers[index].forward = forward
 
 
 def looked(arch: Arch, batch: Batch) -> dict[str, Any]:

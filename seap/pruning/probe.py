@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seap.activations.handed import first
-from seap.activations.layerwise import handed_on, stubbed
+from seap.activations.handed import first, handed_on, stubbed
 from seap.compensation.compensate import Repair, Repairs, kept_inputs
 from seap.errors import UserError, first_line
 from seap.models import loader

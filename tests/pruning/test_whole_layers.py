@@ -11,7 +11,7 @@ from toy import TEXTS, folder, texts_file, tokenizer
 from transformers import AutoModelForCausalLM
 
 import seap
-from seap.activations.layerwise import handed_on, stubbed
+from seap.activations.handed import handed_on, stubbed
 from seap.cli.main import main
 from seap.errors import UserError
 from seap.models.arch import describe
