@@ -13,7 +13,7 @@ repairs in closed form, no search and no refit. What comes after it is measured 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from seap.activations import calibration as calibrating
@@ -43,7 +43,7 @@ class Left:
     damage: float
 
 
-@dataclass
+@dataclass(frozen=True)
 class Layers:
     """What the layers lose where a whole model may take so much, whatever its vocabulary does.
 
@@ -54,21 +54,9 @@ class Layers:
     options: Pruning
     footprint: Footprint
     num_tokens: int
-    known: dict[int, Left | UserError] = field(default_factory=dict)
 
     def beside(self, tokens: int) -> Left:
         """With so many tokens. Raises UserError, with the nearest that can be, where the layers can't give enough."""
-        if tokens not in self.known:
-            try:
-                self.known[tokens] = self._beside(tokens)
-            except UserError as error:
-                self.known[tokens] = error
-        found = self.known[tokens]
-        if isinstance(found, UserError):
-            raise found
-        return found
-
-    def _beside(self, tokens: int) -> Left:
         ranking, arch = self.ranking, self.ranking.arch
         seen = self.footprint.with_output(self.footprint.output * tokens / self.num_tokens)
         if seen.fits({}, self.options.sparsity):
@@ -123,29 +111,24 @@ def choose_together(layers: Callable[[], Layers], trial: Trial, tokens_per_byte:
 
     Raises UserError, with the nearest that can be, where not even the fewest tokens leave a target that can be met.
     """
-    found, sums = layers(), {}
+    found = layers()
+    tried: dict[int, dict[str, Any]] = {}
 
     def total(size: int) -> float:
-        try:
-            lost = found.beside(size).damage * tokens_per_byte
-        except UserError:
-            sums[size] = math.inf
-        else:
-            costs = trial.cost(size).values()
-            sums[size] = lost + sum(cost.nats_per_byte for cost in costs) / len(costs)
-        return sums[size]
+        tried[size] = _weighed(size, found, trial, tokens_per_byte)
+        return float(tried[size].get("sum", math.inf))
 
     best = least(trial.sizes, total)
-    if math.isinf(sums[best]):
-        found.beside(min(sums))  # raises
+    if "sum" not in tried[best]:
+        found.beside(min(tried))  # raises
     return best, {
         "together_with": asked(found.options),
         "tokens_per_byte": tokens_per_byte,
-        "tried": [_told(size, found, trial, tokens_per_byte) for size in sorted(sums)],
+        "tried": [tried[size] for size in sorted(tried)],
     }
 
 
-def _told(size: int, layers: Layers, trial: Trial, tokens_per_byte: float) -> dict[str, Any]:
+def _weighed(size: int, layers: Layers, trial: Trial, tokens_per_byte: float) -> dict[str, Any]:
     """Of one size; of one whose target can't be met, that alone."""
     try:
         left = layers.beside(size)
