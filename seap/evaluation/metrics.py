@@ -109,7 +109,7 @@ def predictions(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
 def scored_tokens(batch: Batch, starts: Sequence[int]) -> Tensor:
     """Bool (B, T−1): real tokens at or after each row's start that a counted place predicts."""
     positions = torch.arange(1, batch.ids.shape[1])
-    return batch.mask[:, 1:] & batch.said[:, :-1] & (positions[None] >= torch.tensor(starts)[:, None])
+    return batch.predicting & (positions[None] >= torch.tensor(starts)[:, None])
 
 
 def in_batches(rows: Sequence[Row], batch_tokens: int) -> Iterator[tuple[list[int], Batch]]:

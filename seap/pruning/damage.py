@@ -49,23 +49,18 @@ class Dense:
                 sums["loss_before"] += _loss(dense, batch)
                 sums["loss_after"] += _loss(pruned, batch)
                 count += int(batch.said.sum())
-                predicted += int(_predicting(batch).sum())
+                predicted += int(batch.predicting.sum())
         if not predicted:
             return None
         losses = {name: sums[name] / predicted for name in ("loss_before", "loss_after")}
         return losses | {"kl": sums["kl"] / count, "tokens": count, "text": self.text}
 
 
-def _predicting(batch: Batch) -> Tensor:
-    """(B, T − 1): the places that count and have a token after them."""
-    return batch.said[:, :-1] & batch.mask[:, 1:]
-
-
 def _loss(log_p: Tensor, batch: Batch) -> float:
     """Summed over the places that count; log_p (B, T, V)."""
     targets = batch.ids[:, 1:].to(log_p.device)
     losses = functional.nll_loss(log_p[:, :-1].transpose(1, 2), targets, reduction="none").double()
-    return float((losses * _predicting(batch).to(losses.device)).sum())
+    return float((losses * batch.predicting.to(losses.device)).sum())
 
 
 def heard(

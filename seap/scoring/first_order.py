@@ -141,7 +141,7 @@ def _by_unit(axis: Axis, part: Slice, values: Tensor) -> Tensor:
 
 def _at_the_end(walk: Walk, hidden: Sequence[Tensor]) -> list[Tensor]:
     """The gradient of the mean cross entropy by the hidden states after the last layer, per batch."""
-    count = sum(int(_labels(batch)[1].sum()) for batch in walk.batches)
+    count = sum(int(batch.predicting.sum()) for batch in walk.batches)
     if not count:
         raise UserError("no token of the text has a next one that counts, so there is no gradient; give longer texts")
     return [
@@ -151,18 +151,13 @@ def _at_the_end(walk: Walk, hidden: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _of_rows(arch: Arch, part: Batch, states: Tensor, count: int) -> Tensor:
-    targets, wanted = (values.to(states.device) for values in _labels(part))
+    targets, wanted = part.ids[:, 1:].to(states.device), part.predicting.to(states.device)
     with torch.enable_grad():
         leaf = states.detach().requires_grad_()
         logits = resume(arch, part, len(arch.layers), leaf)[:, :-1].float()
         loss = cross_entropy(logits[wanted], targets[wanted], reduction="sum") / count
         [grad] = torch.autograd.grad(loss, [leaf])
     return grad
-
-
-def _labels(batch: Batch) -> tuple[Tensor, Tensor]:
-    """The next tokens (B, T − 1), and which of them there are and count."""
-    return batch.ids[:, 1:], batch.said[:, :-1] & batch.mask[:, 1:]
 
 
 def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -90,6 +90,11 @@ class Batch:
         after[:, :-1] = self.places[:, 1:]
         return self.counted & ~after
 
+    @property
+    def predicting(self) -> Tensor:
+        """(B, T − 1): where the next token is there, and what is said of it counts."""
+        return self.said[:, :-1] & self.mask[:, 1:]
+
     def part(self, rows: slice) -> "Batch":
         """Some of its rows."""
         places = None if self.places is None else self.places[rows]

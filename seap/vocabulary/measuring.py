@@ -167,7 +167,7 @@ def scored(model: Any, rows: Sequence[tuple[int, ...]], what: str, progress: boo
         for batch in batches([rows[i] for i in order], batch_tokens=limit):
             owners = torch.tensor(order[done : done + len(batch.ids)])
             ids, mask = batch.ids.to(device), batch.mask.long().to(device)
-            inside = batch.mask[:, 1:] & batch.counted[:, :-1]
+            inside = batch.predicting
             logits = model(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], use_cache=False).logits
             on = inside.to(device)
             yield Scored(logits[on].float(), ids[:, 1:][on], owners[:, None].expand_as(inside)[inside])
