@@ -5,7 +5,7 @@ tokenised without special tokens: it writes its own, and no second beginning of 
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,10 +13,10 @@ from seap.errors import UserError
 from seap.models.sight import Sight, sight_of
 from seap.text import seeing, tokens
 from seap.text.options import Reading
-from seap.text.rows import Seen, SeenRow, row_of
+from seap.text.rows import Seen, SeenRow, counted_of, row_of
 from seap.text.shapes import Item
 from seap.text.templates import render
-from seap.text.turns import Turn, messages_for, plain
+from seap.text.turns import Turn, messages_for, pictures_in, plain
 
 Spans = tuple[tuple[int, int], ...]
 Rendered = Callable[..., str]  # a tokenizer, turns, their item, and whether they ask (`asks`) → text
@@ -42,7 +42,7 @@ class Encoded:
         row = row_of(self.ids, self.written)
         if not self.seen:
             return row
-        counts = getattr(row, "counted", (True,) * len(row))
+        counts = counted_of(row) or (True,) * len(row)
         both = zip(counts, self.places, strict=True)
         return SeenRow(row, [own and (self.counted or not place) for own, place in both], self.places, self.seen)
 
@@ -104,12 +104,11 @@ def _seen(tokenizer: Any, sight: Sight, item: Item, reading: Reading) -> Encoded
     chat = bool(chat and (processor.chat_template or tokenizer.chat_template)) or in_template(tokenizer, item, reading)
     if chat:
         item = replace(item, turns=seeing.shown_turns(item), images=())
-        pictures = seeing.pictures_in(item.turns)
+        pictures = pictures_in(item.turns)
 
         def rendered(tokenizer: Any, turns: Sequence[Turn], item: Item, *, asks: bool) -> str:
             own = processor if processor.chat_template else tokenizer
-            tools = json.loads(item.tools) if item.tools else None
-            return render(own, list(map(seeing.message, turns)), tools=tools, add_generation_prompt=asks)
+            return _written(own, list(map(seeing.message, turns)), item, asks=asks)
 
         text = rendered(tokenizer, item.turns, item, asks=False)
         spans = () if reading.weigh == "all" else _answers(tokenizer, item, text, rendered)
@@ -140,11 +139,16 @@ def _plain_answers(item: Item) -> Spans:
 
 
 def _rendered(tokenizer: Any, turns: Sequence[Turn], item: Item, *, asks: bool) -> str:
-    tools = json.loads(item.tools) if item.tools else None
     messages = messages_for(tokenizer, turns)
     if sight_of(tokenizer) is not None:  # templates of models that see read lists of parts, and some nothing else
         messages = [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in messages]
-    return render(tokenizer, messages, tools=tools, add_generation_prompt=asks)
+    return _written(tokenizer, messages, item, asks=asks)
+
+
+def _written(writer: Any, messages: Sequence[Mapping[str, Any]], item: Item, *, asks: bool) -> str:
+    """Messages in the template of a tokenizer or a processor, with the item's tools."""
+    tools = json.loads(item.tools) if item.tools else None
+    return render(writer, messages, tools=tools, add_generation_prompt=asks)
 
 
 def _answers(tokenizer: Any, item: Item, text: str, rendered: Rendered) -> Spans:

@@ -70,9 +70,6 @@ class SeenRow(CountedRow):
         own, others = self.seen, other.seen
         return own.keys() == others.keys() and all(torch.equal(own[name], others[name]) for name in own)
 
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
     __hash__ = tuple.__hash__
 
     def __getitem__(self, place: Any) -> Any:

@@ -13,7 +13,7 @@ from seap.text.decoding import say_once
 from seap.text.options import Reading
 from seap.text.pictures import PLACE, Part, Picture, placed
 from seap.text.shapes import Item
-from seap.text.turns import Turn, plain
+from seap.text.turns import Turn, pictures_in, plain
 
 TEXT_ONLY = "the model reads text alone"
 
@@ -28,9 +28,9 @@ def sees(tokenizer: Any, item: Item, reading: Reading) -> Sight | None:
         return None
     sight = sight_of(tokenizer)
     if sight is None and len(item.images) < len(item.pictures):
-        shown = next(picture for turn in item.turns for picture in turn.parts if isinstance(picture, Picture))
+        where = pictures_in(item.turns)[0].where
         raise UserError(
-            f"{shown.where}: an image in its messages, and {TEXT_ONLY}; leave such rows out, or use --images none"
+            f"{where}: an image in its messages, and {TEXT_ONLY}; leave such rows out, or use --images none"
         )
     if sight is None:
         say_once(f"images are left out: {TEXT_ONLY}")
@@ -64,7 +64,7 @@ def written_out(item: Item, mark: str) -> tuple[str, tuple[tuple[int, int], ...]
     turns = shown_turns(item) if item.turns else ()
     if item.is_free:
         marked = [replace(turn, content="".join(_marked(turn.parts, mark)), parts=()) for turn in turns]
-        return *plain(marked), _pictures(turns)
+        return *plain(marked), pictures_in(turns)
     start = item.answer_start
     asked = item.text if start is None else item.text[:start]
     answer = "" if start is None else item.text[start:]
@@ -78,15 +78,6 @@ def written_out(item: Item, mark: str) -> tuple[str, tuple[tuple[int, int], ...]
 
 def _marked(parts: Sequence[Part], mark: str) -> list[str]:
     return [f"{mark}\n" if isinstance(part, Picture) else part for part in parts]
-
-
-def _pictures(turns: Sequence[Turn]) -> tuple[Picture, ...]:
-    return tuple(part for turn in turns for part in turn.parts if isinstance(part, Picture))
-
-
-def pictures_in(turns: Sequence[Turn]) -> tuple[Picture, ...]:
-    """The images of turns, in order."""
-    return _pictures(turns)
 
 
 def looked_at(

@@ -22,7 +22,7 @@ from typing import Any
 from seap.text.columns import is_missing
 from seap.text.gold import choices_of, gold, string
 from seap.text.pictures import Picture, pictures_of
-from seap.text.turns import Turn, asked_and_answered, joined, plain, turns_of
+from seap.text.turns import Turn, asked_and_answered, joined, pictures_in, plain, turns_of
 
 SHAPES_TOLD = (
     "messages",
@@ -75,7 +75,7 @@ class Item:
     @property
     def pictures(self) -> tuple[Picture, ...]:
         """All that is shown."""
-        return (*self.images, *(p for turn in self.turns for p in turn.parts if isinstance(p, Picture)))
+        return (*self.images, *pictures_in(self.turns))
 
     def at(self, where: str, folder: Path | None) -> "Item":
         """With images that know the row and the folder that they are of."""

@@ -44,6 +44,11 @@ class Turn:
         return {"role": self.role, "content": self.content} | (json.loads(self.more) if self.more else {})
 
 
+def pictures_in(turns: Sequence[Turn]) -> tuple[Picture, ...]:
+    """What turns show, in order."""
+    return tuple(part for turn in turns for part in turn.parts if isinstance(part, Picture))
+
+
 def turns_of(given: Any) -> tuple[Turn, ...]:
     """The turns of one conversation; none where all of it is blank. Raises UserError naming the message amiss."""
     if isinstance(given, str):
