@@ -15,6 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from right_tokens import METHOD
+
 from seap.activations.calibration import calibrate
 from seap.environment import provenance
 from seap.evaluation.evaluate import Test, loss_rows
@@ -32,7 +34,7 @@ from seap.text.options import Calibration
 from seap.text.rows import CountedRow
 from seap.text.tasks import load_items, parse_spec
 
-METHOD: dict[str, Any] = {"method": "seap", "score": "wifv", "allocate": "logistic", "sequential": False}
+HOW: dict[str, Any] = METHOD | {"score": "wifv"}
 Marks = tuple[bool, ...]
 
 
@@ -102,15 +104,15 @@ def main() -> None:
         for name, change in VARIANTS.items():
             own = marked(corpus, change)
             statistics = calibrate(model, own, Calibration(second_moments=True), progress=False)
-            ranking = rank(model, {task: statistics}, Pruning(**METHOD), seed=a.seed)
+            ranking = rank(model, {task: statistics}, Pruning(**HOW), seed=a.seed)
             for sparsity in a.sparsity:
                 pruned = deepcopy(model)
-                report = prune(pruned, ranking=ranking, sparsity=sparsity, progress=False, **METHOD)
+                report = prune(pruned, ranking=ranking, sparsity=sparsity, progress=False, **HOW)
                 about = {"task": task, "counted": name, "places": own.num_counted, "tokens": own.num_tokens}
                 about |= {"sparsity": sparsity, "realised_sparsity": report.realised_sparsity, "dense_loss": dense}
                 found.append(about | measured(pruned, reference, rows) | {"data_hash": corpus.data_hash})
                 print({k: round(v, 4) if isinstance(v, float) else v for k, v in found[-1].items()}, flush=True)
-                write_json(a.out, {"kind": "first places", "method": METHOD, "rows": found} | provenance())
+                write_json(a.out, {"kind": "first places", "method": HOW, "rows": found} | provenance())
 
 
 if __name__ == "__main__":

@@ -99,11 +99,9 @@ def prepared(name: str, folder: str, spec: str, a: argparse.Namespace) -> Case:
     return Case(name, task, model, tokenizer, gold, own, rows, Reference(model))
 
 
-def measured(
-    case: Case, key: Key, corpus: Corpus, sparsity: float, ranking: Ranking, method: dict[str, Any]
-) -> dict[str, Any]:
+def measured(case: Case, key: Key, corpus: Corpus, sparsity: float, ranking: Ranking, score: str) -> dict[str, Any]:
     pruned = deepcopy(case.model)
-    report = prune(pruned, ranking=ranking, sparsity=sparsity, progress=False, **method)
+    report = prune(pruned, ranking=ranking, sparsity=sparsity, progress=False, score=score, **METHOD)
     gold = loss(pruned, case.tests["gold"])
     own, kl, same = loss_and_likeness(pruned, case.reference, case.tests["own"])
     return {
@@ -129,16 +127,16 @@ def measured(
 
 def run(case: Case, a: argparse.Namespace, done: dict[str, Any]) -> None:
     """The rows of one model and task that aren't there yet; each is written as soon as it is known."""
-    corpora, method = case.corpora(a), METHOD | {"score": a.score}
+    corpora = case.corpora(a)
     for key, corpus in tqdm(corpora.items(), desc=f"{case.name} {case.task}"):
         wanted = {sparsity: digest([case.name, case.task, key, sparsity, corpus.data_hash]) for sparsity in a.sparsity}
         if all(found in done["rows"] for found in wanted.values()):
             continue
         statistics = calibrate(case.model, corpus, Calibration(second_moments=True), progress=False)
-        ranking = rank(case.model, {case.task: statistics}, Pruning(**method), seed=a.seed)
+        ranking = rank(case.model, {case.task: statistics}, Pruning(score=a.score, **METHOD), seed=a.seed)
         for sparsity, name in wanted.items():
             if name not in done["rows"]:
-                done["rows"][name] = measured(case, key, corpus, sparsity, ranking, method)
+                done["rows"][name] = measured(case, key, corpus, sparsity, ranking, a.score)
                 saved(a, done)
 
 
