@@ -255,14 +255,20 @@ def test_the_masked_model_says_what_the_cut_one_says(name: str) -> None:
         probe.check_cut(net, expected)
 
 
-@pytest.mark.parametrize("fault", [False, True])
-def test_rounding_that_grows_from_layer_to_layer_is_no_fault(fault: bool) -> None:
-    """Forty layers in bfloat16: what the sound cut model says is far from the masked one, and no layer of it is."""
+def rounding() -> Any:
+    """Forty layers in bfloat16, through which rounding grows."""
     net = model("llama", num_hidden_layers=40, dtype=torch.bfloat16)
     with torch.no_grad():
         for name, parameter in net.model.layers.named_parameters():
             if parameter.ndim > 1:
                 parameter.mul_(60 if "q_proj" in name or "k_proj" in name else 6)
+    return net
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_rounding_that_grows_from_layer_to_layer_is_no_fault(fault: bool) -> None:
+    """What the sound cut model says is far from the masked one, and no layer of it is."""
+    net = rounding()
     masks = random_masks(net, 3)
     repairs = random_repairs(net, masks, 3)
     expected = probe.before_cut(describe(net), masks, repairs)
@@ -276,6 +282,25 @@ def test_rounding_that_grows_from_layer_to_layer_is_no_fault(fault: bool) -> Non
             probe.check_cut(net, expected)
     else:
         probe.check_cut(net, expected)
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_rounding_is_no_fault_of_what_was_saved(fault: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same weights, rounded otherwise, say something far off in bfloat16, and not in float32."""
+    net = rounding()
+    saved = copy.deepcopy(net)
+    saved.set_attn_implementation("sdpa" if net.config._attn_implementation == "eager" else "eager")
+    apart = (probe.logits(saved) - probe.logits(net)).norm() / probe.logits(net).norm()
+    assert apart > probe.HALF
+    if fault:
+        saved.model.layers[20].mlp.down_proj.weight.data.mul_(-1)
+    monkeypatch.setattr(loader, "load", lambda *_, **__: (saved, None))
+    if fault:
+        with pytest.raises(UserError, match="says something else than the model in memory"):
+            probe.check_saved(tmp_path, net)
+    else:
+        assert probe.check_saved(tmp_path, net) == ""
+    assert net.dtype == torch.bfloat16
 
 
 def test_what_is_saved_but_cannot_run_is_never_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
