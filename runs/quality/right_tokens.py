@@ -1,6 +1,6 @@
 """Which tokens to calibrate on: plain or in the template, all or the answer's, gold or the model's own answers.
 
-    python runs/quality/right_tokens.py NAME=MODEL… --tasks gsm8k=DATA/gsm8k,code=CODE.jsonl --out FILE
+    python runs/quality/right_tokens.py NAME=MODEL… --tasks gsm8k=DATA/gsm8k,mbpp=MBPP.jsonl --out FILE
 
 A row per model, task, sparsity and text: `reading` (plain, template), `weigh` (all, answer), `answers` (gold, own).
 Every text is cut to the same number of tokens read. Networks are made in closed form (`--method seap --score obs
@@ -88,6 +88,8 @@ def prepared(name: str, folder: str, spec: str, a: argparse.Namespace) -> Case:
     model, tokenizer = loader.load_for_work(folder)
     task, longest = parse_spec(spec).name, getattr(model.config, "max_position_embeddings", None)
     gold, test = load_items(spec, "train"), load_items(spec, "test")
+    if not all(item.prompt or item.turns for item in (*gold, *test)):
+        raise UserError(f"task {task} has texts without a prompt and an answer; mbpp is read so by that name alone")
     own = own_answers(model, tokenizer, gold, a.answers, a, a.seed)
     written = own_answers(model, tokenizer, test, a.test_items, a, a.seed + 1)
     options = Evaluation(num_items=a.test_items, window=a.seq_len, weigh="answer")
