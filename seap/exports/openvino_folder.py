@@ -164,8 +164,7 @@ def compressed(converted: Any, weights: str) -> Any:
     """The same with 8- or 4-bit weights, by NNCF, without data. Rows that no group of 64 divides take 8 bits."""
     import nncf
 
-    nncf.set_log_level(logging.ERROR)
-    with contextlib.redirect_stdout(sys.stderr):  # its progress bar
+    with quiet("nncf", logging.ERROR), contextlib.redirect_stdout(sys.stderr):  # its progress bar
         if weights == "int8":
             return nncf.compress_weights(converted, mode=nncf.CompressWeightsMode.INT8_ASYM)
         ragged = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)

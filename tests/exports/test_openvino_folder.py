@@ -87,9 +87,11 @@ def test_beams_are_reordered_and_padding_is_not_seen(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_compressed_weights_are_smaller_and_near(weights: Any, tmp_path: Path) -> None:
-    pytest.importorskip("nncf")
+    own = pytest.importorskip("nncf").common.logging.logger.nncf_logger
+    before = own.level, [handler.level for handler in own.handlers]
     built = pruned("llama", hidden_size=128)
     notes = write_openvino(built, byte_level(r"\w+"), tmp_path, Export(weights=weights))
+    assert (own.level, [handler.level for handler in own.handlers]) == before  # which pytest's are among
     size = (tmp_path / "openvino_model.bin").stat().st_size
     assert size < 0.6 * 4 * sum(p.numel() for p in built.parameters())
     assert len(notes) == (weights == "int4") and all("2 layers" in note for note in notes)
