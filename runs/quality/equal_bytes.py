@@ -30,6 +30,7 @@ from seap.models import loader
 from seap.models.sizes import dtype_on_disk, saved_bytes
 
 KEYS = ("model", "task", "axes", "share", "vocabulary_asked", "effort", "max_tokens", "test_items")
+LOADING: dict[str, Any] = {"dtype": "float32"}  # on a GPU where there is one
 Row = dict[str, Any]
 
 
@@ -57,8 +58,8 @@ def options_of(axes: str, given: argparse.Namespace) -> dict[str, Any]:
 def measure(name: str, spec: str, axes: str, given: argparse.Namespace, dense: Mapping[str, Any]) -> Row:
     """A network of these axes: what it takes, loses, and how fast it writes beside the dense model."""
     started = time.process_time()
-    whole, _ = loader.load_for_work(name, device="cpu")
-    model, tokenizer = loader.load_for_work(name, device="cpu")
+    whole, _ = loader.load_for_work(name, **LOADING)
+    model, tokenizer = loader.load_for_work(name, **LOADING)
     dtype = dtype_on_disk(model)
     how = {"effort": given.effort, "max_tokens": given.tokens, "progress": False, "measure_damage": False}
     most = given.share * saved_bytes(model, dtype)
@@ -124,9 +125,8 @@ def main() -> None:
         missing = [key for key in wanted if not any(all(old.get(k) == key[k] for k in KEYS) for old in rows)]
         if not missing:
             continue
-        dense = nats_per_byte(
-            *loader.load_for_work(given.model, device="cpu"), spec, Evaluation(metric="loss", num_items=given.items)
-        )
+        settings = Evaluation(metric="loss", num_items=given.items)
+        dense = nats_per_byte(*loader.load_for_work(given.model, **LOADING), spec, settings)
         for key in missing:
             row = key | measure(given.model, spec, key["axes"], given, dense)
             rows = [*rows, row]

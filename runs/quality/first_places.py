@@ -3,8 +3,9 @@
     python runs/quality/first_places.py MODEL --task NAME=PATH [--tokens 4096] --out FILE
 
 Fits on one half of the task's training texts and tests on the other, so that a setting can follow from it: loss, KL and
-agreement with the dense model on the answers' tokens. Networks are made in closed form (`--score wifv --allocate
-logistic --no-sequential`), from the same texts in every variant. A row each; the file is written after every one.
+agreement with the dense model on the answers' tokens. Networks are made in closed form (`--allocate logistic
+--no-sequential`) or, with --default, as `seap prune` makes them, from the same texts in every variant. A row each; the
+file is written after every one.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from right_tokens import METHOD
+from right_tokens import add_method, method_of
 
 from seap.activations.calibration import calibrate
 from seap.environment import provenance
@@ -34,7 +35,6 @@ from seap.text.options import Calibration
 from seap.text.rows import CountedRow
 from seap.text.tasks import load_items, parse_spec
 
-HOW: dict[str, Any] = METHOD | {"score": "wifv"}
 Marks = tuple[bool, ...]
 
 
@@ -85,6 +85,8 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--task", nargs="+", required=True, metavar="NAME=PATH", help="with prompts and answers")
     parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--counted", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    add_method(parser, score="wifv")
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.2, 0.5])
     parser.add_argument("--test-items", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
@@ -92,7 +94,9 @@ def main() -> None:
     a = parser.parse_args()
     model, tokenizer = loader.load_for_work(a.model)
     reading = Calibration(num_texts=10**6, max_tokens=a.tokens, seq_len=512, weigh="answer", seed=a.seed)
+    how = method_of(a)
     found: list[dict[str, Any]] = []
+    told = {"kind": "first places", "model": Path(a.model).name, "method": how, "rows": found}
     for spec in a.task:
         task, (fit, held) = parse_spec(spec).name, halves(spec)
         test = Evaluation(num_items=a.test_items, window=512, weigh="answer")
@@ -101,18 +105,18 @@ def main() -> None:
         dense, reference = loss(model, rows).value, Reference(model)
         seq_len = longest_sequence(model, reading)
         corpus = build_corpus(task, fit, tokenizer, reading, source="first half", seq_len=seq_len)
-        for name, change in VARIANTS.items():
-            own = marked(corpus, change)
+        for name in a.counted:
+            own = marked(corpus, VARIANTS[name])
             statistics = calibrate(model, own, Calibration(second_moments=True), progress=False)
-            ranking = rank(model, {task: statistics}, Pruning(**HOW), seed=a.seed)
+            ranking = rank(model, {task: statistics}, Pruning(**how), seed=a.seed)
             for sparsity in a.sparsity:
                 pruned = deepcopy(model)
-                report = prune(pruned, ranking=ranking, sparsity=sparsity, progress=False, **HOW)
+                report = prune(pruned, ranking=ranking, sparsity=sparsity, progress=False, **how)
                 about = {"task": task, "counted": name, "places": own.num_counted, "tokens": own.num_tokens}
                 about |= {"sparsity": sparsity, "realised_sparsity": report.realised_sparsity, "dense_loss": dense}
                 found.append(about | measured(pruned, reference, rows) | {"data_hash": corpus.data_hash})
                 print({k: round(v, 4) if isinstance(v, float) else v for k, v in found[-1].items()}, flush=True)
-                write_json(a.out, {"kind": "first places", "method": HOW, "rows": found} | provenance())
+                write_json(a.out, told | provenance())
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@
     python runs/quality/real_models.py --table --out FOLDER      # → results/quality/real_models.json
 
 A row is a file, FOLDER/rows/MODEL/TASK/METHOD-SPARSITY-seedN.json: a network made for a task and tested on it. A second
-run makes those that aren't there. The dense rows come first; each argument of --methods is a round, which is finished
-for all models and tasks before the next one begins, and the second draw of texts comes after all of the first. Every
-method reads the same text of a task's train part, as many tokens, and removes the same share. A row has: loss,
+run makes those that aren't there, and processes can share a folder (--only, --dense). The dense rows come first;
+each argument of --methods is a round, which is finished for all models and tasks before the next one begins, and the
+second draw of texts comes after all of the first. Every method reads the same text of a task's train part, as many
+tokens, and removes the same share. A row has: loss,
 perplexity, KL and agreement with the dense model on test windows; accuracy (paired with the dense model's) by choice or
 by generated answer; of --say-items items what is said in free form, and how much of what is written loops or doesn't
 end; the loss added on the other tasks.
@@ -20,7 +21,7 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from real_rows import Dense, Last, dense_row, pruned_row, row_file
 from real_settings import Settings, check_settings, settings_there
@@ -37,7 +38,7 @@ from seap.files import write_json
 from seap.models import loader
 from seap.selection.options import Pruning
 from seap.text.items import Item
-from seap.text.options import Calibration
+from seap.text.options import Calibration, Weigh
 from seap.text.tasks import load_items, parse_spec
 
 Rounds = list[list[Network]]
@@ -152,9 +153,19 @@ def rounds_of(a: argparse.Namespace, plan: Comparison) -> Rounds:
     return [sorted(part, key=key) for part in found if part]
 
 
-def missing(out: Path, model: str, networks: list[Network]) -> list[tuple[Network, str]]:
+def missing(out: Path, model: str, networks: list[Network], a: argparse.Namespace) -> list[tuple[Network, str]]:
+    """What is to be made by this process: networks made for --only, or tested on it where they are made for no task."""
     pairs = [(network, task) for network in networks for task in network.tested_on]
+    if a.only:
+        names = {parse_spec(spec).name for spec in a.tasks}
+        pairs = [(n, task) for n, task in pairs if (n.text if n.text in names else task) in a.only]
     return [(network, task) for network, task in pairs if not row_file(out, model, task, network).is_file()]
+
+
+def dense_tasks(tests: dict[str, Test], a: argparse.Namespace) -> list[str]:
+    """Tests whose dense rows this process makes, where they are missing."""
+    also = {test: task for test, (_, task) in also_of(a).items()}
+    return [task for task in tests if not a.only or also.get(task, task) in a.only]
 
 
 def run(a: argparse.Namespace, plan: Comparison, settings: Settings) -> int:
@@ -166,10 +177,10 @@ def run(a: argparse.Namespace, plan: Comparison, settings: Settings) -> int:
     def over() -> bool:
         return a.minutes is not None and time.monotonic() - started > 60 * a.minutes
 
-    for networks in [[], *rounds_of(a, plan)]:  # the dense rows are a round of their own
+    for networks in [[], *([] if a.dense else rounds_of(a, plan))]:  # the dense rows are a round of their own
         for name, folder in folders.items():
-            dense = [task for task in tests if not row_file(a.out, name, task).is_file()]
-            todo = missing(a.out, name, networks)
+            dense = [task for task in dense_tasks(tests, a) if not row_file(a.out, name, task).is_file()]
+            todo = missing(a.out, name, networks, a)
             if (todo or dense) and not over() and (case is None or case.name != name):
                 case = None  # the other model's memory is needed
                 case = loaded(name, folder, plan, settings, tests, a)
@@ -197,6 +208,8 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("--run-generated-code", action="store_true", help="for pass@1: docs/security.md")
     parser.add_argument("--methods", nargs="+", default=["seap,flap", "wanda-sp,seap-paper,seap-gen,random"])
+    parser.add_argument("--only", nargs="+", default=[], metavar="TASK", help="rows of networks made for these alone")
+    parser.add_argument("--dense", action="store_true", help="the dense model's rows alone")
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.2, 0.5, 0.3])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--controls", action="store_true", help="of the first method; needs --general")
@@ -216,6 +229,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=16384, help="that are calibrated on, at most")
     parser.add_argument("--template", choices=("auto", "chat", "none"), default="auto", help="of the calibration text")
+    parser.add_argument("--weigh", choices=get_args(Weigh), default=Calibration.weigh, help="of the calibration text")
     parser.add_argument("--effort", default=Pruning.effort)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--minutes", type=float, help="no row begins after so many")
@@ -233,7 +247,7 @@ def main() -> None:
     before = settings_there(a.out).get("settings", {"prompts": "lm-eval", "evaluation": {"say": "listed"}})
     say, prompts = a.say or before["evaluation"]["say"], a.prompts or before["prompts"]
     settings = Settings(
-        Calibration(num_texts=a.num_texts, seq_len=a.seq_len, max_tokens=a.tokens, template=a.template),
+        Calibration(num_texts=a.num_texts, seq_len=a.seq_len, max_tokens=a.tokens, template=a.template, weigh=a.weigh),
         Evaluation(
             num_items=a.items, num_windows=a.windows, say_items=a.say_items, say=say, max_new_tokens=a.say_tokens
         ),

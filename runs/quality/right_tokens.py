@@ -4,9 +4,9 @@
 
 A row per model, task, sparsity and text: `reading` (plain, template), `weigh` (all, answer), `answers` (gold, own).
 Every text is cut to the same number of tokens read. Networks are made in closed form (`--method seap --score obs
---allocate logistic --no-sequential`; another score with --score, some of the texts alone with --texts). Tested, in the
-template where the model has one: held-out loss on the gold answers' tokens, and KL and agreement with the dense model
-on answers that it writes itself to the test's prompts.
+--allocate logistic --no-sequential`; another score with --score) or, with --default, as `seap prune` makes them; with
+--texts of some of the texts alone. Tested, in the template where the model has one: held-out loss on the gold answers'
+tokens, and KL and agreement with the dense model on answers that it writes itself to the test's prompts.
 Models without a template have no rows `template`. The file is written after every row, and a second run goes on.
 """
 
@@ -39,7 +39,7 @@ from seap.text.tasks import load_items, parse_spec
 from seap.writing.answering import answer
 from seap.writing.options import Answering
 
-METHOD: dict[str, Any] = {"method": "seap", "allocate": "logistic", "sequential": False}
+CLOSED: dict[str, Any] = {"method": "seap", "allocate": "logistic", "sequential": False}
 Key = tuple[str, str, str]  # reading, weigh, answers
 
 
@@ -101,9 +101,21 @@ def prepared(name: str, folder: str, spec: str, a: argparse.Namespace) -> Case:
     return Case(name, task, model, tokenizer, gold, own, rows, Reference(model))
 
 
-def measured(case: Case, key: Key, corpus: Corpus, sparsity: float, ranking: Ranking, score: str) -> dict[str, Any]:
+def method_of(a: argparse.Namespace) -> dict[str, Any]:
+    """How networks are made, for `rank` and `prune`."""
+    return {"method": "seap"} if a.default else CLOSED | {"score": a.score}
+
+
+def add_method(parser: argparse.ArgumentParser, *, score: str) -> None:
+    parser.add_argument("--default", action="store_true", help="networks as `seap prune` makes them")
+    parser.add_argument("--score", default=score, help="of networks in closed form")
+
+
+def measured(
+    case: Case, key: Key, corpus: Corpus, sparsity: float, ranking: Ranking, method: dict[str, Any]
+) -> dict[str, Any]:
     pruned = deepcopy(case.model)
-    report = prune(pruned, ranking=ranking, sparsity=sparsity, progress=False, score=score, **METHOD)
+    report = prune(pruned, ranking=ranking, sparsity=sparsity, progress=False, **method)
     gold = loss(pruned, case.tests["gold"])
     own, kl, same = loss_and_likeness(pruned, case.reference, case.tests["own"])
     return {
@@ -129,21 +141,21 @@ def measured(case: Case, key: Key, corpus: Corpus, sparsity: float, ranking: Ran
 
 def run(case: Case, a: argparse.Namespace, done: dict[str, Any]) -> None:
     """The rows of one model and task that aren't there yet; each is written as soon as it is known."""
-    corpora = case.corpora(a)
+    corpora, method = case.corpora(a), method_of(a)
     for key, corpus in tqdm(corpora.items(), desc=f"{case.name} {case.task}"):
         wanted = {sparsity: digest([case.name, case.task, key, sparsity, corpus.data_hash]) for sparsity in a.sparsity}
         if all(found in done["rows"] for found in wanted.values()):
             continue
         statistics = calibrate(case.model, corpus, Calibration(second_moments=True), progress=False)
-        ranking = rank(case.model, {case.task: statistics}, Pruning(score=a.score, **METHOD), seed=a.seed)
+        ranking = rank(case.model, {case.task: statistics}, Pruning(**method), seed=a.seed)
         for sparsity, name in wanted.items():
             if name not in done["rows"]:
-                done["rows"][name] = measured(case, key, corpus, sparsity, ranking, a.score)
+                done["rows"][name] = measured(case, key, corpus, sparsity, ranking, method)
                 saved(a, done)
 
 
 def saved(a: argparse.Namespace, done: dict[str, Any]) -> None:
-    told = {"rows": list(done["rows"].values()), "keys": list(done["rows"]), "method": METHOD | {"score": a.score}}
+    told = {"rows": list(done["rows"].values()), "keys": list(done["rows"]), "method": method_of(a)}
     write_json(a.out, told | {"options": {k: str(v) for k, v in vars(a).items()}} | provenance())
 
 
@@ -153,7 +165,7 @@ def main() -> None:
     parser.add_argument("--tasks", required=True, help="NAME=PATH,… with prompts and answers, in train and test parts")
     parser.add_argument("--out", type=Path, default=Path("results/quality/right_tokens.json"))
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.2, 0.5])
-    parser.add_argument("--score", default="obs")
+    add_method(parser, score="obs")
     parser.add_argument(
         "--texts", nargs="+", default=[], help="READING-WEIGH-ANSWERS, of plain, all and gold; all of them"
     )

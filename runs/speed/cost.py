@@ -55,7 +55,8 @@ ASSUMED["solves"] = 0.4 * 0.5 * 19.5e12
 def arguments_of(options: argparse.Namespace, place: str) -> list[str]:
     words = [sys.executable, "-m", "seap", "prune", options.model, "--task", options.task, "--out", f"{place}/out"]
     words += ["--sparsity", str(options.sparsity), "--max-tokens", "16384", "--num-texts", "400", "--seq-len", "256"]
-    return [*words, "--device", "cpu", "--dtype", "float32", "--json", *(options.more or "").split()]
+    words += ["--device", options.device, "--dtype", "float32" if options.device == "cpu" else "auto"]
+    return [*words, "--json", *(options.more or "").split()]
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
@@ -188,6 +189,7 @@ def main() -> None:
     parser.add_argument("--task")
     parser.add_argument("--sparsity", type=float, default=0.5)
     parser.add_argument("--more", help="further options of seap prune, in one string")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--computed", action="store_true")
     parser.add_argument("--streamed", action="store_true")
     parser.add_argument("--measured", type=Path, help="a file of --computed, whose measured columns are kept")
