@@ -10,6 +10,7 @@ reaches less than 95% of its ceiling, or prefill less than 90%, kernels are prof
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -21,21 +22,24 @@ from typing import Any
 import torch
 from random_folder import make_model
 
+from seap.activations.calibration import calibrate
 from seap.bench.bench import measure, models_for
-from seap.bench.calibration import bench_calibration
+from seap.bench.calibration import bench_calibration, random_corpus
 from seap.bench.options import Bench
 from seap.bench.profile import linear_rates, profile_phase
-from seap.environment import provenance
+from seap.environment import clock, provenance
 from seap.files import write_json
 from seap.models.shapes import random_model
 from seap.models.solving import seconds_of
+from seap.pruning.prune import prune
+from seap.text.options import Calibration
 
 REACHED = {"decode": 0.95, "prefill": 0.90}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What is measured: speed of a shape, what calibration costs, or processes that add up over nccl."""
+    """What is measured: speed of a shape, what calibration or pruning costs, or processes that add up over nccl."""
 
     shape: str
     sparsity: float = 0.5
@@ -43,6 +47,7 @@ class Part:
     batch: tuple[int, ...] = (1, 8)
     phase: tuple[str, ...] = ("prefill", "decode")
     kind: str = "speed"
+    layers: int | None = None  # of the shape's, from the first; all of them
 
 
 def _graphs(shape: str, sparsity: float, batch: int) -> Part:
@@ -61,6 +66,8 @@ PARTS: dict[str, Part] = {  # the most telling first
     "8b_20_graphs": _graphs("llama-3-8b", 0.2, 1),
     "7b_50_graphs_8": _graphs("llama-2-7b", 0.5, 8),
     "8b_50_graphs_8": _graphs("llama-3-8b", 0.5, 8),
+    "1b_pruning": Part(shape="llama-3.2-1b", kind="pruning"),
+    "7b_pruning_8_layers": Part(shape="llama-2-7b", kind="pruning", layers=8),
     "7b_calibration": Part(shape="llama-2-7b", kind="calibration"),
     "8b_calibration": Part(shape="llama-3-8b", kind="calibration"),
     "13b_50": Part(shape="llama-2-13b"),
@@ -102,6 +109,25 @@ def calibration(part: Part, device: str, quick: bool) -> dict[str, Any]:
     return found | {"solves": solves(device, (64,) if quick else (1024, 4096))}
 
 
+def pruning(part: Part, device: str, quick: bool) -> dict[str, Any]:
+    """The default, from calibration to the cut, of a model in memory: seconds of both, and the most memory."""
+    model = random_model(part.shape, dtype="bfloat16", device=device)
+    if part.layers is not None:
+        model.model.layers = model.model.layers[: part.layers]
+        model.config.num_hidden_layers = len(model.model.layers)
+    corpus = random_corpus(model, *((512, 32) if quick else (16384, 256)))
+    started = clock(model.device)
+    statistics = calibrate(model, corpus, Calibration(second_moments=True), progress=False)
+    calibrated = clock(model.device)
+    report = prune(model, statistics={"random": statistics}, sparsity=part.sparsity, progress=False)
+    ended = clock(model.device)
+    on_gpu = torch.cuda.max_memory_allocated() if model.device.type == "cuda" else None
+    row = {"layers": len(model.model.layers), "params": report.params_before, "tokens": corpus.num_tokens}
+    row |= {"seconds": ended - started, "calibration_seconds": calibrated - started}
+    row |= {"gpu_bytes": on_gpu, "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    return {"kind": "pruning", "rows": [row | {"realised_sparsity": report.realised_sparsity}]}
+
+
 def solves(device: str, sizes: tuple[int, ...]) -> list[dict[str, Any]]:
     """Seconds of a factor, a solution and two products in float64, n by n: what a pruning solves with, and where."""
     places = dict.fromkeys((device, "cpu"))
@@ -126,7 +152,7 @@ def nccl(part: Part, device: str, quick: bool) -> dict[str, Any]:
     return {"kind": "workers", "backend": "nccl" if device == "cuda" else "gloo", "tokens": int(tokens), "rows": rows}
 
 
-KINDS = {"speed": speed, "calibration": calibration, "nccl": nccl}
+KINDS = {"speed": speed, "calibration": calibration, "pruning": pruning, "nccl": nccl}
 
 
 def main() -> None:

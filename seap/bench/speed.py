@@ -42,8 +42,10 @@ def compare_speed(
 
     mode: eager; prepacked (see `prepack_`), with a cache that isn't copied; or compile, whose decoding has a static
     cache (and CUDA graphs on a GPU, prepacked weights on a CPU); auto, as prepacked, but only the weights that are
-    faster so for this batch (`layouts.py`).
+    faster so for this batch (`layouts.py`), and eager where no model is on a CPU.
     """
+    if mode == "auto" and all(model.device.type != "cpu" for model in models.values()):
+        mode = "eager"
     lengths = {name: getattr(model.config, "max_position_embeddings", None) for name, model in models.items()}
     room = min([length + new_tokens, *[value for value in lengths.values() if value]])
     new_tokens = min(new_tokens, room // 2)
