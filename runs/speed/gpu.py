@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,8 @@ PARTS: dict[str, Part] = {  # the most telling first
 }
 
 
-def speed(part: Part, device: str, quick: bool) -> dict[str, Any]:
-    """`seap bench` of the part, with profiles where it falls short."""
+def speed(part: Part, device: str, quick: bool) -> Iterator[dict[str, Any]]:
+    """`seap bench` of the part; then the same with the rates of the linears, and with profiles where it falls short."""
     size: dict[str, Any] = {"prompt_length": 128, "new_tokens": 32, "repeats": 5}
     if quick:
         size = {"prompt_length": 8, "new_tokens": 2, "repeats": 1}
@@ -87,6 +88,14 @@ def speed(part: Part, device: str, quick: bool) -> dict[str, Any]:
     loading = {"device": device, "dtype": "bfloat16"}
     models = models_for((), options, loading)
     found = measure(models, options, part.shape)
+    yield found
+    found["linears"] = [
+        {"model": name} | rate
+        for batch in part.batch
+        for name, model in models.items()
+        for rate in linear_rates(model, batch=batch)
+    ]
+    yield found
     short = [row for row in found["rows"] if row["ratio"] < REACHED[row["phase"]] * row["ceiling"]]
     found["profiles"] = [
         {"model": name}
@@ -94,22 +103,17 @@ def speed(part: Part, device: str, quick: bool) -> dict[str, Any]:
         for row in short
         for name, model in models.items()
     ]
-    found["linears"] = [
-        {"model": name} | rate
-        for batch in part.batch
-        for name, model in models.items()
-        for rate in linear_rates(model, batch=batch)
-    ]
-    return found
+    yield found
 
 
-def calibration(part: Part, device: str, quick: bool) -> dict[str, Any]:
+def calibration(part: Part, device: str, quick: bool) -> Iterator[dict[str, Any]]:
     model = random_model(part.shape, dtype="bfloat16", device=device)
     found = bench_calibration(model, tokens=256 if quick else 16384, length=64 if quick else 256, repeats=1)
-    return found | {"solves": solves(device, (64,) if quick else (1024, 4096))}
+    yield found
+    yield found | {"solves": solves(device, (64,) if quick else (1024, 4096))}
 
 
-def pruning(part: Part, device: str, quick: bool) -> dict[str, Any]:
+def pruning(part: Part, device: str, quick: bool) -> Iterator[dict[str, Any]]:
     """The default, from calibration to the cut, of a model in memory: seconds of both, and the most memory."""
     model = random_model(part.shape, dtype="bfloat16", device=device)
     if part.layers is not None:
@@ -125,7 +129,7 @@ def pruning(part: Part, device: str, quick: bool) -> dict[str, Any]:
     row = {"layers": len(model.model.layers), "params": report.params_before, "tokens": corpus.num_tokens}
     row |= {"seconds": ended - started, "calibration_seconds": calibrated - started}
     row |= {"gpu_bytes": on_gpu, "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
-    return {"kind": "pruning", "rows": [row | {"realised_sparsity": report.realised_sparsity}]}
+    yield {"kind": "pruning", "rows": [row | {"realised_sparsity": report.realised_sparsity}]}
 
 
 def solves(device: str, sizes: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -134,7 +138,7 @@ def solves(device: str, sizes: tuple[int, ...]) -> list[dict[str, Any]]:
     return [{"device": p, "inputs": n, "seconds": seconds_of(torch.device(p), n)} for n in sizes for p in places]
 
 
-def nccl(part: Part, device: str, quick: bool) -> dict[str, Any]:
+def nccl(part: Part, device: str, quick: bool) -> Iterator[dict[str, Any]]:
     """Calibration by as many processes as there are GPUs (two on a CPU, over gloo), beside one alone."""
     count = torch.cuda.device_count() if device == "cuda" else 2
     tokens, rows = "512" if quick else "65536", []
@@ -149,7 +153,7 @@ def nccl(part: Part, device: str, quick: bool) -> dict[str, Any]:
             started = time.perf_counter()
             subprocess.run([sys.executable, *launcher, *words], check=True, capture_output=True, env=environment)
             rows.append({"workers": workers, "seconds": time.perf_counter() - started})
-    return {"kind": "workers", "backend": "nccl" if device == "cuda" else "gloo", "tokens": int(tokens), "rows": rows}
+    yield {"kind": "workers", "backend": "nccl" if device == "cuda" else "gloo", "tokens": int(tokens), "rows": rows}
 
 
 KINDS = {"speed": speed, "calibration": calibration, "pruning": pruning, "nccl": nccl}
@@ -168,9 +172,10 @@ def main() -> None:
         print("\n".join(PARTS))
         return
     part = replace(PARTS[options.part], **({"shape": options.shape} if options.shape else {}))
-    found = KINDS[part.kind](part, options.device, options.quick)
     about = {"part": options.part, "shape": part.shape, "device": options.device, "quick": options.quick}
-    write_json(options.out / f"gpu_{options.part}.json", found | about | provenance())
+    found: dict[str, Any] = {}
+    for found in KINDS[part.kind](part, options.device, options.quick):  # what comes first is kept if time runs out
+        write_json(options.out / f"gpu_{options.part}.json", found | about | provenance())
     rows = found.get("rows") or [{name: found[name] for name in ("calibration_cost", "second_moments_cost")}]
     print(options.part, json.dumps([*rows, *found.get("solves", [])]))
 

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -53,6 +53,7 @@ class Walk:
     held: list[bool]  # whether a batch is of held-out rows
     hidden: list[Tensor]
     calls: list[list[Call]]  # per batch, per layer
+    _counted: dict[tuple[int, torch.device], Tensor | None] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def start(
@@ -107,8 +108,15 @@ class Walk:
     def real(self, index: int, values: Tensor) -> Tensor:
         """(B, T, C) → (N, C): the rows of the tokens that count."""
         flat = values.flatten(0, -2)
-        mask = self.batches[index].counted
-        return flat if mask.all() else flat[mask.flatten().to(flat.device)]
+        counted = self._where(index, flat.device)
+        return flat if counted is None else flat.index_select(0, counted)
+
+    def _where(self, index: int, device: torch.device) -> Tensor | None:
+        """Which rows of a batch count, None for all; found once, since a GPU is waited for at each look at a mask."""
+        if (index, device) not in self._counted:
+            mask = self.batches[index].counted.flatten()
+            self._counted[index, device] = None if mask.all() else mask.nonzero()[:, 0].to(device)
+        return self._counted[index, device]
 
 
 def is_held(index: int) -> bool:
