@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from llama import check_same
 from tiny import model
+from vocabularies import byte_level
 
 from seap.errors import UserError
 from seap.exports.options import Export
@@ -17,7 +19,7 @@ gguf = pytest.importorskip("gguf", reason='needs pip install "seap[gguf]"')
 
 from seap.exports.gguf_experts import ARCHITECTURES  # noqa: E402
 from seap.exports.gguf_file import check_config, round_trip, write_gguf  # noqa: E402
-from seap.exports.gguf_vocabulary import Vocabulary  # noqa: E402
+from seap.exports.gguf_vocabulary import PRE_TOKENIZERS, Vocabulary, vocabulary_of  # noqa: E402
 
 SHAPE: dict[str, Any] = {"hidden_size": 64, "head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 2}
 MODELS: dict[str, dict[str, Any]] = {
@@ -110,6 +112,14 @@ def test_a_file_reads_back_equal_and_computes_the_same(name: str, tmp_path: Path
     expected = expected[0] if isinstance(expected, tuple) else expected
     found = as_llama_cpp(x.numpy(), said, stored, kind)
     np.testing.assert_allclose(found, expected.view(7, 64).numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_llama_cpp_gives_the_same_logits_and_greedy_text(name: str, tmp_path: Path) -> None:
+    built, path = pruned(name, vocab_size=420), tmp_path / "m.gguf"
+    words = byte_level(*PRE_TOKENIZERS["gpt-2"].splits)
+    write_gguf(built, vocabulary_of(words, built.config), path, Export(quantize="f32"))
+    check_same(built, path)
 
 
 @torch.no_grad()

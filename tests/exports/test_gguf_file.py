@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from llama import check_same, library, opened
 from tiny import model
 from vocabularies import TEXTS as VOCABULARY_TEXTS
 from vocabularies import byte_level, sentencepiece, whole_words
@@ -220,45 +221,21 @@ def test_the_command_on_the_builtin_model(tmp_path: Path, capsys: pytest.Capture
     assert "is there already" in capsys.readouterr().err
 
 
-@pytest.fixture(scope="module")
-def llama_cpp() -> Any:
-    return pytest.importorskip("llama_cpp", reason="needs pip install llama-cpp-python")
-
-
-def opened(llama_cpp: Any, path: Path) -> Any:
-    f32 = llama_cpp.GGML_TYPE_F32
-    return llama_cpp.Llama(
-        str(path), n_ctx=64, logits_all=True, n_threads=1, type_k=f32, type_v=f32, n_gpu_layers=0, verbose=False
-    )
-
-
 @pytest.mark.parametrize("name", MODELS)
-def test_llama_cpp_gives_the_same_logits_and_greedy_text(name: str, llama_cpp: Any, tmp_path: Path) -> None:
+def test_llama_cpp_gives_the_same_logits_and_greedy_text(name: str, tmp_path: Path) -> None:
     built, path = pruned(name), tmp_path / "m.gguf"
-    write_gguf(
-        built, vocabulary_of(byte_level(*PRE_TOKENIZERS["gpt-2"].splits), built.config), path, Export(quantize="f32")
-    )
-    engine = opened(llama_cpp, path)
-    ids = torch.randint(3, 400, (1, 24), generator=torch.Generator().manual_seed(3))
-    engine.eval(ids[0].tolist())
-    expected = built(ids).logits[0].detach().numpy()
-    np.testing.assert_allclose(engine.scores[:24], expected, atol=1e-4 * np.abs(expected).max())
-    engine.reset()
-    built.generation_config.eos_token_id = None
-    wanted = built.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
-    greedy = engine.generate(ids[0].tolist(), temp=0.0, repeat_penalty=1.0)
-    assert [next(greedy) for _ in range(8)] == wanted[0, 24:].tolist()
-    greedy.close()
-    engine.close()
+    words = byte_level(*PRE_TOKENIZERS["gpt-2"].splits)
+    write_gguf(built, vocabulary_of(words, built.config), path, Export(quantize="f32"))
+    check_same(built, path)
 
 
 @pytest.mark.parametrize("kind", ["gpt-2", "qwen2", "smollm", "llama-bpe", "tekken", "pieces", "pieces, metaspace"])
-def test_llama_cpp_gives_the_same_tokens(kind: str, llama_cpp: Any, tmp_path: Path) -> None:
+def test_llama_cpp_gives_the_same_tokens(kind: str, tmp_path: Path) -> None:
     pre = PRE_TOKENIZERS.get(kind)
     tokenizer = byte_level(*pre.splits) if pre else sentencepiece(metaspace="metaspace" in kind)
     built, path = pruned("tied llama"), tmp_path / "m.gguf"
     write_gguf(built, vocabulary_of(tokenizer, built.config), path, Export(quantize="f32"))
-    engine = opened(llama_cpp, path)
+    engine = opened(path)
     texts = ["The cat's 12 logs, sat.", "a  b\n\n  c = 3.14159\t(x)", "jaźń 你好 🙂 I'LL", "THE END", " lead"]
     for text in texts[: 4 if "metaspace" in kind else 5]:  # Metaspace puts no space before one; SentencePiece does
         assert engine.tokenize(text.encode(), special=True) == tokenizer(text)["input_ids"], text
@@ -266,7 +243,7 @@ def test_llama_cpp_gives_the_same_tokens(kind: str, llama_cpp: Any, tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", ["gpt-2", "llama-bpe", "pieces"])
-def test_llama_cpp_gives_the_same_tokens_with_fewer_of_them(kind: str, llama_cpp: Any, tmp_path: Path) -> None:
+def test_llama_cpp_gives_the_same_tokens_with_fewer_of_them(kind: str, tmp_path: Path) -> None:
     """And the same logits: a vocabulary that is cut, its tokenizer with it."""
     pre = PRE_TOKENIZERS.get(kind)
     whole = whole_words(byte_level(*pre.splits)) if pre and pre.ignore_merges else None
@@ -275,7 +252,7 @@ def test_llama_cpp_gives_the_same_tokens_with_fewer_of_them(kind: str, llama_cpp
     options: dict[str, Any] = {"sparsity": 0, "vocabulary": len(whole) - 40, "progress": False}
     seap.prune(built, whole, task={"toy": VOCABULARY_TEXTS}, **options)
     write_gguf(built, vocabulary_of(whole, built.config), path, Export(quantize="f32"))
-    engine = opened(llama_cpp, path)
+    engine = opened(path)
     for text in [
         "The cat's 12 logs, sat.",
         "a  b\n\n  c = 3.14159\t(x)",
@@ -292,20 +269,21 @@ def test_llama_cpp_gives_the_same_tokens_with_fewer_of_them(kind: str, llama_cpp
     engine.close()
 
 
-def test_llama_cpp_runs_the_builtin_model_without_a_tokenizer(llama_cpp: Any, tmp_path: Path) -> None:
+def test_llama_cpp_runs_the_builtin_model_without_a_tokenizer(tmp_path: Path) -> None:
     built, _ = seap.load(str(model_path()), dtype="float32", device="cpu")
     out = tmp_path / "m.gguf"
     assert (
         main(["export", "builtin", "--to", "gguf", "--quantize", "f32", "--tokenizer", "none", "--out", str(out)]) == 0
     )
-    engine = opened(llama_cpp, out)
+    engine = opened(out)
     engine.eval([5, 17, 230])
     expected = built(torch.tensor([[5, 17, 230]])).logits[0].detach().numpy()
     np.testing.assert_allclose(engine.scores[:3], expected, atol=1e-3)
     engine.close()
 
 
-def test_llama_cpp_quantizes_layer_by_layer_widths(llama_cpp: Any, tmp_path: Path) -> None:
+def test_llama_cpp_quantizes_layer_by_layer_widths(tmp_path: Path) -> None:
+    llama_cpp = library()
     """Down projections of 256 channels become K-quants, of 96 what has blocks of 32, of 45 stay in float16."""
     built, draw = model("llama-tied", **(SHAPE | {"hidden_size": 256, "intermediate_size": 256})), torch.Generator()
     kept = {"kv_groups": (2, 2, 2), "channels": (256, 96, 45)}
@@ -321,7 +299,7 @@ def test_llama_cpp_quantizes_layer_by_layer_widths(llama_cpp: Any, tmp_path: Pat
         assert llama_cpp.llama_model_quantize(bytes(whole), bytes(path), ctypes.byref(parameters)) == 0
         stored = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
         assert tuple(stored[f"blk.{layer}.ffn_down.weight"] for layer in range(3)) == kinds
-        engine = opened(llama_cpp, path)
+        engine = opened(path)
         engine.eval(ids[0].tolist())
         assert 0 < np.linalg.norm(engine.scores[:24] - expected) / np.linalg.norm(expected) < near
         engine.close()
