@@ -120,27 +120,44 @@ def render(
 ) -> str:
     """What `tokenizer.apply_chat_template(messages, tokenize=False, …)` gives, within `seconds` of its own process.
 
+    Templates of models that see may read a message's parts alone and pass over text that is given as such: where the
+    last text isn't in what was written, texts are given as parts, `{"type": "text", "text": …}`, if then it is.
+
     variables: what else the template may read, such as enable_thinking=False. Raises UserError for messages that the
     template refuses, and for a template that takes too long, too much memory, or writes too much.
     """
     plain = [{key: value for key, value in message.items() if value is not None} for message in messages]
     if not plain:
         raise UserError("there are no messages; give at least one")
-    template = _template(tokenizer, tools)
-    request = {
-        "messages": plain,
-        "template": template,
-        "most": MOST_CHARACTERS + sum(len(str(message)) for message in plain),
-        "arguments": {
-            "tools": None if tools is None else list(tools),
-            "add_generation_prompt": add_generation_prompt,
-            "continue_final_message": continue_final_message,
-            **getattr(tokenizer, "tokenizer", tokenizer).special_tokens_map,
-            **variables,
-        },
+    template, own = _template(tokenizer, tools), getattr(tokenizer, "tokenizer", tokenizer)
+    arguments = {
+        "tools": None if tools is None else list(tools),
+        "add_generation_prompt": add_generation_prompt,
+        "continue_final_message": continue_final_message,
+        **own.special_tokens_map,
+        **variables,
     }
+    text = _rendered(plain, template, arguments, seconds)
+    if (last := _last_text(plain)) and last not in text:
+        in_parts = _rendered([_in_parts(message) for message in plain], template, arguments, seconds, refuses=False)
+        return in_parts if last in in_parts else text
+    return text
+
+
+def _rendered(
+    messages: Sequence[Mapping[str, Any]],
+    template: str,
+    arguments: Mapping[str, Any],
+    seconds: float,
+    *,
+    refuses: bool = True,
+) -> str:
+    """What the worker wrote. refuses: raise UserError where it couldn't, else nothing is written."""
+    most = MOST_CHARACTERS + sum(len(str(message)) for message in messages)
     with _worker() as worker:
-        found = worker.ask(request, seconds)
+        found = worker.ask({"messages": messages, "template": template, "most": most, "arguments": arguments}, seconds)
+    if not refuses and (found is None or "error" in found):
+        return ""
     if found is None:
         raise UserError(
             f"the model's chat template was stopped after {seconds:g} s or for its use of memory; real ones take "
@@ -149,6 +166,19 @@ def render(
     if "error" in found:
         raise UserError(f"the model's chat template refuses these messages: {found['error']}")
     return found["text"]
+
+
+def _last_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    """What was said last by somebody who isn't the model, whose words templates may change."""
+    texts = [
+        one["content"] for one in messages if one.get("role") != "assistant" and isinstance(one.get("content"), str)
+    ]
+    return texts[-1].strip() if texts else ""
+
+
+def _in_parts(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    text = message.get("content")
+    return {**message, "content": [{"type": "text", "text": text}]} if isinstance(text, str) else message
 
 
 def _default(template: Any) -> Any:

@@ -82,3 +82,16 @@ def test_a_tokenizer_without_template_and_no_messages_are_refused() -> None:
         render(tokenizer(), TURNS)
     with pytest.raises(UserError, match="no messages"):
         render(with_template(PLAIN), [])
+
+
+PARTS_ALONE = (
+    "{% for message in messages %}<{{ message['role'] }}>{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}; {% endfor %}"
+)
+
+
+def test_texts_are_given_as_parts_to_a_template_that_reads_nothing_else() -> None:
+    said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " Why? "}]
+    assert render(with_template(PARTS_ALONE), said) == "<system>Be brief.; <user> Why? ; "
+    strict = "{% if messages[0]['content'] is not string %}{{ raise_exception('texts') }}{% endif %}none"
+    assert render(with_template(strict), said) == "none"  # neither way writes it
