@@ -26,6 +26,9 @@ Compensate = Literal["none", "bias", "ridge", "nystrom"]
 Convention = Literal["true", "seap-reference"]
 CurvesFrom = Literal["closed", "measured"]
 EffortName = Literal["quick", "standard", "thorough"]
+Drop = Literal["none", "attention", "mlp", "both"]
+Heads = Literal["groups", "query"]
+AxisName = Literal["kv_groups", "channels", "expert_channels"]
 
 CHOICES: dict[str, Any] = {
     "score": Score,

@@ -10,7 +10,7 @@ from typing import get_args
 
 from whole_blocks import arguments, compare
 
-from seap.selection.options import Heads
+from seap.methods import Heads
 
 if __name__ == "__main__":
     compare(arguments(__doc__), "query_heads", "heads", get_args(Heads), "query")

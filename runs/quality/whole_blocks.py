@@ -17,6 +17,7 @@ from seap.activations.layerwise import Walk, evaluation
 from seap.environment import provenance
 from seap.errors import UserError
 from seap.files import write_json
+from seap.methods import Drop
 from seap.models import loader
 from seap.models.arch import Arch
 from seap.pruning.damage import Dense
@@ -24,7 +25,7 @@ from seap.pruning.prune import build_corpora, calibrate_corpora
 from seap.selection.allocate import allocate
 from seap.selection.damage import simulated_all
 from seap.selection.mask import choose_units, realised_sparsity
-from seap.selection.options import Drop, Pruning
+from seap.selection.options import Pruning
 from seap.selection.ranking import Ranking, rank
 from seap.text.corpus import build_corpus, longest_sequence
 from seap.text.options import Calibration

@@ -2,8 +2,7 @@
 
 from typing import Literal, TypedDict
 
-from seap.methods import Allocate, Compensate, Convention, CurvesFrom, EffortName, MaskOf, Score
-from seap.selection.options import AxisName, Drop, Heads
+from seap.methods import Allocate, AxisName, Compensate, Convention, CurvesFrom, Drop, EffortName, Heads, MaskOf, Score
 from seap.selection.targets import Cost
 from seap.text.keywords import CalibrationKeywords
 

@@ -3,40 +3,37 @@
 Field docstrings become the help texts of the command line.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from seap.errors import UserError, at_least, one_of, unknown
 from seap.methods import (
     CHOICES,
     CLOSED_FORMS,
     EFFORTS,
-    FIRST_ORDER,
     MEASURED,
     METHODS,
     NEEDS_ACTIVATIONS,
     RECONSTRUCTING,
     RUNNING,
     Allocate,
+    AxisName,
     Compensate,
     Convention,
     CurvesFrom,
+    Drop,
     Effort,
     EffortName,
+    Heads,
     MaskOf,
     Method,
     Score,
 )
-from seap.selection.targets import BY_STEPS, Cost, check_target, implied_cost
+from seap.selection.checks import check_choices
+from seap.selection.targets import Cost, implied_cost
 from seap.shares import FIRST, Share, share, size_in_bytes, speed_up
-
-Drop = Literal["none", "attention", "mlp", "both"]
-Heads = Literal["groups", "query"]
-AxisName = Literal["kv_groups", "channels", "expert_channels"]
 
 
 def _rounding(_: Any, tokens: Sequence[Any]) -> int:
@@ -152,48 +149,7 @@ class Pruning(Choices, Amount):
         if self.target_speed is not None:
             object.__setattr__(self, "target_speed", speed_up("--target-speed", self.target_speed))
         object.__setattr__(self, "cost", implied_cost(self.target_size, self.target_speed, self.cost))
-        if not 0 <= self.sparsity < 1:
-            raise UserError(f"--sparsity {self.sparsity}: must be at least 0 and below 1, such as 0.5 for half")
-        if self.method not in METHODS:
-            raise unknown("method", self.method, METHODS)
-        for kind, allowed in CHOICES.items():
-            if getattr(self, kind) is not None:
-                one_of(kind.replace("_", " "), getattr(self, kind), allowed)
-        one_of("effort", self.effort, EffortName)
-        if self.curves is not None:
-            one_of("curves", self.curves, CurvesFrom)
-        one_of("drop", self.drop, Drop)
-        one_of("heads", self.heads, Heads)
-        if self.drop != "none" and self.resolved().allocate not in MEASURED:
-            raise UserError(
-                f"--drop {self.drop} weighs a whole sub-block's damage against that of units, which --allocate "
-                f"{self.resolved().allocate} doesn't measure; choose --allocate damage or search"
-            )
-        check_target(self.cost, self.resolved())
-        _check_goes_together(self)
-        if isinstance(self.axes, str):
-            raise UserError(f"axes {self.axes!r}: must be a tuple, such as ({self.axes!r},)")
-        for axis in self.axes or ():
-            one_of("axis", axis, AxisName)
-        if isinstance(self.experts, int):
-            at_least("experts", self.experts, 1)
-            if "expert_channels" not in (self.axes or ("expert_channels",)):
-                raise UserError(f"--experts {self.experts} cuts experts; add expert_channels to --axes")
-        elif self.experts not in ("auto", "keep"):
-            raise UserError(f"--experts {self.experts}: must be a number of experts, auto or keep")
-        for name, least in (("min_kv_groups", 1), ("min_channels", 1), ("round_to", 0), ("context", 1), ("batch", 1)):
-            at_least(name, getattr(self, name), least)
-        for name, least in LEAST.items():
-            if getattr(self, name) is not None:
-                at_least(name, getattr(self, name), least)
-        if self.mix != "auto" and not (isinstance(self.mix, float | int) and 0 <= self.mix < math.inf):
-            raise UserError(f"--mix {self.mix}: must be auto, or a number from 0 up, such as 0.3")
-        for name in ("logistic_k", "logistic_x0"):
-            if not math.isfinite(getattr(self, name)):
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be a finite number")
-        for task, weight in (self.weights or {}).items():
-            if not 0 <= weight < math.inf:
-                raise UserError(f"--weights.{task} {weight}: a task's weight must be 0 or more, and finite")
+        check_choices(self)
 
     def resolved(self) -> Method:
         """The method with this run's own choices in place of the preset's."""
@@ -292,62 +248,3 @@ class Pruning(Choices, Amount):
         if self.sequential and method.compensate == "none":
             notes.append("--sequential without compensation")
         return notes
-
-
-OF_MEANS = ("wifv", "wifv-flap", "wanda", "wanda-sp")  # scores of means and variances alone
-BEFORE_SCORES = ("uniform", "one-width", "logistic")  # allocations that look at no score
-LEAST = {
-    "protect_first": 0,
-    "protect_last": 0,
-    "fisher_tokens": 2,
-    "probe_tokens": 2,
-    "search_evaluations": 1,
-    "descents": 0,
-    "steps": 1,
-}
-
-
-def _check_goes_together(options: Pruning) -> None:
-    """Raise UserError for choices of stages that mean nothing beside each other."""
-    method = options.resolved()
-    if options.heads == "query" and method.allocate not in MEASURED:
-        raise UserError(
-            "--heads query weighs the damage of query heads against that of groups, which --allocate "
-            f"{method.allocate} doesn't measure; choose --allocate damage or search"
-        )
-    if options.heads == "query" and options.cost in BY_STEPS:
-        raise UserError(
-            f"--heads query: what query heads take is known in parameters and bytes, not with --cost {options.cost}; "
-            "leave one of them out"
-        )
-    if options.heads == "query" and method.score in RUNNING:
-        raise UserError(
-            f"--heads query ranks single query heads, which --score {method.score} doesn't; use --score obs-fisher, "
-            "obs or wifv"
-        )
-    if method.allocate == "one-width" and any(options.protected(100)):
-        raise UserError("--allocate one-width cuts every layer alike; leave out --protect-first and --protect-last")
-    if method.allocate == "iterative" and method.score not in FIRST_ORDER:
-        raise UserError(
-            f"--allocate iterative measures gradients anew after each step, which --score {method.score} doesn't have; "
-            f"use --score {', '.join(FIRST_ORDER)}, or --allocate global"
-        )
-    if method.score == "block-influence" and method.allocate != "whole-layers":
-        raise UserError(
-            f"--score block-influence is of whole layers and ranks no units for --allocate {method.allocate}; use "
-            "--allocate whole-layers"
-        )
-    if method.behind and not (method.score in OF_MEANS and method.allocate in BEFORE_SCORES):
-        raise UserError(
-            f"--method {options.method} chooses layer after layer, by --score {', '.join(OF_MEANS)} and --allocate "
-            f"{', '.join(BEFORE_SCORES)}; got {method.score} and {method.allocate}"
-        )
-    if method.allocate != "whole-layers":
-        return
-    if method.compensate != "none":
-        raise UserError(
-            f"--allocate whole-layers leaves no part of a layer that --compensate {method.compensate} could refit; "
-            "leave it out"
-        )
-    if options.axes is not None:
-        raise UserError("--allocate whole-layers cuts no axes; leave out --axes")

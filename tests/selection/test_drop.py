@@ -13,6 +13,7 @@ from toy import TEXTS, folder, texts_file, tokenizer
 import seap
 from seap.errors import UserError
 from seap.exports.engines import widths as widths_of
+from seap.methods import Drop
 from seap.models.arch import Arch, describe
 from seap.models.blocks import gone
 from seap.models.options import Streaming
@@ -25,7 +26,7 @@ from seap.selection.curves import closed_curves
 from seap.selection.damage import Curve, Curves
 from seap.selection.footprint import Footprint
 from seap.selection.mask import load_masks
-from seap.selection.options import Drop, Pruning
+from seap.selection.options import Pruning
 from seap.selection.ranking import rank
 from seap.selection.timing import TimeCurve, axis_times
 from seap.selection.widths import within
