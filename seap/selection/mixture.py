@@ -12,14 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from seap.activations.layerwise import evaluation
 from seap.activations.stats import Statistics, merge
 from seap.compensation.compensate import kept_inputs, repair_axes
 from seap.errors import UserError
+from seap.methods import RECONSTRUCTING, RUNNING, Method
 from seap.models.arch import Arch, describe
-from seap.models.axes import Masks
+from seap.models.axes import Axis, Masks
+from seap.scoring.score import Scores, mix, score_inputs
 from seap.selection.damage import Judge, probe_rows, simulated_all
 from seap.selection.options import Pruning
 from seap.text.options import Calibration
@@ -155,3 +158,30 @@ def choose_weights(
     figures = ", ".join(f"{name} {best[name]:.2f} (KL {found[name]:.4f})" for name in best)
     start = max(tried[0][2].values())
     return best, f"weights for the worst task: {figures}; with equal weights the worst KL was {start:.4f}"
+
+
+def combine_scores(
+    arch: Arch,
+    method: Method,
+    statistics: Mapping[str, Statistics],
+    options: Pruning,
+    seed: int,
+    sensitivity: Mapping[str, Tensor] | None = None,
+    axes: Sequence[Axis] | None = None,
+    *,
+    masks: Masks | None = None,
+    progress: bool = False,
+) -> Scores:
+    """One score per input: of the one task, mixed over several, or of all text pooled. The rest: see `score_inputs`.
+
+    Scores of reconstruction are of mixed moments, those for which the model runs of all texts' rows together; the
+    others are mixed themselves (SEAP-gen).
+    """
+    given: dict[str, Any] = {"seed": seed, "sensitivity": sensitivity, "axes": axes, "masks": masks}
+    given |= {"progress": progress, "by_head": options.heads == "query"}
+    one_by_one = method.mask in ("general", "general-raw") and method.score not in (*RECONSTRUCTING, *RUNNING)
+    if one_by_one and statistics:
+        each = {task: score_inputs(arch, part, method.score, **given) for task, part in statistics.items()}
+        return mix(each, options.weights, normalise=method.mask == "general")
+    pooled = pool(statistics, options) if statistics else None
+    return score_inputs(arch, pooled, method.score, **given)

@@ -15,11 +15,11 @@ from seap.activations.layerwise import split_rows
 from seap.activations.ranks import Ranks, agreed, gathered
 from seap.activations.stats import Statistics
 from seap.errors import UserError
-from seap.methods import MEASURED, RECONSTRUCTING, RUNNING, Method
+from seap.methods import MEASURED, Method
 from seap.models import solving
 from seap.models.arch import Arch, choose_axes, describe
 from seap.models.axes import Axis, Masks
-from seap.scoring.score import Scores, mix, score_inputs
+from seap.scoring.score import Scores
 from seap.scoring.sensitivity import measure_sensitivity
 from seap.selection.behind import masks_behind
 from seap.selection.budgets import Budgets, is_protected, least_kept, may_go, variants
@@ -27,7 +27,15 @@ from seap.selection.curves import closed_curves
 from seap.selection.damage import Costs, Curves, Judge, RepairTo, drawn_rows, measure_curves, probe_rows
 from seap.selection.footprint import Footprint, footprint_of
 from seap.selection.mask import choose_units
-from seap.selection.mixture import QuickNetworks, add_general, check_mixture, choose_share, choose_weights, pool
+from seap.selection.mixture import (
+    QuickNetworks,
+    add_general,
+    check_mixture,
+    choose_share,
+    choose_weights,
+    combine_scores,
+    pool,
+)
 from seap.selection.options import Pruning
 from seap.selection.repairing import repairing
 from seap.selection.search import search
@@ -39,33 +47,6 @@ from seap.selection.within import budgets_for, in_params
 from seap.text.contrast import Contrast
 from seap.text.corpus import Corpus
 from seap.text.options import Calibration
-
-
-def combine_scores(
-    arch: Arch,
-    method: Method,
-    statistics: Mapping[str, Statistics],
-    options: Pruning,
-    seed: int,
-    sensitivity: Mapping[str, Tensor] | None = None,
-    axes: Sequence[Axis] | None = None,
-    *,
-    masks: Masks | None = None,
-    progress: bool = False,
-) -> Scores:
-    """One score per input: of the one task, mixed over several, or of all text pooled. The rest: see `score_inputs`.
-
-    Scores of reconstruction are of mixed moments, those for which the model runs of all texts' rows together; the
-    others are mixed themselves (SEAP-gen).
-    """
-    given: dict[str, Any] = {"seed": seed, "sensitivity": sensitivity, "axes": axes, "masks": masks}
-    given |= {"progress": progress, "by_head": options.heads == "query"}
-    one_by_one = method.mask in ("general", "general-raw") and method.score not in (*RECONSTRUCTING, *RUNNING)
-    if one_by_one and statistics:
-        each = {task: score_inputs(arch, part, method.score, **given) for task, part in statistics.items()}
-        return mix(each, options.weights, normalise=method.mask == "general")
-    pooled = pool(statistics, options) if statistics else None
-    return score_inputs(arch, pooled, method.score, **given)
 
 
 @dataclass

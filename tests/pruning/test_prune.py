@@ -19,8 +19,8 @@ from seap.methods import METHODS
 from seap.models.arch import describe
 from seap.pruning.prune import make_masks
 from seap.selection.mask import choose_units, compose, realised_sparsity
+from seap.selection.mixture import combine_scores
 from seap.selection.options import Pruning
-from seap.selection.ranking import combine_scores
 from seap.text.corpus import build_corpus
 from seap.text.options import Calibration
 
