@@ -126,7 +126,7 @@ def grid(axis: Axis, options: Pruning, *, may_go: bool = False) -> list[int]:
     ]
 
 
-def _by_head(axis: Axis, widths: Sequence[int], options: Pruning) -> list[Choice]:
+def by_head(axis: Axis, widths: Sequence[int], options: Pruning) -> list[Choice]:
     """Widths of an axis with every number of query heads that it may keep."""
     return [(own, width) for own in variants(axis, options) for width in widths if width or own.curve_key == own.key]
 
@@ -206,7 +206,7 @@ def allocate(
     if curves is not None and name in MEASURED:
         free = [axis for axis, weight in zip(axes, weights, strict=True) if weight > 0]
         grids = [grid(axis, options, may_go=may_go(arch, axis, options)) for axis in free]
-        choices = [_by_head(axis, widths, options) for axis, widths in zip(free, grids, strict=True)]
+        choices = [by_head(axis, widths, options) for axis, widths in zip(free, grids, strict=True)]
         budgets |= _by_damage(free, choices, curves, options, target)
     elif options.drop != "none" or options.heads != "groups":
         return budgets  # what goes whole isn't known yet, but the target can be met

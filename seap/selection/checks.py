@@ -16,7 +16,7 @@ from seap.methods import (
     EffortName,
     Heads,
 )
-from seap.selection.targets import BY_STEPS, check_target
+from seap.selection.targets import check_target
 
 if TYPE_CHECKING:
     from seap.selection.options import Pruning
@@ -92,10 +92,10 @@ def _check_goes_together(options: "Pruning") -> None:
             "--heads query weighs the damage of query heads against that of groups, which --allocate "
             f"{method.allocate} doesn't measure; choose --allocate damage or search"
         )
-    if options.heads == "query" and options.cost in BY_STEPS:
+    if options.heads == "query" and options.cost == "milliseconds":
         raise UserError(
-            f"--heads query: what query heads take is known in parameters and bytes, not with --cost {options.cost}; "
-            "leave one of them out"
+            "--heads query: what query heads take is known in parameters, bytes and memory, not in milliseconds; leave "
+            "it out, or ask for a sparsity or a size"
         )
     if options.heads == "query" and method.score in RUNNING:
         raise UserError(

@@ -57,9 +57,7 @@ class Footprint:
     output: float  # embedding and output layer, of the vocabulary that is there
     curves: Mapping[str, Taken]  # axis key → what it takes
     size: int = 0  # bytes of a parameter, where bytes are counted
-    heads: Mapping[str, tuple[str, int, float]] = field(
-        default_factory=dict
-    )  # key → heads key, query heads, bytes of one
+    heads: Mapping[str, tuple[str, int, float]] = field(default_factory=dict)  # key → heads key, heads, bytes of one
 
     def of(self, budgets: Mapping[str, int]) -> float:
         """With so many units of each axis; all of those that aren't named."""
@@ -68,6 +66,15 @@ class Footprint:
         for key, (heads_key, queries, each) in self.heads.items():
             taken -= widths[key] * (queries - budgets.get(heads_key, queries)) * each
         return self.fixed + self.output + taken
+
+    def taken(self, choices: Sequence[tuple[Axis, int]]) -> list[float]:
+        """By one axis with so many query heads a group, and so many units."""
+        key = choices[0][0].key
+        _, queries, each = self.heads.get(key, ("", 0, 0.0))
+        found = self.curves[key].at([width for _, width in choices])
+        return [
+            value - width * (queries - axis.heads) * each for value, (axis, width) in zip(found, choices, strict=True)
+        ]
 
     def most(self, sparsity: float) -> float:
         """What a model may take of which this share of the dense one is to go."""

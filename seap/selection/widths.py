@@ -34,36 +34,27 @@ def _damage(choices: Sequence[Choice], curves: Costs) -> list[float]:
     return [value - min(found) for value in found]
 
 
-def within(
-    axes: Sequence[Axis], widths: Sequence[Sequence[int]], curves: Costs, footprint: Footprint, most: float
-) -> dict[str, int]:
-    """Axis key → width, so that a whole model takes at most so much of what is counted, at the least damage.
+def within(choices: Choices, curves: Costs, footprint: Footprint, most: float) -> dict[str, int]:
+    """Axis key → width (and key of query heads → how many), so that a whole model takes at most so much, at the least
+    damage.
 
     Raises UserError when even the smallest widths take more.
     """
-    taken = [footprint.curves[axis.key].at([axis.units, *kept]) for axis, kept in zip(axes, widths, strict=True)]
-    saved = [[max(whole - own, 0.0) for own in at] for whole, *at in taken]
+    saved = []
+    for own in choices:
+        whole, *taken = footprint.taken([(own[0][0].with_heads(own[0][0].queries), own[0][0].units), *own])
+        saved.append([max(whole - value, 0.0) for value in taken])
     needed = footprint.of({}) - most
     if (spare := sum(map(max, saved)) - needed) < -1e-9 * footprint.dense:
         raise UserError(
             f"at least {footprint.said(most - spare)} stays with the smallest widths, and {footprint.said(most)} was "
             "asked; ask for less"
         )
-    chosen = _chosen(axes, widths, curves, saved, min(needed, sum(map(max, saved))))
-    return {axis.key: width for axis, width in zip(axes, chosen, strict=True)}
-
-
-def _chosen(
-    axes: Sequence[Axis],
-    widths: Sequence[Sequence[int]],
-    curves: Costs,
-    removed: Sequence[Sequence[float]],
-    target: float,
-) -> list[int]:
-    damage = [_damage([(axis, width) for width in kept], curves) for axis, kept in zip(axes, widths, strict=True)]
-    table = [list(zip(part, costs, strict=True)) for part, costs in zip(removed, damage, strict=True)]
-    places = choose_options(table, target)
-    return [kept[place] for kept, place in zip(widths, places, strict=True)]
+    table = [list(zip(part, _damage(own, curves), strict=True)) for part, own in zip(saved, choices, strict=True)]
+    places = choose_options(table, min(needed, sum(map(max, saved))))
+    chosen = [own[place] for own, place in zip(choices, places, strict=True)]
+    heads = {axis.heads_key: axis.heads for axis, _ in chosen if axis.heads < axis.queries}
+    return {axis.key: width for axis, width in chosen} | heads
 
 
 def one_width(arch: Arch, axes: Sequence[Axis], least: Sequence[int], step: int, target: float) -> dict[str, int]:

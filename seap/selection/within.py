@@ -15,8 +15,8 @@ from seap.methods import MEASURED
 from seap.models.arch import Arch, choose_axes
 from seap.models.axes import KV_GROUPS, Axis
 from seap.scoring.score import Scores
-from seap.selection.allocate import allocate, grid
-from seap.selection.budgets import Budgets, check_drop, is_protected, least_kept, may_go, variants
+from seap.selection.allocate import allocate, by_head, grid
+from seap.selection.budgets import Budgets, check_drop, check_query_heads, is_protected, least_kept, may_go, variants
 from seap.selection.damage import Costs
 from seap.selection.footprint import Footprint
 from seap.selection.options import Pruning
@@ -50,13 +50,14 @@ def budgets_for(
     everything = arch.axes if axes is None else axes
     free = free_axes(arch, everything, options)
     check_drop(arch, free, options)
+    check_query_heads(arch, free, options)
     check_possible(arch, options, footprint, free)
     if options.resolved().allocate not in MEASURED:
         return _by_halving(arch, options, scores, footprint, free, everything)
     if curves is None:  # asked before anything is measured
         return whole
-    grids = [grid(axis, options, may_go=may_go(arch, axis, options)) for axis in free]
-    return whole | within(free, grids, curves, footprint, footprint.most(options.sparsity))
+    choices = [by_head(axis, grid(axis, options, may_go=may_go(arch, axis, options)), options) for axis in free]
+    return whole | within(choices, curves, footprint, footprint.most(options.sparsity))
 
 
 def free_axes(arch: Arch, axes: Sequence[Axis], options: Pruning) -> list[Axis]:

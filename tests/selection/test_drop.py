@@ -204,8 +204,9 @@ def test_time_counts_what_a_sub_block_takes_beside_its_linears() -> None:
         second.key: TimeCurve((1, 4), (1.0, 4.0)),
     }
     assert times[first.key].at([4, 1, 0]) == [10.0, 7.0, 0.0]
-    widths, whole = [[4, 1, 0]] * 2, Footprint("milliseconds", 14.0, 0.0, 0.0, times)
-    assert within((first, second), widths, curves, whole, 7.0) == {first.key: 0, second.key: 4}
+    choices = [[(axis, width) for width in (4, 1, 0)] for axis in (first, second)]
+    whole = Footprint("milliseconds", 14.0, 0.0, 0.0, times)
+    assert within(choices, curves, whole, 7.0) == {first.key: 0, second.key: 4}
     found = axis_times(arch, arch.axes)
     assert found[first.key].beside >= 0
 

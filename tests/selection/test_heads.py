@@ -1,5 +1,7 @@
 """Query heads as a choice beside whole KV groups: scores, damage, slopes, the budgets with them, the whole way."""
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,14 +26,16 @@ from seap.page.describe import describe as inspected
 from seap.pruning.commands import prune_to_folder
 from seap.pruning.stages import calibrate_to_files, mask_to_file
 from seap.scoring.score import score_inputs, unit_scores
-from seap.selection.allocate import allocate, grid
+from seap.selection.allocate import allocate, by_head, grid
 from seap.selection.budgets import variants
 from seap.selection.curves import blocks_of, closed_widths, damage_at
 from seap.selection.damage import Curve, Curves
+from seap.selection.footprint import footprint_of
 from seap.selection.mask import choose_units, load_masks, removed_params, unit_places
 from seap.selection.options import Pruning
 from seap.selection.ranking import Ranking, rank
 from seap.selection.search import divergence_of, movable, moved
+from seap.selection.widths import within
 from seap.text.corpus import Corpus
 from seap.text.options import Calibration
 
@@ -199,6 +203,45 @@ def test_moves_take_heads_of_all_groups_of_a_layer() -> None:
     assert movable(arch.axes, after)[axis.key].unit_params == axis.unit_params - axis.head_params
 
 
+def test_memory_is_met_at_the_least_damage_over_groups_and_heads() -> None:
+    """Beside every choice of widths and heads of a tiny model, one by one."""
+    net = model("llama", **FOUR, num_hidden_layers=2)
+    options = Pruning(cost="memory", context=64, heads="query", allocate="damage", min_channels=20, sparsity=0.3)
+    arch, footprint = describe(net), footprint_of(net, options)
+    curves = curves_of(arch, options, cheap={1})
+    free = [axis for axis in arch.axes if axis.name == KV_GROUPS]
+    choices = [by_head(axis, grid(axis, options), options) for axis in free]
+    whole, least = footprint.of({}), footprint.of({key: 1 for a in free for key in (a.key, a.heads_key)})
+
+    def said(chosen: Sequence[tuple[Axis, int]]) -> dict[str, int]:
+        return {axis.key: width for axis, width in chosen} | {axis.heads_key: axis.heads for axis, _ in chosen}
+
+    def damage(budgets: dict[str, int]) -> float:
+        shaped = [axis.shaped(budgets) for axis in free]
+        return sum(curves[axis.curve_key].at([budgets[axis.key]])[0] for axis in shaped)
+
+    everything, seen = [said(chosen) for chosen in itertools.product(*choices)], set()
+    for share in (0.1, 0.3, 0.5, 0.7, 0.9, 1.0):
+        most = whole - share * (whole - least)
+        found = within(choices, curves, footprint, most)
+        assert footprint.of(found) <= most * (1 + 1e-9)
+        best = min(damage(own) for own in everything if footprint.of(own) <= most * (1 + 1e-9))
+        assert damage(found) <= best * (1 + 2e-3)
+        seen |= {key for key in found if "heads" in key}
+    assert len(seen) == 2
+
+
+def test_a_whole_network_within_a_memory_by_groups_and_heads() -> None:
+    net = model("llama", **FOUR)
+    options: dict[str, Any] = {"cost": "memory", "context": 64, "sparsity": 0.45, "search_evaluations": 4}
+    report = seap.prune(net, tokenizer(), task={"toy": TEXTS}, heads="query", min_channels=4, progress=False, **options)
+    target = report.target
+    assert target is not None and target["after"] <= target["most"]
+    now = footprint_of(net, Pruning(cost="memory", context=64)).dense
+    assert now == pytest.approx(target["after"], rel=0.01)
+    assert {layer["query_heads"] for layer in report.layers} != {4}
+
+
 @pytest.mark.parametrize("effort", ["quick", "standard"])
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3_text", "phi3", "gpt_oss"])
 def test_the_whole_way(name: str, effort: Any) -> None:
@@ -255,7 +298,7 @@ def test_what_is_pruned_once_is_pruned_again_and_says_both(tmp_path: Path) -> No
         ("llama", {"method": "flap"}, "--allocate adaptive doesn't measure"),
         ("llama", {"allocate": "one-width"}, "--allocate one-width doesn't measure"),
         ("llama", {"score": "taylor", "allocate": "damage"}, "which --score taylor doesn't"),
-        ("llama", {"cost": "milliseconds", "allocate": "damage"}, "known in parameters and bytes"),
+        ("llama", {"cost": "milliseconds", "allocate": "damage"}, "known in parameters, bytes and memory"),
         ("llama", {"axes": ("channels",)}, "only channels are cut"),
         ("llama-mha", {}, "one query head, so groups are heads"),
         ("gpt2", {}, "the heads of gpt2 can't be cut"),

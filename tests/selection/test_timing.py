@@ -53,10 +53,11 @@ def test_widths_within_a_share_of_the_time() -> None:
         first.key: TimeCurve((1, 2, 3, 4), (1.0, 2.0, 3.0, 4.0)),
         second.key: TimeCurve((1, 2, 3, 4), (4.0, 4.0, 4.0, 4.0)),
     }
-    widths, whole = [[4, 3, 2, 1]] * 2, Footprint("milliseconds", 10.0, 1.5, 0.5, times)
-    assert within((first, second), widths, curves, whole, 8.0) == {first.key: 2, second.key: 4}
+    choices = [[(axis, width) for width in (4, 3, 2, 1)] for axis in (first, second)]
+    whole = Footprint("milliseconds", 10.0, 1.5, 0.5, times)
+    assert within(choices, curves, whole, 8.0) == {first.key: 2, second.key: 4}
     with pytest.raises(UserError, match=r"at least 7 ms stays with the smallest widths, and 5 ms was asked"):
-        within((first, second), widths, curves, whole, 5.0)
+        within(choices, curves, whole, 5.0)
 
 
 def test_time_in_proportion_to_parameters_gives_the_widths_of_parameters() -> None:
