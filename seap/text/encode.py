@@ -15,7 +15,7 @@ from seap.text import seeing, tokens
 from seap.text.options import Reading
 from seap.text.rows import Seen, SeenRow, counted_of, row_of
 from seap.text.shapes import Item
-from seap.text.templates import render
+from seap.text.templates import in_parts, render
 from seap.text.turns import Turn, messages_for, pictures_in, plain
 
 Spans = tuple[tuple[int, int], ...]
@@ -141,7 +141,7 @@ def _plain_answers(item: Item) -> Spans:
 def _rendered(tokenizer: Any, turns: Sequence[Turn], item: Item, *, asks: bool) -> str:
     messages = messages_for(tokenizer, turns)
     if sight_of(tokenizer) is not None:  # templates of models that see read lists of parts, and some nothing else
-        messages = [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in messages]
+        messages = [in_parts(one) for one in messages]
     return _written(tokenizer, messages, item, asks=asks)
 
 

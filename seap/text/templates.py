@@ -139,8 +139,8 @@ def render(
     }
     text = _rendered(plain, template, arguments, seconds)
     if (last := _last_text(plain)) and last not in text:
-        in_parts = _rendered([_in_parts(message) for message in plain], template, arguments, seconds, refuses=False)
-        return in_parts if last in in_parts else text
+        other = _rendered([in_parts(message) for message in plain], template, arguments, seconds, refuses=False)
+        return other if last in other else text
     return text
 
 
@@ -176,9 +176,10 @@ def _last_text(messages: Sequence[Mapping[str, Any]]) -> str:
     return texts[-1].strip() if texts else ""
 
 
-def _in_parts(message: Mapping[str, Any]) -> Mapping[str, Any]:
+def in_parts(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message with its text as a list of parts, as templates of models that see read it."""
     text = message.get("content")
-    return {**message, "content": [{"type": "text", "text": text}]} if isinstance(text, str) else message
+    return dict(message) | ({"content": [{"type": "text", "text": text}]} if isinstance(text, str) else {})
 
 
 def _default(template: Any) -> Any:
