@@ -63,18 +63,21 @@ class Footprint:
         """With so many units of each axis; all of those that aren't named."""
         widths = {key: budgets.get(key, curve.units) for key, curve in self.curves.items()}
         taken = sum(curve.at([widths[key]])[0] for key, curve in self.curves.items())
-        for key, (heads_key, queries, each) in self.heads.items():
-            taken -= widths[key] * (queries - budgets.get(heads_key, queries)) * each
+        for key, (heads_key, queries, _) in self.heads.items():
+            taken -= self._of_heads(key, widths[key], budgets.get(heads_key, queries))
         return self.fixed + self.output + taken
 
     def taken(self, choices: Sequence[tuple[Axis, int]]) -> list[float]:
         """By one axis with so many query heads a group, and so many units."""
         key = choices[0][0].key
-        _, queries, each = self.heads.get(key, ("", 0, 0.0))
         found = self.curves[key].at([width for _, width in choices])
-        return [
-            value - width * (queries - axis.heads) * each for value, (axis, width) in zip(found, choices, strict=True)
-        ]
+        gone = [self._of_heads(key, width, axis.heads) for axis, width in choices]
+        return [value - own for value, own in zip(found, gone, strict=True)]
+
+    def _of_heads(self, key: str, width: int, heads: int) -> float:
+        """What groups that stay no longer take, with so many query heads each."""
+        _, queries, each = self.heads.get(key, ("", 0, 0.0))
+        return width * (queries - heads) * each
 
     def most(self, sparsity: float) -> float:
         """What a model may take of which this share of the dense one is to go."""
