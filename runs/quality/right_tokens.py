@@ -85,7 +85,7 @@ def own_answers(
 
 
 def prepared(name: str, folder: str, spec: str, a: argparse.Namespace) -> Case:
-    model, tokenizer = loader.load_for_work(folder)
+    model, tokenizer = loader.load_for_work(folder, dtype=a.dtype)
     task, longest = parse_spec(spec).name, getattr(model.config, "max_position_embeddings", None)
     gold, test = load_items(spec, "train"), load_items(spec, "test")
     if not all(item.prompt or item.turns for item in (*gold, *test)):
@@ -177,6 +177,7 @@ def main() -> None:
     parser.add_argument("--separator", help="where a model without a template ends an answer")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", default="float32", help="of the arithmetic, on a GPU too")
     a = parser.parse_args()
     done: dict[str, Any] = {"rows": {}}
     if a.out.is_file():
