@@ -218,7 +218,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--new", type=int, default=32, help="tokens that are written after each prompt")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=5, help="of the timing")
-    parser.add_argument("--only", default="", help="parts of the forms' names, separated by commas")
+    parser.add_argument("--only", default="", help="forms, or parts of their names, separated by commas")
     parser.add_argument("--made", type=Path, default=Path("out/exports_real"), help="where copies are kept")
     parser.add_argument("--again", action="store_true", help="make the copies again first")
     parser.add_argument("--out", type=Path, default=Path("results/engines/exports_real.json"))
@@ -235,7 +235,7 @@ def main() -> None:
         if a.again and (a.made / folder.name).is_dir():
             shutil.rmtree(a.made / folder.name)
         done = {row["form"] for row in rows if row["model"] == folder.name}
-        todo = [name for name in FORMS if name not in done and (not kinds or any(kind in name for kind in kinds))]
+        todo = [name for name in FORMS if name not in done and (not kinds or any(meant(kind, name) for kind in kinds))]
         folders = made(folder, a.made, settings) if todo else {}
         for path in folders.values():
             reference(path, a.new)
@@ -251,6 +251,11 @@ def main() -> None:
             print(told(row), flush=True)
     if failed:
         sys.exit(1)
+
+
+def meant(kind: str, name: str) -> bool:
+    """Whether a part of --only means this form: a form's whole name means that one alone."""
+    return kind == name if kind in FORMS else kind in name
 
 
 def told(row: dict[str, Any]) -> str:

@@ -115,7 +115,10 @@ def _named(name: str, pair: tuple[float, float] | None) -> Row:
 
 
 def ratios(table: Table) -> list[Row]:
-    """seap's loss of accuracy and its added loss over the best rival's, by sparsity, beside the targets."""
+    """seap's loss of accuracy and its added loss over the best rival's, by sparsity, beside the targets.
+
+    The best of those that have the most of seap's cases; the others, on the cases that they have, are in `of_fewer`.
+    """
     found = []
     for sparsity in table.sparsities:
         row: Row = {"sparsity": sparsity}
@@ -127,8 +130,11 @@ def ratios(table: Table) -> list[Row]:
             against = [_against(table, sparsity, rival, name, sign, known) for rival in table.methods]
             rivals = [one for one in against if one is not None]
             if rivals:
-                best = min(rivals, key=lambda one: one["rival_lost"])
-                row[name] = best | {"target": target, "kept": None if target is None else best["ratio"] <= target}
+                most = max(one["cases"] for one in rivals)
+                best = min((one for one in rivals if one["cases"] == most), key=lambda one: one["rival_lost"])
+                fewer = [one for one in rivals if one["cases"] < most]
+                kept = None if target is None else best["ratio"] <= target
+                row[name] = best | {"target": target, "kept": kept, "of_fewer": fewer}
         found.append(row)
     return found
 
@@ -206,6 +212,16 @@ def _crossing(curve: Mapping[float, float], share: float) -> Row:
     return {"sparsity": points[-1][0], "beyond": True}
 
 
+def machine_of(row: Row) -> Row:
+    """Where a row was made, and with what: the file's own machine is where the table was."""
+    return {"machine": row.get("machine"), "versions": row.get("versions")}
+
+
+def unlike(found: Iterable[Row]) -> list[Row]:
+    """Each of them once, in the order in which they come."""
+    return [json.loads(text) for text in dict.fromkeys(json.dumps(one, sort_keys=True) for one in found)]
+
+
 def write_table(out: Path, result: Path) -> None:
     rows = read_rows(out)
     table = Table(rows)
@@ -219,6 +235,7 @@ def write_table(out: Path, result: Path) -> None:
         "data_hash": digest([row.get("data_hash") for row in rows]),
         "commits": sorted({str(row.get("commit")) for row in rows}),
         "commands": sorted({str(row.get("command")) for row in rows}),
+        "made_on": unlike([machine_of(row) for row in rows]),
     }
     write_json(result, about | found | provenance())
     for row in found["ratios"]:
