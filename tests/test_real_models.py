@@ -139,9 +139,10 @@ def test_what_is_kept_and_lost_by_hand() -> None:
     assert kept["seap", "choice"]["90%"]["sparsity"] == pytest.approx(0.4)
     assert kept["seap", "generation"]["95%"]["sparsity"] == pytest.approx(0.2 + 0.3 * 0.01 / 0.16)
     assert kept["random", "choice"]["90%"] == {"sparsity": 0.2, "beyond": True}
-    more = [case(m, 0.2, added_loss=loss) | {"task": "u", "made_for": "u"} for m, loss in (("seap", 0.3), ("flap", 0.7))]
+    other = {"task": "u", "made_for": "u"}
+    more = [case(m, 0.2, added_loss=loss) | other for m, loss in (("seap", 0.3), ("flap", 0.7))]
     partly = case("gisp", 0.2, added_loss=0.2)  # has one of the two cases: told, but not the best rival
-    one, _ = table.ratios(table.Table([*rows, rows[0] | {"task": "u"}, *more, partly]))
+    one, _ = table.ratios(table.Table([*rows, rows[0] | other, *more, partly]))
     assert one["added_loss"]["rival"] == "flap" and one["added_loss"]["ratio"] == pytest.approx(0.2 / 0.6)
     assert [(r["rival"], r["cases"], r["ratio"]) for r in one["added_loss"]["of_fewer"]] == [
         ("gisp", 1, pytest.approx(0.5))
