@@ -52,6 +52,7 @@ def cell(row: Row) -> Row:
         "said_n",
         "loss_n",
         "calibration_tokens",
+        "pruning_seconds",
         "data_hash",
         "commit",
     )

@@ -3,6 +3,9 @@
 Shapes: N rows, C inputs and O outputs of a linear.
 """
 
+import time
+from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -15,6 +18,7 @@ from seap.environment import clock
 from seap.models.arch import describe
 
 STEPS = 4  # decoded while the profiler looks
+COPIES = 1 << 28  # bytes of weights that are read in turn on a GPU, more than its cache holds
 KERNELS = 15  # that are told
 
 
@@ -35,7 +39,9 @@ def profile_phase(model: Any, phase: str, *, batch: int, length: int, mode: str 
     with profile(activities=kinds) as seen:
         run()
     own = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    rows = sorted(seen.key_averages(), key=lambda event: -getattr(event, own))
+    # On a GPU operators have the time of the kernels that they start, which have rows of their own.
+    events = [event for event in seen.key_averages() if event.device_type.name == ("CUDA" if on_gpu else "CPU")]
+    rows = sorted(events, key=lambda event: -getattr(event, own))
     kernels = sum(getattr(event, own) for event in rows) / 1e6
     steps = 1 if phase == "prefill" else STEPS
     return {
@@ -63,15 +69,39 @@ def linear_rates(model: Any, *, batch: int, repeats: int = 20) -> list[dict[str,
         if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or tuple(weight.shape) in found:
             continue
         rows = torch.randn(batch, weight.shape[1], device=weight.device, dtype=weight.dtype)
-        taken = []
-        for _ in range(repeats):
-            started = clock(weight.device)
-            linear(rows, weight)
-            taken.append(clock(weight.device) - started)
-        seconds = median(taken[repeats // 4 :])
+        seconds = _seconds_on_gpu(rows, weight) if weight.is_cuda else _seconds(partial(linear, rows, weight), repeats)
         about = {"linear": name, "outputs": weight.shape[0], "inputs": weight.shape[1], "batch": batch}
         found[tuple(weight.shape)] = about | {"bytes_per_s": weight.nbytes / seconds, "microseconds": 1e6 * seconds}
     return list(found.values())
+
+
+def _seconds(run: Callable[[], Any], repeats: int) -> float:
+    taken = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - started)
+    return median(taken[repeats // 4 :])
+
+
+def _seconds_on_gpu(rows: torch.Tensor, weight: torch.Tensor, replays: int = 5) -> float:
+    """Of a product alone: of copies that don't fit into the cache, in a graph, so that no launch is waited for."""
+    copies = [weight.clone() for _ in range(max(4, COPIES // weight.nbytes))]
+    aside = torch.cuda.Stream(weight.device)
+    aside.wait_stream(torch.cuda.current_stream(weight.device))
+    with torch.cuda.stream(aside):
+        linear(rows, weight)
+    torch.cuda.current_stream(weight.device).wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for copy in copies:
+            linear(rows, copy)
+    taken = []
+    for _ in range(replays + 1):
+        started = clock(weight.device)
+        graph.replay()
+        taken.append(clock(weight.device) - started)
+    return median(taken[1:]) / len(copies)
 
 
 def library(device: torch.device, dtype: torch.dtype, mode: str) -> str:

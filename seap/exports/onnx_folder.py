@@ -81,7 +81,7 @@ def _by_file(model: Any, shapes: list[tuple[int, int]], folder: Path) -> Any:
     """A large graph, which PyTorch writes with its weights in files beside it."""
     onnx, place = onnx_package(), folder / "traced"
     place.mkdir()
-    _export(model.float(), shapes, place / "model.onnx")
+    _export(model.float(), shapes, str(place / "model.onnx"))  # for torch a Path is no file, and over 2 GB no place
     graph = onnx.load_model(place / "model.onnx")
     for path in place.iterdir():
         path.unlink()

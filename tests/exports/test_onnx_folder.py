@@ -116,3 +116,24 @@ def test_the_configs_say_what_the_graph_has(tmp_path: Path) -> None:
     decoder = json.loads((tmp_path / "genai_config.json").read_text())["model"]["decoder"]
     assert decoder["num_key_value_heads"] == 2 and decoder["head_size"] == 16
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_a_graph_too_large_for_one_protobuf_goes_through_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over 2 GB torch keeps weights beside the graph, but only where it is given a place, which a Path isn't to it."""
+    given, export = [], torch.onnx.export
+
+    def seen(net: Any, example: Any, into: Any, **named: Any) -> Any:
+        given.append(into)
+        return export(net, example, into, **named)
+
+    monkeypatch.setattr(torch.onnx, "export", seen)
+    monkeypatch.setattr("seap.exports.onnx_folder._is_small", lambda model: False)
+    built = pruned("qwen2")
+    expected = built(IDS).logits.detach().numpy()
+    write_onnx(built, byte_level(r"\w+"), tmp_path)
+    assert [type(into) for into in given] == [str] and not (tmp_path / "traced").exists()
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    empty = {i.name: np.zeros((2, i.shape[1], 0, i.shape[3]), np.float32) for i in session.get_inputs()[3:]}
+    np.testing.assert_allclose(run(session, IDS, empty, 0)["logits"], expected, atol=1e-4)
