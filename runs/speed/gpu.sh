@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Speed on a GPU in parts of at most three minutes, the most telling first, each with a file of its own as it ends: so
-# that whatever time there is on a borrowed card leaves results. An 80 GB GPU holds each part. Not run on one yet; a part
-# of each kind was seen to run on a CPU:
+# that whatever time there is on a borrowed card leaves results. An 80 GB GPU holds each part. 7b_50 takes a minute on an
+# H200; a part of each kind was seen to run on a CPU:
 #
 #     bash runs/speed/gpu.sh [OUT]
 #     PARTS="7b_50 nccl" bash runs/speed/gpu.sh
