@@ -92,11 +92,6 @@ def _check_goes_together(options: "Pruning") -> None:
             "--heads query weighs the damage of query heads against that of groups, which --allocate "
             f"{method.allocate} doesn't measure; choose --allocate damage or search"
         )
-    if options.heads == "query" and options.cost == "milliseconds":
-        raise UserError(
-            "--heads query: what query heads take is known in parameters, bytes and memory, not in milliseconds; leave "
-            "it out, or ask for a sparsity or a size"
-        )
     if options.heads == "query" and method.score in RUNNING:
         raise UserError(
             f"--heads query ranks single query heads, which --score {method.score} doesn't; use --score obs-fisher, "

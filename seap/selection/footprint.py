@@ -48,7 +48,7 @@ class Line:
 class Footprint:
     """What a model takes, in all and by part. dense: before anything went, its whole vocabulary included.
 
-    Query heads that go from the groups that stay are counted too, where bytes are.
+    Query heads that go from the groups that stay are counted too.
     """
 
     cost: Cost
@@ -57,7 +57,7 @@ class Footprint:
     output: float  # embedding and output layer, of the vocabulary that is there
     curves: Mapping[str, Taken]  # axis key → what it takes
     size: int = 0  # bytes of a parameter, where bytes are counted
-    heads: Mapping[str, tuple[str, int, float]] = field(default_factory=dict)  # key → heads key, heads, bytes of one
+    heads: Mapping[str, tuple[str, int, float]] = field(default_factory=dict)  # key → heads key, heads, what one takes
 
     def of(self, budgets: Mapping[str, int]) -> float:
         """With so many units of each axis; all of those that aren't named."""
@@ -124,7 +124,8 @@ def footprint_of(model: Any, options: Pruning, dtype: torch.dtype | None = None)
         curves, fixed = token_times(arch, context=options.context, batch=options.batch)
         output = output_of(model, options, dtype)
         whole = fixed + output + sum(curve.at([curve.units])[0] for curve in curves.values())
-        return Footprint(options.cost, whole, fixed, output, curves)
+        heads = {a.key: (a.heads_key, a.queries, curves[a.key].head) for a in arch.axes if a.heads_key}
+        return Footprint(options.cost, whole, fixed, output, curves, heads=heads)
     size = (dtype or model.dtype).itemsize
     output = output_of(model, options, dtype)
     cached = [_cached(arch, layer, options, size) for layer in range(len(arch.layers))]

@@ -36,6 +36,7 @@ class TimeCurve:
     milliseconds: tuple[float, ...]
     beside: float = 0.0  # what the sub-block takes beside its linears at any width but 0
     read: float = 0.0  # for every unit: its part of the KV cache
+    head: float = 0.0  # of a unit's: what one of its query heads takes
 
     @property
     def units(self) -> int:
@@ -52,7 +53,8 @@ class TimeCurve:
 
     def slower(self, factor: float) -> "TimeCurve":
         """With linears that take so many times as long."""
-        return replace(self, milliseconds=tuple(factor * value for value in self.milliseconds))
+        taken = tuple(factor * value for value in self.milliseconds)
+        return replace(self, milliseconds=taken, head=factor * self.head)
 
 
 Times = dict[str, TimeCurve]  # axis key → curve
@@ -103,11 +105,12 @@ def axis_times(arch: Arch, axes: Sequence[Axis], *, context: int = 1, batch: int
         own = shape(axis)
         if own not in known:
             widths = sorted({max(round(axis.units * share), 1) for share in MEASURED_SHARES})
-            taken = [_milliseconds(arch, axis, width, batch) for width in widths]
+            taken = [_milliseconds(arch, axis, _first(axis, width), batch) for width in widths]
             rising = [max(taken[: i + 1]) for i in range(len(taken))]  # a narrower axis is never slower but by noise
             beside = max(_block_milliseconds(arch, axis, batch) - rising[-1], 0.0) if own[-1] else 0.0
             read = _read_milliseconds(arch, axis, own[-2], batch) / axis.units if own[-2] else 0.0
-            known[own] = TimeCurve(tuple(widths), tuple(rising), beside, read)
+            head = _head_milliseconds(arch, axis, rising[-1], batch) if axis.queries > 1 else 0.0
+            known[own] = TimeCurve(tuple(widths), tuple(rising), beside, read, head)
     return {axis.key: known[shape(axis)] for axis in axes}
 
 
@@ -173,15 +176,26 @@ def best_rounding(arch: Arch, sparsity: float) -> tuple[int, dict[int, float]]:
         wanted = axis.units * (1 - sparsity)
         width = max(int(wanted / multiple) | 1, 1) * multiple
         width = width if width <= axis.units else max(width - 2 * multiple, multiple)
-        taken = sum(_milliseconds(arch, axis, width, tokens) for tokens in (1, 64))
+        taken = sum(_milliseconds(arch, axis, _first(axis, width), tokens) for tokens in (1, 64))
         found[multiple] = 1000 * taken / width
     best = min(found.values())
     return next(multiple for multiple, value in found.items() if value <= 1.02 * best), found
 
 
-def _milliseconds(arch: Arch, axis: Axis, width: int, tokens: int = 1) -> float:
-    """Median over repeats, for so many tokens through the axis's linears cut to a width."""
-    weights = [_cut(arch, axis, part, width) for part in axis.slices if not part.values]
+def _first(axis: Axis, width: int) -> Tensor:
+    """A mask of the axis's first units; which ones doesn't matter for time."""
+    return torch.arange(axis.units) < width
+
+
+def _head_milliseconds(arch: Arch, axis: Axis, whole: float, batch: int) -> float:
+    """Of one query head of one KV group: what all groups take less with one head each, dealt out evenly."""
+    alone = (torch.arange(axis.queries) < 1).expand(axis.units, axis.queries)
+    return max(whole - _milliseconds(arch, axis, alone, batch), 0.0) / (axis.units * (axis.queries - 1))
+
+
+def _milliseconds(arch: Arch, axis: Axis, keep: Tensor, tokens: int = 1) -> float:
+    """Median over repeats, for so many tokens through the axis's linears cut to a mask of units or (G, Q)."""
+    weights = [_cut(arch, axis, part, keep) for part in axis.slices if not part.values]
     inputs = [torch.zeros(tokens, weight.shape[1], dtype=weight.dtype, device=weight.device) for weight in weights]
     taken = []
     for _ in range(REPEATS + 3):
@@ -192,9 +206,8 @@ def _milliseconds(arch: Arch, axis: Axis, width: int, tokens: int = 1) -> float:
     return 1000 * median(taken[3:])
 
 
-def _cut(arch: Arch, axis: Axis, part: Slice, width: int) -> Tensor:
-    """A linear's weight (O, C) as wide as the first units of its axis; which ones doesn't matter for time."""
-    keep = torch.arange(axis.units) < width
+def _cut(arch: Arch, axis: Axis, part: Slice, keep: Tensor) -> Tensor:
+    """A linear's weight (O, C) as wide as a mask of its axis, bool (units,) or (G, Q)."""
     weight: Tensor = arch.linear(axis.layer, part.module).weight
     cut = weight.index_select(part.dim, part.indices(keep).to(weight.device))
     return (cut.t() if arch.family.transposed else cut).contiguous()

@@ -298,7 +298,6 @@ def test_what_is_pruned_once_is_pruned_again_and_says_both(tmp_path: Path) -> No
         ("llama", {"method": "flap"}, "--allocate adaptive doesn't measure"),
         ("llama", {"allocate": "one-width"}, "--allocate one-width doesn't measure"),
         ("llama", {"score": "taylor", "allocate": "damage"}, "which --score taylor doesn't"),
-        ("llama", {"cost": "milliseconds", "allocate": "damage"}, "known in parameters, bytes and memory"),
         ("llama", {"axes": ("channels",)}, "only channels are cut"),
         ("llama-mha", {}, "one query head, so groups are heads"),
         ("gpt2", {}, "the heads of gpt2 can't be cut"),

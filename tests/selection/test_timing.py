@@ -12,13 +12,14 @@ from toy import TEXTS, folder, tokenizer
 import seap
 from seap.cli.main import main
 from seap.errors import UserError
-from seap.models.arch import describe
+from seap.models.arch import Arch, describe
+from seap.models.axes import Axis
 from seap.scoring.score import score_inputs
 from seap.selection import timing
 from seap.selection.damage import Curve
-from seap.selection.footprint import Footprint
+from seap.selection.footprint import Footprint, footprint_of
 from seap.selection.options import Pruning
-from seap.selection.timing import TimeCurve, _cut, axis_times, best_rounding, token_times
+from seap.selection.timing import TimeCurve, _cut, _first, axis_times, best_rounding, token_times
 from seap.selection.widths import within
 from seap.selection.within import budgets_for
 
@@ -36,7 +37,7 @@ def test_every_axis_has_a_curve_and_what_is_timed_has_the_shapes_of_the_cut_line
         for part in axis.slices:
             rows, columns = arch.weight(axis.layer, part.module).shape
             expected = (rows, columns // axis.units) if part.consumer else (rows // axis.units, columns)
-            assert _cut(arch, axis, part, 1).shape == expected
+            assert _cut(arch, axis, part, _first(axis, 1)).shape == expected
 
 
 def test_between_measured_widths_it_is_linear_and_below_them_in_proportion() -> None:
@@ -91,6 +92,36 @@ def test_what_stands_beside_the_linears_and_is_read_of_the_cache_goes_with_its_u
     assert rest >= 0 and all((times[axis.key].read > 0) <= (axis.name == "kv_groups") for axis in arch.axes)
 
 
+def by_weights(arch: Arch, axis: Axis, keep: torch.Tensor, tokens: int = 1) -> float:
+    """In place of a measurement: a microsecond for every weight of the cut linears."""
+    return sum(_cut(arch, axis, part, keep).numel() for part in axis.slices if not part.values) / 1000
+
+
+def test_query_heads_take_their_rows_and_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where time is in proportion to weights a footprint says of any widths and heads what is left after the cut."""
+    net = model("llama", num_attention_heads=8, num_key_value_heads=2, head_dim=4)
+    monkeypatch.setattr(timing, "_milliseconds", by_weights)
+    arch, axes = describe(net), [axis for axis in describe(net).axes if axis.name == "kv_groups"]
+    found = footprint_of(net, Pruning(heads="query", **OPTIONS))
+    for axis in axes:
+        assert found.heads[axis.key] == (axis.heads_key, 4, pytest.approx(2 * 4 * net.config.hidden_size / 1000))
+    for groups, heads in ((2, 3), (1, 2), (1, 4), (2, 1)):
+        first = axes[0]
+        budgets = {first.key: groups, first.heads_key: heads}
+        keep = (_first(first, groups)[:, None] & (torch.arange(4) < heads)).view(2, 4)
+        gone = by_weights(arch, first, _first(first, 2)) - by_weights(arch, first, keep)
+        read = (2 - groups) * found.curves[first.key].read  # type: ignore[attr-defined]
+        assert found.of({}) - found.of(budgets) == pytest.approx(gone + read, abs=1e-9)
+
+
+def test_a_speed_is_met_by_groups_and_heads() -> None:
+    net = model("llama", num_attention_heads=8, num_key_value_heads=2, head_dim=4)
+    options: dict[str, Any] = {"cost": "milliseconds", "sparsity": 0.01, "search_evaluations": 2, "min_channels": 4}
+    report = seap.prune(net, tokenizer(), task={"toy": TEXTS}, heads="query", progress=False, **options)
+    assert report.target is not None and report.target["after"] <= report.target["most"] < report.target["before"]
+    assert torch.isfinite(net(torch.tensor([[5, 6, 7]])).logits).all()
+
+
 @pytest.mark.parametrize("options", [{"allocate": "iterative", "score": "gisp"}, {"method": "seap-reference"}])
 def test_ways_with_widths_of_their_own_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"--cost milliseconds .*has widths of its own"):
@@ -101,7 +132,7 @@ def test_rounding_is_the_least_multiple_that_is_about_as_fast_as_the_best(monkey
     """Times by hand: up to 4 channels are computed in the time of 4, as by a unit that is four wide."""
     arch = describe(model("llama", intermediate_size=64))
     monkeypatch.setattr(timing, "MULTIPLES", (1, 2, 4, 8))
-    monkeypatch.setattr(timing, "_milliseconds", lambda arch, axis, width, tokens=1: -(-width // 4) * 4.0)
+    monkeypatch.setattr(timing, "_milliseconds", lambda arch, axis, keep, tokens=1: -(-int(keep.sum()) // 4) * 4.0)
     best, times = best_rounding(arch, 0.5)
     assert best == 4 and list(times) == [1, 2, 4, 8] and times[1] > times[4] == times[8]
 
