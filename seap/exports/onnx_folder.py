@@ -16,7 +16,7 @@ from seap.errors import UserError, missing_extra
 from seap.exports.engines import widths
 from seap.exports.quiet import quiet
 from seap.exports.step import Step, cache_names, cache_shapes, example_of, stock_name
-from seap.exports.stock import OWN, slides
+from seap.exports.stock import OWN
 from seap.files import to_json
 from seap.models.arch import describe
 from seap.models.blocks import refuse_gone
@@ -39,12 +39,10 @@ def onnx_package() -> Any:
 
 
 def check_config(config: Any) -> None:
-    """Raise UserError for a model whose layers don't all see all tokens."""
+    """Raise UserError for a model that can't be traced: experts, caches of other kinds, sub-blocks that are gone."""
     refuse_experts(config, TARGET, "use --to uniform, or load it with transformers, which needs import seap")
     refuse_other_caches(config, TARGET, "use --to uniform, or load it with transformers, which needs import seap")
     refuse_gone(config, TARGET, "load it with transformers, or prune without --drop")
-    if slides(config):
-        raise UserError(f"{TARGET}: a sliding window shorter than the context can't be traced yet; use --to padded")
 
 
 def onnx_bytes(model: Any) -> int:

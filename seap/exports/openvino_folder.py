@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from seap.errors import UserError, missing_extra
+from seap.errors import missing_extra
 from seap.exports.engines import widths
 from seap.exports.options import Export
 from seap.exports.quiet import quiet
 from seap.exports.step import Step, cache_names, cache_shapes, example_of, stock_name
-from seap.exports.stock import OWN, slides
+from seap.exports.stock import OWN
 from seap.files import to_json
 from seap.models.arch import describe
 from seap.models.blocks import refuse_gone
@@ -42,12 +42,10 @@ def openvino_packages(options: Export) -> tuple[Any, Any]:
 
 
 def check_config(config: Any) -> None:
-    """Raise UserError for a model whose layers don't all see all tokens."""
+    """Raise UserError for a model that can't be traced: experts, caches of other kinds, sub-blocks that are gone."""
     refuse_experts(config, "--to openvino", "load it with transformers, which needs import seap")
     refuse_other_caches(config, "--to openvino", "load it with transformers, which needs import seap")
     refuse_gone(config, "--to openvino", "load it with transformers, or prune without --drop")
-    if slides(config):
-        raise UserError("--to openvino: a sliding window shorter than the context can't be traced yet; use --to padded")
 
 
 def openvino_bytes(model: Any, options: Export) -> int:
@@ -97,7 +95,8 @@ def traced(model: Any) -> Any:
 
     arch = describe(model)
     shapes = cache_shapes(arch)
-    model.config._attn_implementation = "sdpa"
+    capped = getattr(model.config, "attn_logit_softcapping", None)  # which sdpa would leave out
+    model.config._attn_implementation = "sdpa" if capped is None else "eager"
     with torch.no_grad(), quiet():  # the tracer warns about what doesn't vary here
         converted = openvino.convert_model(Step(model).eval(), example_input=example_of(shapes))
     names = ["input_ids", "attention_mask", "position_ids", *cache_names("past_key_values", len(shapes))]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seap.exports.stock import slides
 from seap.models.arch import Arch
 from seap.models.heads import num_groups, size_of_key
 
@@ -19,26 +20,41 @@ class Step(nn.Module):
         self.model = model
         names = inspect.signature(model.forward).parameters
         self.cache_name = "cache" if "cache" in names else "past_key_values"
+        config = model.config
+        self.window = config.sliding_window if slides(config) else None
+        # Of layers of several kinds transformers takes a mask for each; `kinds` says which, or the one that all share.
+        types = getattr(config, "layer_types", None)
+        one = "full_attention" if self.window is None else "sliding_attention"
+        self.kinds = one if self.window is None or types is None else tuple(dict.fromkeys(types))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, *past: Tensor) -> Any:
         """(B, T), (B, P + T), (B, T), then keys and values (B, G, P, K) of each layer → logits (B, T, V), the cache.
 
         The cache's tensors are set rather than added to, since joining to an empty tensor isn't traced. So is the mask:
-        the one that transformers builds is made by vmap, which isn't either.
+        the one that transformers builds is made by vmap, which isn't either. Where a window hides tokens the cache has
+        them all the same.
         """
         cache = _cache_of(past)
         length, total = input_ids.shape[1], attention_mask.shape[1]
         places = torch.arange(total, device=input_ids.device)
-        causal = places[None, :] <= places[total - length :, None]
-        seen = causal[None, None] & attention_mask[:, None, None, :].to(torch.bool)
+        asking = places[total - length :, None]
+        causal = (places[None, :] <= asking)[None, None] & attention_mask[:, None, None, :].to(torch.bool)
+        masks = {"full_attention": _added(causal)}
+        if self.window is not None:
+            masks["sliding_attention"] = _added(causal & (places[None, :] > asking - self.window))
         found = self.model(
             input_ids=input_ids,
-            attention_mask=torch.where(seen, 0.0, torch.finfo(torch.float32).min),
+            attention_mask=masks[self.kinds] if isinstance(self.kinds, str) else {k: masks[k] for k in self.kinds},
             position_ids=position_ids,
             use_cache=True,
             **{self.cache_name: cache},
         )
         return found.logits, *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values))
+
+
+def _added(seen: Tensor) -> Tensor:
+    """What is added to scores: 0 where a token is seen."""
+    return torch.where(seen, 0.0, torch.finfo(torch.float32).min)
 
 
 def _cache_of(past: tuple[Tensor, ...]) -> Any:

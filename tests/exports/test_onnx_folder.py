@@ -29,6 +29,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen3": {"tie_word_embeddings": True},
     "phi3": {"head_dim": None},
     "gpt2": {"n_inner": 96, "head_dim": None, "num_key_value_heads": None},
+    "mistral": {"sliding_window": 5},
+    "gemma2": {"sliding_window": 5},
+    "gemma3_text": {"sliding_window": 5},
 }
 
 
@@ -105,10 +108,9 @@ def test_onnxruntime_genai_writes_the_same_text(groups: tuple[int, ...], tmp_pat
 
 
 def test_what_can_not_be_traced_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for row, message in (("mistral", "sliding window"), ("mixtral", "mixtures of experts")):
-        model(row).save_pretrained(tmp_path / row)
-        assert main(["export", str(tmp_path / row), "--to", "onnx", "--out", str(tmp_path / "no")]) == 1
-        assert message in capsys.readouterr().err and not (tmp_path / "no").exists()
+    model("mixtral").save_pretrained(tmp_path / "mixtral")
+    assert main(["export", str(tmp_path / "mixtral"), "--to", "onnx", "--out", str(tmp_path / "no")]) == 1
+    assert "mixtures of experts" in capsys.readouterr().err and not (tmp_path / "no").exists()
 
 
 def test_the_configs_say_what_the_graph_has(tmp_path: Path) -> None:

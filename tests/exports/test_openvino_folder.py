@@ -14,6 +14,7 @@ from vocabularies import byte_level
 from seap.cli.main import main
 from seap.compensation.compensate import Repair
 from seap.exports.options import Export
+from seap.exports.stock import slides
 from seap.models.arch import describe
 from seap.pruning.surgery import cut_
 
@@ -62,9 +63,11 @@ class Engine:
         return torch.from_numpy(self.request.get_tensor("logits").data.copy())
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "phi3"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "phi3", "mistral", "gemma2", "gemma3_text"])
 def test_prefill_and_decoding_give_the_same_logits(name: str, tmp_path: Path) -> None:
+    """Of the last three a window hides tokens, and Gemma 2 caps its scores."""
     built = pruned(name)
+    assert slides(built.config) == (name in ("mistral", "gemma2", "gemma3_text"))
     assert write_openvino(built, byte_level(r"\w+"), tmp_path, Export()) == []
     ids = torch.randint(3, 400, (2, 12), generator=torch.Generator().manual_seed(1))
     expected, engine = built(ids).logits, Engine(tmp_path)
@@ -117,6 +120,6 @@ def test_the_command_writes_a_whole_folder(tmp_path: Path, capsys: pytest.Captur
     }
     config = json.loads((out / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"] and "auto_map" not in config
-    model("mistral").save_pretrained(tmp_path / "slides")
-    assert main(["export", str(tmp_path / "slides"), "--to", "openvino", "--out", str(tmp_path / "no")]) == 1
-    assert "sliding window" in capsys.readouterr().err and not (tmp_path / "no").exists()
+    model("mixtral").save_pretrained(tmp_path / "experts")
+    assert main(["export", str(tmp_path / "experts"), "--to", "openvino", "--out", str(tmp_path / "no")]) == 1
+    assert "mixtures of experts" in capsys.readouterr().err and not (tmp_path / "no").exists()
