@@ -3,7 +3,7 @@
 Llama, Mistral and Qwen2 become `deci`, which reads arrays of head counts and MLP widths, and biases anywhere. Tied,
 bias-free Qwen3 becomes `openelm`, which normalises q and k as Qwen3 does. Both are found in llama.cpp's
 src/models/deci.cpp and openelm.cpp, and are what its convert_hf_to_gguf.py writes for models of that name. Mixtures of
-experts, whose layers must be alike, are in gguf_experts.py.
+experts, whose layers must be alike, are in gguf_experts.py, Nemotron-H in gguf_states.py.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from seap.disk.kinds import GGUF_KEY
 from seap.errors import UserError, missing_extra
+from seap.exports import gguf_states
 from seap.exports.engines import widths
 from seap.exports.gguf_experts import add_parameters, check_experts, expert_tensors, is_router, misplaced
 from seap.exports.llamas import ROPES, rope_of
@@ -58,8 +59,10 @@ def gguf_package() -> Any:
 
 def check_config(config: Any) -> str:
     """The GGUF architecture of a model, from its config. Raises UserError, with the reason, where there is none."""
-    refuse_states(config, "--to gguf", "load it with transformers, which needs import seap")
     refuse_gone(config, "--to gguf", "llama.cpp runs such a layer in its own way: prune without --drop")
+    if config.model_type == gguf_states.FAMILY:
+        return gguf_states.check_states(config)
+    refuse_states(config, "--to gguf", "load it with transformers, which needs import seap")
     if has_experts(config):
         return check_experts(config)
     family = config.model_type
@@ -81,7 +84,7 @@ def check_config(config: Any) -> str:
 
 def check_model(arch: Arch, architecture: str) -> None:
     """Raise UserError for biases that the architecture has no place for."""
-    if architecture == "deci":
+    if architecture in ("deci", gguf_states.ARCHITECTURE):
         return
     biases = misplaced(architecture, [name for name, _ in arch.model.named_parameters()])
     if biases:
@@ -115,13 +118,13 @@ def write_gguf(
         writer.write_ti_data_to_file()
         for name, tensor in _tensors(arch, architecture):
             writer.write_tensor_data(_encoded(gguf, name, tensor, kinds[name]))
-    return [*vocabulary.notes, *rope_of(model.config, "--to gguf").notes, *_about_kinds(gguf, arch, kinds, options)]
+    ropes = [] if architecture == gguf_states.ARCHITECTURE else rope_of(model.config, "--to gguf").notes
+    return [*vocabulary.notes, *ropes, *_about_kinds(gguf, arch, kinds, options)]
 
 
 def _add_parameters(gguf: Any, writer: Any, arch: Arch, options: Export) -> None:
     writer.add_string(GGUF_KEY, version("seap"))  # among the first, where a file's beginning tells whose it is
-    config, layers = arch.model.config, widths(arch.model.config)
-    groups = [layer["kv_groups"] for layer in layers]
+    config = arch.model.config
     types = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
     writer.add_name(Path(getattr(config, "_name_or_path", "") or "model").name)
     writer.add_file_type(gguf.LlamaFileType[types[options.quantize]])
@@ -129,7 +132,20 @@ def _add_parameters(gguf: Any, writer: Any, arch: Arch, options: Export) -> None
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(len(layers))
+    writer.add_block_count(len(arch.layers))
+    writer.add_key_length(arch.head_size)
+    writer.add_value_length(arch.head_size)
+    writer.add_rope_dimension_count(arch.head_size)
+    if config.model_type == gguf_states.FAMILY:
+        gguf_states.add_state_parameters(writer, arch)
+    else:
+        _add_layers(gguf, writer, arch)
+
+
+def _add_layers(gguf: Any, writer: Any, arch: Arch) -> None:
+    """Widths, experts, norms and rope of layers that have an attention and an MLP each."""
+    config, layers = arch.model.config, widths(arch.model.config)
+    groups = [layer["kv_groups"] for layer in layers]
     each: list[list[int]] = [
         [layer["channels"] for layer in layers],
         [count * arch.queries_at(layer) for layer, count in enumerate(groups)],
@@ -141,9 +157,6 @@ def _add_parameters(gguf: Any, writer: Any, arch: Arch, options: Export) -> None
     writer.add_head_count_kv(kv)
     if has_experts(config):
         add_parameters(writer, config)
-    writer.add_key_length(arch.head_size)
-    writer.add_value_length(arch.head_size)
-    writer.add_rope_dimension_count(arch.head_size)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     rope = config.rope_parameters
     writer.add_rope_freq_base(rope["rope_theta"])
@@ -165,6 +178,9 @@ def _described(about: Mapping[str, Any]) -> str:
 
 def _tensors(arch: Arch, architecture: str) -> Iterator[tuple[str, Tensor]]:
     """Every tensor under its name in the file, in llama.cpp's layout."""
+    if architecture == gguf_states.ARCHITECTURE:
+        yield from gguf_states.state_tensors(arch)
+        return
     parameters = dict(arch.model.named_parameters())  # tied ones once
     for module, name in GLOBAL_NAMES.items():
         if f"{module}.weight" in parameters:
@@ -216,7 +232,7 @@ def rope_factors(arch: Arch) -> Tensor | None:
 def _kind(gguf: Any, name: str, tensor: Tensor, options: Export) -> Any:
     """The type of one tensor: vectors stay float32, and rows that no block fits stay float16."""
     kinds = gguf.GGMLQuantizationType
-    if tensor.ndim == 1 or is_router(name):
+    if tensor.ndim == 1 or is_router(name) or gguf_states.is_state(name):
         return kinds.F32
     if options.quantize == "q8_0":
         return kinds.Q8_0 if tensor.shape[-1] % 32 == 0 else kinds.F16

@@ -23,13 +23,13 @@ def opened(path: Path) -> Any:
 
 
 @torch.no_grad()
-def check_same(built: Any, path: Path) -> None:
-    """llama.cpp has the logits and the greedy text of transformers."""
+def check_same(built: Any, path: Path, tolerance: float = 1e-4) -> None:
+    """llama.cpp has the logits, to a share of the largest, and the greedy text of transformers."""
     engine = opened(path)
     ids = torch.randint(3, 400, (1, 24), generator=torch.Generator().manual_seed(3))
     engine.eval(ids[0].tolist())
     expected = built(ids).logits[0].numpy()
-    np.testing.assert_allclose(engine.scores[:24], expected, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(engine.scores[:24], expected, atol=tolerance * np.abs(expected).max())
     engine.reset()
     built.generation_config.eos_token_id = None
     wanted = built.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
