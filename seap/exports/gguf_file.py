@@ -3,7 +3,8 @@
 Llama, Mistral and Qwen2 become `deci`, which reads arrays of head counts and MLP widths, and biases anywhere. Tied,
 bias-free Qwen3 becomes `openelm`, which normalises q and k as Qwen3 does. Both are found in llama.cpp's
 src/models/deci.cpp and openelm.cpp, and are what its convert_hf_to_gguf.py writes for models of that name. Mixtures of
-experts, whose layers must be alike, are in gguf_experts.py, Nemotron-H in gguf_states.py.
+experts, whose layers must be alike, are in gguf_experts.py; Nemotron-H and Gemma 4 have architectures of their own, in
+gguf_states.py and gguf_gemma4.py.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from seap.disk.kinds import GGUF_KEY
 from seap.errors import UserError, missing_extra
-from seap.exports import gguf_states
+from seap.exports import gguf_gemma4, gguf_states
 from seap.exports.engines import widths
 from seap.exports.gguf_experts import add_parameters, check_experts, expert_tensors, is_router, misplaced
 from seap.exports.llamas import ROPES, rope_of
@@ -30,6 +31,7 @@ from seap.models.axes import KV_GROUPS
 from seap.models.blocks import refuse_gone
 from seap.models.families import has_experts, refuse_states
 
+OWN: dict[str, Any] = {module.FAMILY: module for module in (gguf_states, gguf_gemma4)}  # families with their own layout
 ARCHITECTURES = {"llama": "deci", "mistral": "deci", "qwen2": "deci", "qwen3": "openelm"}
 NAMES = {
     "input_layernorm": "attn_norm",
@@ -60,8 +62,8 @@ def gguf_package() -> Any:
 def check_config(config: Any) -> str:
     """The GGUF architecture of a model, from its config. Raises UserError, with the reason, where there is none."""
     refuse_gone(config, "--to gguf", "llama.cpp runs such a layer in its own way: prune without --drop")
-    if config.model_type == gguf_states.FAMILY:
-        return gguf_states.check_states(config)
+    if config.model_type in OWN:
+        return str(OWN[config.model_type].check(config))
     refuse_states(config, "--to gguf", "load it with transformers, which needs import seap")
     if has_experts(config):
         return check_experts(config)
@@ -118,7 +120,7 @@ def write_gguf(
         writer.write_ti_data_to_file()
         for name, tensor in _tensors(arch, architecture):
             writer.write_tensor_data(_encoded(gguf, name, tensor, kinds[name]))
-    ropes = [] if architecture == gguf_states.ARCHITECTURE else rope_of(model.config, "--to gguf").notes
+    ropes = [] if model.config.model_type in OWN else rope_of(model.config, "--to gguf").notes
     return [*vocabulary.notes, *ropes, *_about_kinds(gguf, arch, kinds, options)]
 
 
@@ -133,11 +135,8 @@ def _add_parameters(gguf: Any, writer: Any, arch: Arch, options: Export) -> None
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(len(arch.layers))
-    writer.add_key_length(arch.head_size)
-    writer.add_value_length(arch.head_size)
-    writer.add_rope_dimension_count(arch.head_size)
-    if config.model_type == gguf_states.FAMILY:
-        gguf_states.add_state_parameters(writer, arch)
+    if config.model_type in OWN:
+        OWN[config.model_type].add_layers(writer, arch)
     else:
         _add_layers(gguf, writer, arch)
 
@@ -157,6 +156,9 @@ def _add_layers(gguf: Any, writer: Any, arch: Arch) -> None:
     writer.add_head_count_kv(kv)
     if has_experts(config):
         add_parameters(writer, config)
+    writer.add_key_length(arch.head_size)
+    writer.add_value_length(arch.head_size)
+    writer.add_rope_dimension_count(arch.head_size)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     rope = config.rope_parameters
     writer.add_rope_freq_base(rope["rope_theta"])
@@ -178,8 +180,8 @@ def _described(about: Mapping[str, Any]) -> str:
 
 def _tensors(arch: Arch, architecture: str) -> Iterator[tuple[str, Tensor]]:
     """Every tensor under its name in the file, in llama.cpp's layout."""
-    if architecture == gguf_states.ARCHITECTURE:
-        yield from gguf_states.state_tensors(arch)
+    if arch.family.model_type in OWN:
+        yield from OWN[arch.family.model_type].tensors(arch)
         return
     parameters = dict(arch.model.named_parameters())  # tied ones once
     for module, name in GLOBAL_NAMES.items():
@@ -232,7 +234,7 @@ def rope_factors(arch: Arch) -> Tensor | None:
 def _kind(gguf: Any, name: str, tensor: Tensor, options: Export) -> Any:
     """The type of one tensor: vectors stay float32, and rows that no block fits stay float16."""
     kinds = gguf.GGMLQuantizationType
-    if tensor.ndim == 1 or is_router(name) or gguf_states.is_state(name):
+    if tensor.ndim == 1 or is_router(name) or gguf_states.stays_float32(name):
         return kinds.F32
     if options.quantize == "q8_0":
         return kinds.Q8_0 if tensor.shape[-1] % 32 == 0 else kinds.F16

@@ -33,7 +33,7 @@ GLOBAL_NAMES = {"model.embeddings": "token_embd", "model.norm_f": "output_norm",
 ELSE = "load it with transformers, which needs import seap"
 
 
-def check_states(config: Any) -> str:
+def check(config: Any) -> str:
     """The architecture of such a model. Raises UserError, with the reason, where it isn't written."""
     low, high = getattr(config, "time_step_limit", None) or (0.0, math.inf)
     reasons = {
@@ -48,9 +48,11 @@ def check_states(config: Any) -> str:
     return ARCHITECTURE
 
 
-def add_state_parameters(writer: Any, arch: Arch) -> None:
+def add_layers(writer: Any, arch: Arch) -> None:
     """The widths of each layer, 0 of what it isn't, and the sizes of the mixers."""
     config, size = arch.model.config, arch.head_size
+    writer.add_key_length(size)
+    writer.add_value_length(size)
     writer.add_feed_forward_length([_rows(block, "up_proj") for block in arch.layers])
     writer.add_head_count([_rows(block, "q_proj") // size or config.num_attention_heads for block in arch.layers])
     writer.add_head_count_kv([_rows(block, "k_proj") // size for block in arch.layers])
@@ -63,7 +65,7 @@ def add_state_parameters(writer: Any, arch: Arch) -> None:
     writer.add_ssm_group_count(config.n_groups)
 
 
-def state_tensors(arch: Arch) -> Iterator[tuple[str, Tensor]]:
+def tensors(arch: Arch) -> Iterator[tuple[str, Tensor]]:
     """Every tensor under its name in the file, in llama.cpp's layout."""
     parameters = dict(arch.model.named_parameters())  # tied ones once
     for module, name in GLOBAL_NAMES.items():
@@ -74,7 +76,7 @@ def state_tensors(arch: Arch) -> Iterator[tuple[str, Tensor]]:
             yield from ((f"blk.{layer}.{name}", own) for name, own in _named(path, value, arch.model.config))
 
 
-def is_state(name: str) -> bool:
+def stays_float32(name: str) -> bool:
     """Whether a tensor is a mixer's own, which stays in float32: all but the projections into and out of it."""
     return ".ssm_" in name and not name.endswith(("ssm_in.weight", "ssm_out.weight"))
 
