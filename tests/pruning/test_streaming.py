@@ -51,8 +51,8 @@ def test_every_family_is_pruned_as_in_memory(name: str, tmp_path: Path, monkeypa
     one = pruned(dense, tmp_path / "one", method="flap", batch_tokens=32, sparsity=0.2)
     streaming = Streaming(stream=True)
     other = pruned(dense, tmp_path / "other", streaming, method="flap", batch_tokens=32, sparsity=0.2)
-    # RecurrentGemma's own outputs differ in the last bit with where its weights lie in memory
-    assert_same(one, other, exact=name != "recurrent_gemma")
+    # their own outputs differ in the last bit with where their weights lie in memory, Jamba's on AMD's processors
+    assert_same(one, other, exact=name not in ("recurrent_gemma", "jamba"))
 
 
 @pytest.mark.parametrize(
