@@ -58,7 +58,10 @@ def test_what_stays_is_said_and_what_does_not_know_states_refuses_them(name: str
     report = seap.prune(net, method="magnitude", sparsity=0.2, min_channels=4, progress=False)
     mixer = FAMILIES[name.partition("-")[0]].mixers[0]
     assert any(f"its {mixer.name} stays as it is: {mixer.why}" == note for note in report.notes)
-    for check in (gguf_file.check_config, openvino_folder.check_config, onnx_folder.check_config):
+    others = (
+        [gguf_file.check_config] if name != "nemotron_h-dense" else []
+    )  # which has an architecture of its own there
+    for check in (*others, openvino_folder.check_config, onnx_folder.check_config):
         with pytest.raises(UserError, match=f"doesn't know layers of {mixer.name}"):
             check(net.config)
 
