@@ -82,7 +82,7 @@ def answer(
         model, prompts, out, answering, overwrite=overwrite, loading=asdict(loading), progress=bars(json=json)
     )
     what = f"{told['num_answers']} answers to {told['prompts']['num']} prompts"
-    advice = f"seap prune {model} --task NAME={out} --weigh generated"
+    advice = f"seap prune {model} --task NAME={out}"
     show_written(told, out, what, advice, "what an answer should be like", json=json)
 
 
