@@ -1,7 +1,7 @@
 """Errors that a user can act on."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 
@@ -25,6 +25,13 @@ def first_line(error: BaseException) -> str:
 def missing_extra(package: str, extra: str, purpose: str) -> UserError:
     """What to install when an optional dependency isn't there."""
     return UserError(f'{purpose} needs {package}, which is not installed: pip install "seap[{extra}]"')
+
+
+def refuse(target: str, reasons: Mapping[str, bool], instead: str) -> None:
+    """Raise UserError with the first reason that applies. reasons: what stands against it → whether it does."""
+    for reason, applies in reasons.items():
+        if applies:
+            raise UserError(f"{target}: {reason}; {instead}")
 
 
 def one_of(kind: str, value: str, allowed: Any) -> None:

@@ -145,17 +145,17 @@ def limit(model: Any, phase: str, batch: int, options: Bench, limits: Mapping[st
     return batch * limits["copy_bytes_per_s"] / work(model, phase, batch, options)
 
 
-def copy_bandwidth(device: torch.device, *, size: int | None = None) -> float:
+def copy_bandwidth(device: torch.device) -> float:
     """Bytes read and written per second by a copy, the best of some; enough that a launch takes nothing of it."""
-    size = size or (1 << 28 if device.type == "cpu" else 1 << 30)
+    size = 1 << 28 if device.type == "cpu" else 1 << 30
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * size / _fastest(lambda: target.copy_(source), device)
 
 
-def matrix_rate(models: Models, device: torch.device, *, size: int | None = None) -> float:
+def matrix_rate(models: Models, device: torch.device) -> float:
     """Operations per second of a square matrix product in the models' dtype, the best of some and of all libraries."""
-    size = size or (2048 if device.type == "cpu" else 8192)
+    size = 2048 if device.type == "cpu" else 8192
     dtype = next(iter(models.values())).dtype
     one = torch.randn(size, size, device=device).to(dtype)
     products = [one.matmul, *filter(None, [product_of(one, None)])]

@@ -3,7 +3,6 @@
 Shapes: N rows, C inputs and O outputs of a linear.
 """
 
-import time
 from collections.abc import Callable
 from functools import partial
 from statistics import median
@@ -69,22 +68,25 @@ def linear_rates(model: Any, *, batch: int, repeats: int = 20) -> list[dict[str,
         if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or tuple(weight.shape) in found:
             continue
         rows = torch.randn(batch, weight.shape[1], device=weight.device, dtype=weight.dtype)
-        seconds = _seconds_on_gpu(rows, weight) if weight.is_cuda else _seconds(partial(linear, rows, weight), repeats)
+        if weight.is_cuda:
+            seconds = _seconds_on_gpu(rows, weight, repeats)
+        else:
+            seconds = _seconds(partial(linear, rows, weight), weight.device, repeats)
         about = {"linear": name, "outputs": weight.shape[0], "inputs": weight.shape[1], "batch": batch}
         found[tuple(weight.shape)] = about | {"bytes_per_s": weight.nbytes / seconds, "microseconds": 1e6 * seconds}
     return list(found.values())
 
 
-def _seconds(run: Callable[[], Any], repeats: int) -> float:
+def _seconds(run: Callable[[], Any], device: torch.device, repeats: int) -> float:
     taken = []
     for _ in range(repeats):
-        started = time.perf_counter()
+        started = clock(device)
         run()
-        taken.append(time.perf_counter() - started)
+        taken.append(clock(device) - started)
     return median(taken[repeats // 4 :])
 
 
-def _seconds_on_gpu(rows: torch.Tensor, weight: torch.Tensor, replays: int = 5) -> float:
+def _seconds_on_gpu(rows: torch.Tensor, weight: torch.Tensor, repeats: int) -> float:
     """Of a product alone: of copies that don't fit into the cache, in a graph, so that no launch is waited for."""
     copies = [weight.clone() for _ in range(max(4, COPIES // weight.nbytes))]
     aside = torch.cuda.Stream(weight.device)
@@ -96,12 +98,7 @@ def _seconds_on_gpu(rows: torch.Tensor, weight: torch.Tensor, replays: int = 5) 
     with torch.cuda.graph(graph):
         for copy in copies:
             linear(rows, copy)
-    taken = []
-    for _ in range(replays + 1):
-        started = clock(weight.device)
-        graph.replay()
-        taken.append(clock(weight.device) - started)
-    return median(taken[1:]) / len(copies)
+    return _seconds(graph.replay, weight.device, repeats) / len(copies)
 
 
 def library(device: torch.device, dtype: torch.dtype, mode: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from seap.errors import UserError
+from seap.errors import UserError, refuse
 from seap.exports.llamas import ROPES
 from seap.exports.stock import slides
 from seap.models import modeling_seap
@@ -57,9 +57,7 @@ def check_experts(config: Any) -> str:
         f"llama.cpp's {ARCHITECTURES[family]} has heads for all of the hidden size, and this one for {heads} of "
         f"{config.hidden_size}": family == "qwen2_moe" and heads != config.hidden_size,
     }
-    for reason, applies in reasons.items():
-        if applies:
-            raise UserError(f"--to gguf: {reason}; {ELSE}")
+    refuse("--to gguf", reasons, ELSE)
     return ARCHITECTURES[family]
 
 

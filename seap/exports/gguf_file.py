@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from seap.disk.kinds import GGUF_KEY
-from seap.errors import UserError, missing_extra
+from seap.errors import UserError, missing_extra, refuse
 from seap.exports import gguf_gemma4, gguf_states
 from seap.exports.engines import widths
 from seap.exports.gguf_experts import add_parameters, check_experts, expert_tensors, is_router, misplaced
+from seap.exports.gguf_names import ATTENTION, GLOBAL, MLP, parts, whole_tensors
 from seap.exports.llamas import ROPES, rope_of
 from seap.exports.options import Export
 from seap.exports.stock import slides
@@ -33,20 +34,7 @@ from seap.models.families import has_experts, refuse_states
 
 OWN: dict[str, Any] = {module.FAMILY: module for module in (gguf_states, gguf_gemma4)}  # families with their own layout
 ARCHITECTURES = {"llama": "deci", "mistral": "deci", "qwen2": "deci", "qwen3": "openelm"}
-NAMES = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-GLOBAL_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+NAMES = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"} | ATTENTION | MLP
 LARGEST_F16 = 65504.0
 
 
@@ -78,9 +66,7 @@ def check_config(config: Any) -> str:
         "only Qwen3 with tied embeddings fits openelm": family == "qwen3" and not config.tie_word_embeddings,
         "openelm scales no rope": family == "qwen3" and rope.get("rope_type", "default") != "default",
     }
-    found = [reason for reason, applies in reasons.items() if applies]
-    if found:
-        raise UserError(f"--to gguf: {found[0]}; use --to padded and llama.cpp's convert_hf_to_gguf.py on the result")
+    refuse("--to gguf", reasons, "use --to padded and llama.cpp's convert_hf_to_gguf.py on the result")
     return ARCHITECTURES[family]
 
 
@@ -183,23 +169,14 @@ def _tensors(arch: Arch, architecture: str) -> Iterator[tuple[str, Tensor]]:
     if arch.family.model_type in OWN:
         yield from OWN[arch.family.model_type].tensors(arch)
         return
-    parameters = dict(arch.model.named_parameters())  # tied ones once
-    for module, name in GLOBAL_NAMES.items():
-        if f"{module}.weight" in parameters:
-            yield f"{name}.weight", parameters[f"{module}.weight"]
+    yield from whole_tensors(arch.model, GLOBAL)
     if (factors := rope_factors(arch)) is not None:
         yield "rope_freqs.weight", factors
     for layer, block in enumerate(arch.layers):
-        own = {f"{NAMES[path]}.{kind}": value for path, kind, value in _parts(block) if path in NAMES}
+        own = {f"{NAMES[path]}.{kind}": value for path, kind, value in parts(block) if path in NAMES}
         if arch.experts(layer) is not None:
             own |= expert_tensors(dict(block.named_parameters()))
         yield from ((f"blk.{layer}.{name}", value) for name, value in _laid_out(own, architecture, arch.head_size))
-
-
-def _parts(block: Any) -> Iterator[tuple[str, str, Tensor]]:
-    for name, value in block.named_parameters():
-        path, _, kind = name.rpartition(".")
-        yield path, kind, value
 
 
 def _laid_out(own: Mapping[str, Tensor], architecture: str, head_size: int) -> Iterator[tuple[str, Tensor]]:

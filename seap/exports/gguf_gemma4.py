@@ -10,32 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seap.errors import UserError
+from seap.errors import refuse
+from seap.exports.gguf_names import ATTENTION, GLOBAL, MLP, parts, whole_tensors
 from seap.models.arch import Arch
 
 FAMILY, ARCHITECTURE = "gemma4_text", "gemma4"
-NAMES = {
+NAMES = ATTENTION | MLP
+NAMES |= {
     "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "self_attn.o_proj": "attn_output",
     "post_attention_layernorm": "post_attention_norm",
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
     "per_layer_input_gate": "inp_gate",
     "per_layer_projection": "proj",
     "post_per_layer_input_norm": "post_norm",
 }
-GLOBAL_NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
+GLOBAL_NAMES = GLOBAL | {
     "model.embed_tokens_per_layer": "per_layer_token_embd",
     "model.per_layer_model_projection": "per_layer_model_proj",
     "model.per_layer_projection_norm": "per_layer_proj_norm",
@@ -57,9 +47,7 @@ def check(config: Any) -> str:
         "share them": shared > 0 and own[-2:] != [SLIDING, FULL],
         "it has layers of one kind alone, where llama.cpp asks for the sizes of both": len(set(config.layer_types)) < 2,
     }
-    for reason, applies in reasons.items():
-        if applies:
-            raise UserError(f"--to gguf: {reason}; {ELSE}")
+    refuse("--to gguf", reasons, ELSE)
     return ARCHITECTURE
 
 
@@ -91,14 +79,10 @@ def add_layers(writer: Any, arch: Arch) -> None:
 
 def tensors(arch: Arch) -> Iterator[tuple[str, Tensor]]:
     """Every tensor under its name in the file; q and k as they are, since llama.cpp turns halves here."""
-    parameters = dict(arch.model.named_parameters())  # tied ones once
-    for module, name in GLOBAL_NAMES.items():
-        if f"{module}.weight" in parameters:
-            yield f"{name}.weight", parameters[f"{module}.weight"]
+    yield from whole_tensors(arch.model, GLOBAL_NAMES)
     yield "rope_freqs.weight", _factors(arch)
     for layer, block in enumerate(arch.layers):
-        for path, value in block.named_parameters():
-            module, _, kind = path.rpartition(".")
+        for module, kind, value in parts(block):
             yield f"blk.{layer}.{NAMES[module]}.{kind}", value
         yield f"blk.{layer}.layer_output_scale.weight", block.layer_scalar
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seap.errors import UserError
+from seap.errors import refuse
+from seap.exports.gguf_names import parts, whole_tensors
 from seap.models.arch import Arch
 
 FAMILY = ARCHITECTURE = "nemotron_h"
@@ -42,9 +43,7 @@ def check(config: Any) -> str:
         f"its time steps are held between {low} and {high}, which llama.cpp doesn't": low > 0 or high != math.inf,
         "its mixers' projections have biases (mamba_proj_bias, use_bias)": config.use_bias or config.mamba_proj_bias,
     }
-    for reason, applies in reasons.items():
-        if applies:
-            raise UserError(f"--to gguf: {reason}; {ELSE}")
+    refuse("--to gguf", reasons, ELSE)
     return ARCHITECTURE
 
 
@@ -67,13 +66,10 @@ def add_layers(writer: Any, arch: Arch) -> None:
 
 def tensors(arch: Arch) -> Iterator[tuple[str, Tensor]]:
     """Every tensor under its name in the file, in llama.cpp's layout."""
-    parameters = dict(arch.model.named_parameters())  # tied ones once
-    for module, name in GLOBAL_NAMES.items():
-        if f"{module}.weight" in parameters:
-            yield f"{name}.weight", parameters[f"{module}.weight"]
+    yield from whole_tensors(arch.model, GLOBAL_NAMES)
     for layer, block in enumerate(arch.layers):
-        for path, value in block.named_parameters():
-            yield from ((f"blk.{layer}.{name}", own) for name, own in _named(path, value, arch.model.config))
+        for module, kind, value in parts(block):
+            yield from ((f"blk.{layer}.{name}", own) for name, own in _named(module, kind, value, arch.model.config))
 
 
 def stays_float32(name: str) -> bool:
@@ -81,14 +77,13 @@ def stays_float32(name: str) -> bool:
     return ".ssm_" in name and not name.endswith(("ssm_in.weight", "ssm_out.weight"))
 
 
-def _named(path: str, value: Tensor, config: Any) -> Iterator[tuple[str, Tensor]]:
+def _named(module: str, kind: str, value: Tensor, config: Any) -> Iterator[tuple[str, Tensor]]:
     """A_log (H,) → −exp (H, 1); D (H,) → (H, 1); conv1d (C, 1, k) → (C, k); the mixer's norm (H·P,) → (G, H·P/G)."""
-    module, _, kind = path.rpartition(".")
-    if path == "mixer.A_log":
+    if kind == "A_log":
         yield "ssm_a", -torch.exp(value.float())[:, None]
-    elif path == "mixer.D":
+    elif kind == "D":
         yield "ssm_d", value[:, None]
-    elif path == "mixer.dt_bias":
+    elif kind == "dt_bias":
         yield "ssm_dt.bias", value
     elif module == "mixer.conv1d" and kind == "weight":
         yield "ssm_conv1d.weight", value.squeeze(1)

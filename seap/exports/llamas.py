@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from seap.errors import UserError
+from seap.errors import UserError, refuse
 from seap.exports.stock import slides
 from seap.models.arch import Arch
 from seap.models.axes import ATTENTION
@@ -59,9 +59,7 @@ def check_family(config: Any, target: str, families: tuple[str, ...] = AS_LLAMA)
         f"its activation is {getattr(config, 'hidden_act', None)}, not silu": getattr(config, "hidden_act", "")
         != "silu",
     }
-    for reason, applies in reasons.items():
-        if applies:
-            raise UserError(f"{target}: {reason}; use --to padded, or serve it as it is with vLLM")
+    refuse(target, reasons, "use --to padded, or serve it as it is with vLLM")
     rope_of(config, target)
 
 

@@ -22,10 +22,7 @@ class Step(nn.Module):
         self.cache_name = "cache" if "cache" in names else "past_key_values"
         config = model.config
         self.window = config.sliding_window if slides(config) else None
-        # Of layers of several kinds transformers takes a mask for each; `kinds` says which, or the one that all share.
-        types = getattr(config, "layer_types", None)
-        one = "full_attention" if self.window is None else "sliding_attention"
-        self.kinds = one if self.window is None or types is None else tuple(dict.fromkeys(types))
+        self.has_kinds = getattr(config, "layer_types", None) is not None  # then transformers takes a mask for each
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, *past: Tensor) -> Any:
         """(B, T), (B, P + T), (B, T), then keys and values (B, G, P, K) of each layer → logits (B, T, V), the cache.
@@ -39,12 +36,13 @@ class Step(nn.Module):
         places = torch.arange(total, device=input_ids.device)
         asking = places[total - length :, None]
         causal = (places[None, :] <= asking)[None, None] & attention_mask[:, None, None, :].to(torch.bool)
-        masks = {"full_attention": _added(causal)}
+        mask: Any = _added(causal)
         if self.window is not None:
-            masks["sliding_attention"] = _added(causal & (places[None, :] > asking - self.window))
+            near = _added(causal & (places[None, :] > asking - self.window))
+            mask = {"full_attention": mask, "sliding_attention": near} if self.has_kinds else near
         found = self.model(
             input_ids=input_ids,
-            attention_mask=masks[self.kinds] if isinstance(self.kinds, str) else {k: masks[k] for k in self.kinds},
+            attention_mask=mask,
             position_ids=position_ids,
             use_cache=True,
             **{self.cache_name: cache},
