@@ -44,35 +44,26 @@ class Part:
 
     shape: str
     sparsity: float = 0.5
-    mode: str = "eager"
+    mode: tuple[str, ...] = ("eager", "graphs")  # the latter on a GPU
     batch: tuple[int, ...] = (1, 8)
     phase: tuple[str, ...] = ("prefill", "decode")
     kind: str = "speed"
     layers: int | None = None  # of the shape's, from the first; all of them
-
-
-def _graphs(shape: str, sparsity: float, batch: int) -> Part:
-    """Decoding compiled, with CUDA graphs."""
-    return Part(shape=shape, sparsity=sparsity, mode="compile", batch=(batch,), phase=("decode",))
+    vocabulary: int | None = None  # that the pruned one keeps; all of it
 
 
 PARTS: dict[str, Part] = {  # the most telling first
     "7b_50": Part(shape="llama-2-7b"),
-    "7b_50_graphs": _graphs("llama-2-7b", 0.5, 1),
     "8b_50": Part(shape="llama-3-8b"),
-    "8b_50_graphs": _graphs("llama-3-8b", 0.5, 1),
     "7b_20": Part(shape="llama-2-7b", sparsity=0.2),
-    "7b_20_graphs": _graphs("llama-2-7b", 0.2, 1),
     "8b_20": Part(shape="llama-3-8b", sparsity=0.2),
-    "8b_20_graphs": _graphs("llama-3-8b", 0.2, 1),
-    "7b_50_graphs_8": _graphs("llama-2-7b", 0.5, 8),
-    "8b_50_graphs_8": _graphs("llama-3-8b", 0.5, 8),
+    "1b_50_vocabulary": Part(shape="llama-3.2-1b", vocabulary=32_000, phase=("decode",)),
+    "7b_pruning": Part(shape="llama-2-7b", kind="pruning"),
     "1b_pruning": Part(shape="llama-3.2-1b", kind="pruning"),
     "7b_pruning_8_layers": Part(shape="llama-2-7b", kind="pruning", layers=8),
     "7b_calibration": Part(shape="llama-2-7b", kind="calibration"),
     "8b_calibration": Part(shape="llama-3-8b", kind="calibration"),
     "13b_50": Part(shape="llama-2-13b"),
-    "13b_50_graphs": _graphs("llama-2-13b", 0.5, 1),
     "13b_20": Part(shape="llama-2-13b", sparsity=0.2),
     "nccl": Part(shape="llama-3.2-1b", kind="nccl"),
 }
@@ -83,8 +74,9 @@ def speed(part: Part, device: str, quick: bool) -> Iterator[dict[str, Any]]:
     size: dict[str, Any] = {"prompt_length": 128, "new_tokens": 32, "repeats": 5}
     if quick:
         size = {"prompt_length": 8, "new_tokens": 2, "repeats": 1}
-    about: dict[str, Any] = {"mode": (part.mode,), "batch": part.batch, "phase": part.phase, "round_to": 64}
-    options = Bench(random_weights=part.shape, sparsity=part.sparsity, **about, **size)
+    modes = tuple(mode for mode in part.mode if device.startswith("cuda") or mode != "graphs")
+    about: dict[str, Any] = {"mode": modes, "batch": part.batch, "phase": part.phase, "round_to": 64}
+    options = Bench(random_weights=part.shape, sparsity=part.sparsity, vocabulary=part.vocabulary, **about, **size)
     loading = {"device": device, "dtype": "bfloat16"}
     models = models_for((), options, loading)
     found = measure(models, options, part.shape)
@@ -96,7 +88,8 @@ def speed(part: Part, device: str, quick: bool) -> Iterator[dict[str, Any]]:
         for rate in linear_rates(model, batch=batch)
     ]
     yield found
-    short = [row for row in found["rows"] if row["ratio"] < REACHED[row["phase"]] * row["ceiling"]]
+    rows = {(row["phase"], row["batch"]): row for row in found["rows"]}.values()  # of the last mode
+    short = [row for row in rows if row["ratio"] < REACHED[row["phase"]] * row["ceiling"]]
     found["profiles"] = [
         {"model": name}
         | profile_phase(model, row["phase"], batch=row["batch"], length=options.prompt_length, mode="eager")

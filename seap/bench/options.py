@@ -19,9 +19,10 @@ class Bench:
     """Tokens that it keeps, for the speed of an output layer that is cut; all by default."""
     round_to: int = 1
     """Its MLP widths are multiples of so many channels."""
-    mode: tuple[Literal["eager", "prepacked", "auto", "compile"], ...] = ("eager",)
+    mode: tuple[Literal["eager", "prepacked", "auto", "compile", "graphs"], ...] = ("eager",)
     """prepacked: on a CPU, weights laid out for oneDNN. auto: those alone that are faster so for the batch. compile: by
-    torch.compile, decoding with a static cache, and CUDA graphs on a GPU. May be repeated."""
+    torch.compile, decoding with a static cache, and CUDA graphs on a GPU. graphs: decoding by eager's kernels in a CUDA
+    graph. May be repeated."""
     phase: tuple[Literal["prefill", "decode"], ...] = ("prefill", "decode")
     """What is timed; may be repeated."""
     batch: tuple[int, ...] = (1, 8, 32)

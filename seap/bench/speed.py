@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from seap.activations.layerwise import cache_name
+from seap.bench.graphs import GraphedStep
 from seap.environment import clock
 from seap.models.layouts import Layouts
 from seap.models.prepack import prepacked
@@ -41,8 +42,9 @@ def compare_speed(
     """phase → name → `tokens_per_s`, and `ratio` to the first model: the median over repeats, and quartiles.
 
     mode: eager; prepacked (see `prepack_`), with a cache that isn't copied; or compile, whose decoding has a static
-    cache (and CUDA graphs on a GPU, prepacked weights on a CPU); auto, as prepacked, but only the weights that are
-    faster so for this batch (`layouts.py`), and eager where no model is on a CPU.
+    cache (and CUDA graphs on a GPU, prepacked weights on a CPU); graphs, whose decoding is eager's kernels in a CUDA
+    graph (`graphs.py`); auto, as prepacked, but only the weights that are faster so for this batch (`layouts.py`), and
+    eager where no model is on a CPU.
     """
     if mode == "auto" and all(model.device.type != "cpu" for model in models.values()):
         mode = "eager"
@@ -112,20 +114,23 @@ class Runner:
             from seap.models.cache import cache_for
 
             return cls(model, model, model.base_model, lambda: cache_for(model))
-        import torch._inductor.config as inductor
         from transformers import StaticCache
 
-        on_gpu = model.device.type == "cuda"
-        decoding = compiling or {"mode": "reduce-overhead" if on_gpu else "default"}
-        torch._dynamo.reset()  # or the models before this one count towards its limit of recompilations
-        compiled = torch.compile(model, dynamic=False, **decoding)
-        read = torch.compile(model.base_model, dynamic=False, **compiling)
         static = StaticCache(config=model.config, max_cache_len=room)
 
         def emptied() -> StaticCache:
             static.reset()
             return static
 
+        if mode == "graphs":
+            return cls(model, GraphedStep(model, static), model.base_model, emptied)
+        import torch._inductor.config as inductor
+
+        on_gpu = model.device.type == "cuda"
+        decoding = compiling or {"mode": "reduce-overhead" if on_gpu else "default"}
+        torch._dynamo.reset()  # or the models before this one count towards its limit of recompilations
+        compiled = torch.compile(model, dynamic=False, **decoding)
+        read = torch.compile(model.base_model, dynamic=False, **compiling)
         if not (compiling or on_gpu):
             compiled, read = (inductor.patch(ON_CPU)(run) for run in (compiled, read))
         return cls(model, compiled, read, emptied)

@@ -1,7 +1,10 @@
 """Speed is measured on sliced models and set beside ceilings that are arithmetic; figures of time are not asserted."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from toy import folder, texts_file
 from seap.activations.calibration import calibrate
 from seap.bench import bench
 from seap.bench.calibration import one_by_one, random_corpus
+from seap.bench.graphs import GraphedStep
 from seap.bench.options import Bench
 from seap.bench.speed import Runner
 from seap.cli.main import main
@@ -165,3 +169,49 @@ def test_bad_requests_are_refused(words: str, said: str, capsys: pytest.CaptureF
 def test_bad_sizes_are_refused() -> None:
     with pytest.raises(UserError, match="--sparsity 1: must be"):
         Bench(sparsity=1)
+
+
+class Recorded:
+    """Stands in for a CUDA graph where there is no GPU: plays the step again, and recording leaves no trace."""
+
+    def __init__(self, step: GraphedStep) -> None:
+        self.step = step
+
+    def replay(self) -> None:
+        assert self.step._logits is not None
+        self.step._logits.copy_(self.step._step())
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_a_recorded_step_writes_what_eager_writes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pruned = model(name)
+    prune(pruned, method="random", sparsity=0.4, min_channels=4, progress=False)
+    ids = torch.arange(12).reshape(2, 6)
+    monkeypatch.setattr("seap.bench.graphs.is_on_gpu", lambda model: True)
+    made = Runner.of(pruned, "graphs", 14)
+    step = made.forward
+    assert isinstance(step, GraphedStep)
+
+    @contextlib.contextmanager
+    def recording(graph: Recorded) -> Iterator[None]:
+        lengths = [layer.cumulative_length.clone() for layer in step.cache.layers]
+        yield
+        step._put_back_(lengths)
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(wait_stream=lambda other: None))
+    monkeypatch.setattr(torch.cuda, "current_stream", torch.cuda.Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Recorded(step))
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    expected = Runner.of(pruned).write(ids, 8)[0]
+    assert torch.equal(made.write(ids, 8)[0], expected)
+    assert torch.equal(made.write(ids, 8)[0], expected)  # the cache was emptied
+
+
+def test_graphs_need_a_gpu_and_a_cache_that_counts_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="--mode graphs needs a CUDA GPU"):
+        Runner.of(model("llama"), "graphs", 14)
+    monkeypatch.setattr("seap.bench.graphs.is_on_gpu", lambda model: True)
+    for name in ("mistral", "lfm2"):
+        with pytest.raises(UserError, match="counts tokens outside of the GPU"):
+            Runner.of(model(name), "graphs", 14)
