@@ -141,7 +141,7 @@ def rounds_of(a: argparse.Namespace, plan: Comparison) -> Rounds:
         made = [replace(n, tested_on=(*n.tested_on, test)) if task in n.tested_on else n for n in made]
     for seed in range(plan.seeds):
         own = [n for n in made if n.seed == seed]
-        for methods in a.methods:
+        for methods in [] if a.only_controls else a.methods:
             found.append([n for n in own if n.control is None and n.method in methods.split(",")])
         found.append([n for n in own if n.control is not None])
     names = [*plan.names, ""]
@@ -213,6 +213,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.2, 0.5, 0.3])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--controls", action="store_true", help="of the first method; needs --general")
+    parser.add_argument("--only-controls", action="store_true", help="no rows but these")
     parser.add_argument("--general", metavar="NAME=PATH", help="general text")
     parser.add_argument("--items", type=int, default=200, help="of multiple choice")
     parser.add_argument("--prompts", choices=("lm-eval", "own"), help="of multiple choice; lm-eval, or the folder's")

@@ -99,7 +99,7 @@ def measure_layer(
         _check_finite(axes, into)
         parts.append(_moments_of(axes, into))
     for key in list(parts[0]):
-        found[key] = _with_held(parts[0].pop(key), parts[1].pop(key)).cpu()
+        found[key] = _with_held(parts[0].pop(key), parts[1].pop(key))
 
 
 def _with_held(fit: Moments, held: Moments) -> Moments:

@@ -79,7 +79,7 @@ class Statistics(MutableMapping[str, Moments]):
 
     def __setitem__(self, key: str, moments: Moments) -> None:
         if self._folder is None:
-            self._kept[key] = moments
+            self._kept[key] = moments.cpu()
             return
         path = self._folder / f"{key}.safetensors"
         write_safetensors(path, _tensors_of(key, moments, small=True), {})

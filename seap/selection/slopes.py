@@ -30,7 +30,7 @@ from seap.compensation.compensate import Source, weight_of
 from seap.models.arch import Arch
 from seap.models.axes import Axis
 from seap.models.shelf import shelf_for
-from seap.models.solving import solver_of
+from seap.models.solving import CPU, solver_of
 from seap.scoring.score import Scores
 from seap.scoring.sensitivity import Backward
 from seap.selection.curves import Block, blocks_of, from_the_end
@@ -101,9 +101,10 @@ def gradients_at(
     count = summed(torch.tensor([float(judge.num_tokens)]), judge.ranks)
     for layer in back.layers(progress=False):
         found = {axis.consumer: axis for axis in axes if axis.layer == layer}
+        place = solver_of(arch, layer).device if judge.ranks.size == 1 else CPU
         sums: dict[str, tuple[Tensor, Tensor]] = {}
         for module, inputs, grads in back.through(layer, [*found]):
-            product, mean = (grads.t() @ inputs).cpu().double(), grads.sum(0).cpu().double()
+            product, mean = (part.to(place).double() for part in (grads.t() @ inputs, grads.sum(0)))
             before = sums.get(module)
             sums[module] = (product, mean) if before is None else (before[0] + product, before[1] + mean)
         for module, axis in found.items():
