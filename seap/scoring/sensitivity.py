@@ -100,11 +100,11 @@ def fisher(
         own = {module: keys[at, module] for at, module in keys if at == layer}
         found: dict[str, Tensor] = {}
         for module, _, grad in back.through(layer, [*own]):
-            outer = (grad.t() @ grad).cpu()
+            outer = grad.t() @ grad
             found[module] = found[module] + outer if module in found else outer
         for module, key in own.items():
             size = outputs[layer, module]
-            sums[key] = summed(found.pop(module) if module in found else torch.zeros(size, size), ranks)
+            sums[key] = summed(found.pop(module).cpu() if module in found else torch.zeros(size, size), ranks)
     return sums
 
 

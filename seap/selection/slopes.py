@@ -30,7 +30,7 @@ from seap.compensation.compensate import Source, weight_of
 from seap.models.arch import Arch
 from seap.models.axes import Axis
 from seap.models.shelf import shelf_for
-from seap.models.solving import CPU, solver_of
+from seap.models.solving import Solver, solver_of
 from seap.scoring.score import Scores
 from seap.scoring.sensitivity import Backward
 from seap.selection.curves import Block, blocks_of, from_the_end
@@ -98,18 +98,22 @@ def gradients_at(
 
     walk.hidden = list(judge.states[0])
     back = Backward.of(walk, walk.states(shelf, cut), judge.gradient, shelf=shelf, changed=cut)
-    count = summed(torch.tensor([float(judge.num_tokens)]), judge.ranks)
+    count = float(summed(torch.tensor([float(judge.num_tokens)]), judge.ranks))
     for layer in back.layers(progress=False):
         found = {axis.consumer: axis for axis in axes if axis.layer == layer}
-        place = solver_of(arch, layer).device if judge.ranks.size == 1 else CPU
+        solver = solver_of(arch, layer) if judge.ranks.size == 1 else Solver()
         sums: dict[str, tuple[Tensor, Tensor]] = {}
         for module, inputs, grads in back.through(layer, [*found]):
-            product, mean = (part.to(place).double() for part in (grads.t() @ inputs, grads.sum(0)))
-            before = sums.get(module)
-            sums[module] = (product, mean) if before is None else (before[0] + product, before[1] + mean)
+            sums[module] = solver(_grown, sums.get(module), grads.t() @ inputs, grads.sum(0), stays=True)
         for module, axis in found.items():
             product, mean = sums.pop(module) if module in sums else _nothing(arch, axis)
             yield axis, Gradient(summed(product, judge.ranks) / count, summed(mean, judge.ranks) / count)
+
+
+def _grown(before: tuple[Tensor, Tensor] | None, product: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums with one batch's more, in float64."""
+    product, mean = product.double(), mean.double()
+    return (product, mean) if before is None else (before[0] + product, before[1] + mean)
 
 
 def _nothing(arch: Arch, axis: Axis) -> tuple[Tensor, Tensor]:
