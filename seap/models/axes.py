@@ -165,6 +165,10 @@ class Axis:
         """A mask of single query heads as (G, Q), of whole units as it is: what slices take."""
         return mask if mask.numel() == self.entries else mask.view(self.units, self.queries)
 
+    def kept_of(self, masks: Mapping[str, Tensor]) -> Tensor:
+        """What masks keep of the axis, as slices take it: bool (entries,), or (G, Q) where single query heads go."""
+        return self.laid_out(self.mask_of(masks))
+
     def removed_params(self, mask: Tensor) -> int:
         """Parameters that a mask, of units or of single query heads, takes away."""
         if mask.numel() == self.entries:

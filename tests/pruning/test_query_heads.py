@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from cut import greedy, logits
 from tiny import EVERY, ids, model
 from transformers import AutoModelForCausalLM
 
@@ -24,6 +25,8 @@ from seap.models.families import FAMILIES
 from seap.models.modeling_seap import layer_widths
 from seap.pruning.surgery import cut_
 from seap.selection.mask import budgets_of, compose, load_masks, realised_sparsity, save_masks
+from seap.serving.networks.network import check_network, load_network, network_between, save_network
+from seap.serving.networks.sharing import share_weights
 
 GROUPS = {"llama-mqa": 1}  # of 8 query heads; else 2
 HEADS = [3, 2, 4, 1]  # that stay of each group, layer by layer
@@ -238,10 +241,49 @@ def test_layers_of_different_query_heads_are_no_uniform_model() -> None:
         stock_model(dense, pad=False)
 
 
-def test_one_model_in_memory_switches_whole_groups_alone() -> None:
-    dense: Any = built("llama")
-    with pytest.raises(UserError, match=r"part of a KV group's query heads are cut.*without --heads query"):
-        seap.TaskRuntime(dense, {"toy": some_masks(describe(dense))})
+@torch.no_grad()
+@pytest.mark.parametrize("name", CUTTABLE)
+@pytest.mark.parametrize("min_slice_bytes", [1 << 20, 0])
+def test_one_model_in_memory_switches_between_numbers_of_query_heads(name: str, min_slice_bytes: int) -> None:
+    """Two tasks of different numbers, one with repairs, beside the dense model: what surgery makes of each."""
+    dense = built(name)
+    first, second = (some_masks(describe(dense), seed) for seed in (0, 1))
+    repairs = biases(describe(dense), second)
+    expected = {"dense": dense} | {task: copy.deepcopy(dense) for task in ("first", "second")}
+    cut_(expected["first"], first)
+    cut_(expected["second"], second, repairs)
+    runtime = seap.TaskRuntime(
+        copy.deepcopy(dense),
+        {"first": first, "second": second},
+        repairs={"second": repairs},
+        min_slice_bytes=min_slice_bytes,
+    )
+    for task in ("first", "second", "dense", "first"):
+        with runtime.task(task) as current:
+            torch.testing.assert_close(logits(current, ids()), logits(expected[task], ids()), atol=2e-5, rtol=0)
+            assert torch.equal(greedy(current, ids()), greedy(expected[task], ids())), task
+        sparsity = 0 if task == "dense" else realised_sparsity(describe(dense), runtime.masks(task))
+        assert runtime.weights_at_work(task) == pytest.approx(1 - sparsity)
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3", "gpt_oss"])
+def test_a_network_of_fewer_query_heads_is_packed_from_its_checkpoint(name: str, tmp_path: Path) -> None:
+    """With weights of its own, and as a correction that owns a part of them."""
+    dense = built(name)
+    masks = some_masks(describe(dense))
+    made = copy.deepcopy(dense)
+    cut_(made, masks, biases(describe(dense), masks))
+    with torch.no_grad():
+        describe(made).consumer(describe(made).layer_axes(1)[0]).weight.mul_(1.1)
+    network = network_between(dense, made, masks)
+    save_network(tmp_path / "one.safetensors", network, {"task": "one"})
+    check_network(tmp_path / "one.safetensors", describe(dense), load_network(tmp_path / "one.safetensors"))
+    with seap.TaskRuntime(copy.deepcopy(dense), {"one": load_network(tmp_path / "one.safetensors")}).task("one") as now:
+        torch.testing.assert_close(logits(now, ids()), logits(made, ids()), atol=2e-5, rtol=0)
+    rows = [tuple(row.tolist()) for row in ids(rows=4)]
+    shared = share_weights(dense, made, network, rows, share=1.0, batch_tokens=64, progress=False)
+    with seap.TaskRuntime(copy.deepcopy(dense), {"one": shared}).task("one") as now:
+        torch.testing.assert_close(logits(now, ids()), logits(made, ids()), atol=1e-3, rtol=0)
 
 
 def test_gguf_has_the_head_counts_of_every_layer(tmp_path: Path) -> None:

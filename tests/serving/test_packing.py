@@ -80,6 +80,29 @@ def test_stopped_between_two_files_it_goes_on_with_the_second(
     assert sorted(path.name for path in out.iterdir()) == ["a.safetensors", "b.safetensors"]
 
 
+def test_networks_that_lose_query_heads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From a task and from the folder that prune made of it, one network; and one beside it that owns a part."""
+    net, out = folder(tmp_path / "net", num_key_value_heads=2, intermediate_size=80), tmp_path / "tasks"
+    task = f"words={texts_file(tmp_path / 'words.txt')}"
+    options = [*OPTIONS, "--heads", "query", "--sparsity", "0.5"]
+    assert main(["prune", str(net), "--task", task, "--out", str(tmp_path / "small"), *options]) == 0
+    sources = [f"folder={tmp_path / 'small'}", "--task", task]
+    assert main(["pack", str(net), *sources, "--out", str(out), *options]) == 0
+    assert main(["pack", str(net), "--task", task, "--share", "0.2", "--out", str(tmp_path / "less"), *options]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(out / "words.safetensors"), "--json"]) == 0
+    assert any("query_heads" in layer for layer in json.loads(capsys.readouterr().out)["layers"])
+    small, _ = seap.load(str(tmp_path / "small"))
+    for place, off in ((out, 2e-5), (tmp_path / "less", 1.0)):
+        model, _ = seap.load(str(net))
+        networks = load_networks(place, model)
+        assert any("query_heads" in key for network in networks.values() for key in network.masks)
+        runtime = seap.TaskRuntime(model, networks)
+        for network in networks:
+            with torch.no_grad(), runtime.task(network) as current:
+                assert torch.allclose(current(ids()).logits, small(ids()).logits, atol=off), network
+
+
 def test_experts_are_not_shared_by_low_rank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     net, task = folder(tmp_path / "net", "olmoe"), f"words={texts_file(tmp_path / 'words.txt')}"
     words = ["pack", str(net), "--task", task, "--share", "0.3", "--out", str(tmp_path / "tasks")]

@@ -19,7 +19,7 @@ from seap.compensation.compensate import Repairs, map_inputs
 from seap.errors import UserError
 from seap.files import read_about, read_one, tensor_names, write_tensors
 from seap.models.arch import Arch, describe
-from seap.models.axes import QUERY_HEADS, Axis, Masks, Slice
+from seap.models.axes import Axis, Masks, Slice
 from seap.models.loader import load
 from seap.pruning.checkpoint import MASK_FILE, previous
 from seap.selection.mask import check_fits, check_masks, load_masks, realised_sparsity
@@ -98,7 +98,7 @@ def network_of(arch: Arch, masks: Masks, repairs: Repairs | None = None) -> Netw
             weights[axis.key] = repair.weight.to(consumer.weight.dtype)
         if repair.inputs is not None:
             for part in (part for part in axis.slices if part.module in axis.producers):
-                rows = arch.weight(axis.layer, part.module).detach()[part.indices(masks[axis.key])]
+                rows = arch.weight(axis.layer, part.module).detach()[part.indices(axis.kept_of(masks))]
                 weights[weight_key(axis, part)] = map_inputs(rows, repair.inputs)
     return Network(masks, weights, biases)
 
@@ -120,7 +120,7 @@ def network_between(dense: Any, pruned: Any, masks: Masks) -> Network:
     related = torch.equal(*embeddings)
     weights, biases = dict[str, Tensor](), dict[str, Tensor]()
     for axis in arch.axes:
-        mask = masks[axis.key]
+        mask = axis.kept_of(masks)
         if axis.usage_key:
             own_last = experts_between(arch, cut, axis, mask)
             weights |= {} if own_last is None else {axis.key: own_last}
@@ -190,15 +190,7 @@ def load_networks(source: Path, model: Any) -> dict[str, Network]:
 
 
 def refuse_gone(masks: Masks) -> None:
-    """Raise UserError for masks that take whole sub-blocks or single query heads away.
-
-    One model in memory switches whole units alone.
-    """
-    if key := next((key for key in masks if key.endswith(f".{QUERY_HEADS}")), None):
-        raise UserError(
-            f"{key}: part of a KV group's query heads are cut, and switching one model between tasks moves whole "
-            "groups; serve that checkpoint alone, or prune without --heads query"
-        )
+    """Raise UserError for masks that take whole sub-blocks away, which one model in memory doesn't switch."""
     if key := next((key for key, mask in masks.items() if not mask.any()), None):
         raise UserError(
             f"{key}: nothing of it is kept, and switching one model between tasks takes no whole sub-block out; serve "
@@ -223,7 +215,7 @@ def check_network(path: Path, arch: Arch, network: Network) -> None:
             continue
         for part in axis.slices:
             size = list(arch.weight(axis.layer, part.module).shape)
-            size[1 if part.consumer else 0] = part.indices(network.masks[axis.key]).numel()
+            size[1 if part.consumer else 0] = part.indices(axis.kept_of(network.masks)).numel()
             whole[weight_key(axis, part)] = tuple(size)
     for kind, expected in (("weight", whole), ("bias", biases)):
         for key, values in (network.weights if kind == "weight" else network.biases).items():
@@ -279,5 +271,5 @@ def layer_shares(arch: Arch, masks: Masks) -> list[dict[str, float]]:
     """Per layer, the share of each axis's units at work."""
     shares: list[dict[str, float]] = [{} for _ in arch.layers]
     for axis in arch.axes:
-        shares[axis.layer][axis.name] = float(masks[axis.key].float().mean())
+        shares[axis.layer][axis.name] = float(axis.mask_of(masks).float().mean())
     return shares

@@ -68,7 +68,7 @@ def packed_pieces(
     """All that a network changes of such. weights: by axis key, (D, n·w) of experts. order: as of `placement.py`."""
     found: list[ExpertPiece | ValuesPiece] = []
     for axis in arch.axes:
-        mask = masks[axis.key]
+        mask = axis.kept_of(masks)
         for part in axis.slices if not mask.all() else ():
             if part.values:
                 rows = part.indices(mask[order[axis.key]])

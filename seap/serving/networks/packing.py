@@ -105,10 +105,6 @@ def _pack_claimed(
     refuse_whole_layers(pruning.resolved().allocate == "whole-layers", "seap pack")
     if pruning.drop != "none":
         raise UserError(f"--drop {pruning.drop}: networks of one model in memory keep all sub-blocks; leave it out")
-    if pruning.heads != "groups":
-        raise UserError(
-            f"--heads {pruning.heads}: networks of one model in memory keep or lose whole groups; leave it out"
-        )
     config = loader.load_config(name, trust_remote_code=place.get("trust_remote_code", False))
     if work.share is not None:
         refuse_experts(config, "--share", "leave it out: each network then has what it keeps of the experts")

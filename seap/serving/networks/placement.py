@@ -57,7 +57,7 @@ class Piece:
 def pieces_of(arch: Arch, network: Network, order: Mapping[str, Tensor], min_slice_bytes: int) -> Iterator[Piece]:
     """Every linear that a network changes; `packed.py` has the rest. order: axis key → permutation of its units."""
     for axis in (axis for axis in arch.axes if not axis.usage_key):
-        keep = network.masks[axis.key][order[axis.key]]
+        keep = axis.kept_of(network.masks)[order[axis.key]]
         for part in (part for part in axis.slices if not part.values):
             key = weight_key(axis, part)
             if not keep.all() or key in network.weights or key in network.left or _has_bias(network, axis, part):
@@ -145,7 +145,7 @@ def _correction(arch: Arch, piece: Piece, network: Network, order: Tensor) -> Co
 def _moved(values: Tensor, dim: int, piece: Piece, network: Network, order: Tensor) -> Tensor:
     """Kept units along a dimension, moved from the dense order to the runtime's."""
     dense = piece.part.indices(order)[piece.rows]
-    places = torch.searchsorted(piece.part.indices(network.masks[piece.axis.key]), dense)
+    places = torch.searchsorted(piece.part.indices(piece.axis.kept_of(network.masks)), dense)
     return values.index_select(dim, places)
 
 

@@ -158,7 +158,7 @@ def _seen(
 
 def _change(arch: Arch, network: Network, linear: Linear, seen: Seen) -> Change:
     axis, part = linear.axis, linear.part
-    kept = part.indices(network.masks[axis.key])
+    kept = part.indices(axis.kept_of(network.masks))
     dense = arch.weight(axis.layer, part.module).detach().cpu()
     delta = network.weights[linear.key].cpu().double()
     delta -= dense.index_select(1 if part.consumer else 0, kept).double()
