@@ -20,6 +20,7 @@ from seap.models.arch import Arch
 
 _PAGE_OUT = 21  # MADV_PAGEOUT, from Linux 5.4 on: nothing is lost, also where a page was written to
 _WILL_NEED = 3
+_DONT_NEED = 4
 _MARK = "_seap_streamed"
 
 
@@ -119,6 +120,11 @@ def release(model: nn.Module, weights: Iterable[Tensor]) -> None:
 def page_out(tensors: Iterable[Tensor]) -> None:
     """Ask the system to take whole pages of these tensors out of memory; they are read again when they are needed."""
     _advise(tensors, _PAGE_OUT)
+
+
+def let_go(tensors: Iterable[Tensor]) -> None:
+    """Take tensors of shared maps of files out of this process; the system keeps them as long as it has room."""
+    _advise(tensors, _DONT_NEED)
 
 
 def read_ahead(tensors: Iterable[Tensor]) -> None:

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from seap.disk.rooms import unlock
 from seap.disk.whole import lasting
 from seap.errors import UserError
-from seap.models.residency import page_out, streamed
+from seap.models.residency import let_go, page_out, streamed
 
 LARGE = 1 << 30  # bytes of a streamed model's that stay in memory, unless it has a folder for what doesn't
 
@@ -26,7 +26,9 @@ LARGE = 1 << 30  # bytes of a streamed model's that stay in memory, unless it ha
 class Shelf(MutableMapping[str, Tensor]):
     """Tensors by name, in memory or (with a place) in files of a temporary folder there."""
 
-    def __init__(self, place: Path | None = None) -> None:
+    def __init__(self, place: Path | None = None, *, out: Callable[[Iterable[Tensor]], None] = page_out) -> None:
+        """out: how what rests leaves memory."""
+        self._out = out
         self._kept: dict[str, Tensor] = {}
         self._folder: Path | None = None
         if place is not None:
@@ -50,13 +52,13 @@ class Shelf(MutableMapping[str, Tensor]):
             known = torch.from_file(str(path), shared=True, size=value.numel(), dtype=value.dtype).view(value.shape)
             self._kept[name] = known
         known.copy_(value)
-        page_out([known])
+        self._out([known])
         return known
 
     def rest(self, start: str = "") -> None:
         """Give back the memory of all whose name begins so; they are read again when they are looked at."""
         if self.on_disk:
-            page_out(value for name, value in self._kept.items() if name.startswith(start))
+            self._out(value for name, value in self._kept.items() if name.startswith(start))
 
     def close(self) -> None:
         """Forget all; the files go. Without it they go with the shelf."""
@@ -101,22 +103,23 @@ def _remove(folder: Path, handle: int | None) -> None:
     unlock(handle)
 
 
-def shelf_for(model: nn.Module, num_bytes: float, what: str) -> Shelf:
+def shelf_for(model: nn.Module, num_bytes: float, what: str, *, whole: bool = True) -> Shelf:
     """A shelf for so much that is made of a model: on disk for a streamed one, where that is much or was asked for.
+
+    whole: of a model that is whole in memory, in memory too however much it is; otherwise what is much is on disk.
 
     Raises UserError, which says what it is for, where the disk has no room for it.
     """
     plan = streamed(model)
-    if plan is None or (plan.offload_dir is None and num_bytes <= LARGE):
+    much = num_bytes > LARGE
+    if (plan is None and (whole or not much)) or (plan is not None and plan.offload_dir is None and not much):
         return Shelf()
-    place = plan.offload_dir or Path(tempfile.gettempdir())
+    place = (plan and plan.offload_dir) or Path(tempfile.gettempdir())
     place.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(place).free < 1.05 * num_bytes:
-        raise UserError(
-            f"{what} need {num_bytes / 1e9:.1f} GB of disk in {place}, which has less; name a larger disk with "
-            "--offload-dir"
-        )
-    return Shelf(place)
+        larger = "set TMPDIR to a larger disk" if plan is None else "name a larger disk with --offload-dir"
+        raise UserError(f"{what} need {num_bytes / 1e9:.1f} GB of disk in {place}, which has less; {larger}")
+    return Shelf(place, out=let_go if plan is None else page_out)
 
 
 @contextlib.contextmanager

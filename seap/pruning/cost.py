@@ -11,16 +11,16 @@ from typing import Any
 
 from seap.activations.calibration import num_blocks
 from seap.activations.layerwise import HELD_PERIOD
-from seap.methods import CLOSED_FORMS, FIRST_ORDER, MEASURED, RECONSTRUCTING, RUNNING, Method
+from seap.methods import FIRST_ORDER, MEASURED, RECONSTRUCTING, RUNNING, Method
 from seap.models.arch import Arch, choose_axes, describe, embedding_params
 from seap.models.axes import CHANNELS, Axis
+from seap.pruning.operations import TRIED, best_ridge, closed_form, inverses, removal, repaired_once, repairs, ridge
 from seap.pruning.work import NOTHING, Done, Stage, Text, merged
 from seap.selection.budgets import is_protected, least_kept, may_go, variants
 from seap.selection.damage import probe_widths
 from seap.selection.options import Pruning
 from seap.selection.slopes import DESCENT, can_descend
 
-TRIED = 3.5  # dampings of a ridge on the way to the best (`compensate.lowest`)
 HALF_OF_A_MATRIX = 0.53  # of second moments that is computed, in tiles from the diagonal on
 
 
@@ -124,11 +124,14 @@ def ranking(shape: Shape, method: Method, options: Pruning, text: Text, moments:
         stages.append(running(shape, method, text))
     if method.score in RECONSTRUCTING:
         heads = [axis for axis in shape.arch.axes if options.heads == "query" and axis.queries > 1]  # once more by head
-        solves = sum(_removal(shape, axis, method, moments) for axis in (*shape.arch.axes, *heads))
+        solves = sum(removal(shape, axis, method, moments) for axis in (*shape.arch.axes, *heads))
         stages.append(Stage(name="scores", solves=solves))
     if options.closed_curves:
         each = [own for axis in shape.axes for own in variants(axis, options)]
-        stages.append(Stage(name="damage", solves=sum(_closed(shape, axis, moments) for axis in each)))
+        solves = sum(closed_form(shape, axis, moments) for axis in each)
+        if method.allocate == "search":  # its trials' factors are inverted
+            solves += sum(inverses(axis, moments) for axis in each if not axis.usage_key)
+        stages.append(Stage(name="damage", solves=solves))
     elif method.allocate in MEASURED:
         stages.append(_probes(shape, method, options, text, moments))
     return stages
@@ -148,26 +151,6 @@ def running(shape: Shape, method: Method, text: Text) -> Stage:
     )
 
 
-def _closed(shape: Shape, axis: Axis, moments: str) -> float:
-    """Operations of an axis's damage in closed form (`selection/curves.py`)."""
-    blocks = num_blocks(axis, moments)
-    size, outputs = axis.num_inputs / blocks, shape.hidden
-    weighing = 4 * outputs * size**2 + 2 * outputs**2 * size  # V and Vᵀ F V
-    return blocks * (size**3 / 3 + 2 * size**3 + weighing)
-
-
-def _removal(shape: Shape, axis: Axis, method: Method, moments: str) -> float:
-    """Operations of removing all units of an axis one after the other (`scoring/obs.py`)."""
-    blocks = num_blocks(axis, moments)
-    size = axis.num_inputs / blocks
-    inverse = size**3
-    if method.score == "leverage":
-        return blocks * (size**3 / 3 + 2 * size**3)
-    removing = 2 * (0.55 * shape.hidden * size**2 + 0.42 * size**3)
-    weighing = 2.0 * shape.hidden**2 * axis.num_inputs if method.score == "obs-fisher" else 0.0
-    return blocks * (inverse + removing) + weighing
-
-
 def _probes(shape: Shape, method: Method, options: Pruning, text: Text, moments: str) -> Stage:
     """The damage of every axis at some widths: the layers from it on, the output layer, KL over the vocabulary."""
     part = probed(options, text)
@@ -178,7 +161,7 @@ def _probes(shape: Shape, method: Method, options: Pruning, text: Text, moments:
         probes += len(widths)
         forward += len(widths) * part.tokens * (1 - axis.layer / shape.num_layers)
         whole = axis.units * axis.queries / axis.heads
-        solves += sum(_solve(shape, axis, width / whole, moments) for width in widths) * _repairs(method)
+        solves += sum(ridge(shape, axis, width / whole, moments) for width in widths) * repairs(method)
     return Stage(
         name="damage",
         forward=forward,
@@ -191,19 +174,6 @@ def _probes(shape: Shape, method: Method, options: Pruning, text: Text, moments:
 def probed(options: Pruning, text: Text) -> Text:
     """The held-out text that damage is measured on."""
     return text.of(min(options.spent.probe_tokens, text.tokens / HELD_PERIOD))
-
-
-def _repairs(method: Method) -> float:
-    """Whether a repair is solved for."""
-    return 1.0 if method.compensate in CLOSED_FORMS else 0.0
-
-
-def _solve(shape: Shape, axis: Axis, kept: float, moments: str) -> float:
-    """One ridge solution of an axis of which a share is kept."""
-    blocks = num_blocks(axis, moments)
-    size = axis.num_inputs / blocks
-    k = kept * size
-    return blocks * (k**3 / 3 + 2 * shape.hidden * k**2 + 2 * shape.hidden * k * (size - k))
 
 
 def choosing(shape: Shape, method: Method, options: Pruning, text: Text, moments: str) -> list[Stage]:
@@ -221,28 +191,43 @@ def choosing(shape: Shape, method: Method, options: Pruning, text: Text, moments
         stages.append(Stage(name="widths", variables=variables))
     if method.allocate == "search":
         part, trials = probed(options, text), options.spent.search_evaluations + 1
-        one = sum(_solve(shape, axis, 1 - options.sparsity, moments) for axis in shape.axes) * _repairs(method)
-        solves = one * (1 + 2 * (trials - 1) / max(len(shape.axes), 1))  # two axes differ from trial to trial
+        whole = _whole_trials(options)  # of the others two axes differ
+        solves, products = repaired_once(shape, method, options, moments)
+        times = whole + 2 * (trials - whole) / max(len(shape.axes), 1)
         passes = trials * part.batches * shape.num_layers
         tokens = trials * part.tokens
         forward = tokens * (1 - options.sparsity * _channels(shape))  # channels that go are not run
         forward += part.tokens * options.closed_curves  # the dense model, once; measured curves have run it
         if options.spent.descents and can_descend(shape.axes):
             stages.append(_descents(shape, options, text, moments))
-        stages.append(Stage(name="search", forward=forward, positions=tokens, passes=passes, solves=solves))
+        stages.append(
+            Stage(
+                name="search",
+                forward=forward,
+                positions=tokens,
+                passes=passes,
+                moments=times * products,
+                solves=times * solves,
+            )
+        )
     return stages
 
 
+def _whole_trials(options: Pruning) -> float:
+    """Trials in which all widths differ: the first, steps down slopes, and half of the rest, which tilt all curves."""
+    steps = 1.5 * options.spent.descents
+    return 1 + steps + max(options.spent.search_evaluations - steps, 0) / 2
+
+
 def _descents(shape: Shape, options: Pruning, text: Text, moments: str) -> Stage:
-    """Slopes of all axes, some times: forward and back with all channels, and a factor of each axis."""
+    """Slopes of all axes, some times: forward and back with all channels, and a product with each axis's factor."""
     steps = options.spent.descents
     part = text.of(min(DESCENT * options.spent.probe_tokens, text.tokens * (1 - 1 / HELD_PERIOD)))
-    products = solves = 0.0
+    products = 0.0
     for axis in shape.axes:
         products += 2.0 * part.tokens * shape.hidden * axis.num_inputs
-        blocks = num_blocks(axis, moments)
-        size = axis.num_inputs / blocks
-        solves += len(variants(axis, options)) * blocks * (size**3 / 3 + 3 * shape.hidden * size**2)
+        size = axis.num_inputs / num_blocks(axis, moments)
+        products += len(variants(axis, options)) * 2.0 * shape.hidden * axis.num_inputs * size
     return Stage(
         name="slopes",
         forward=(1 + 2 * steps) * part.tokens,  # the dense model once
@@ -251,7 +236,6 @@ def _descents(shape: Shape, options: Pruning, text: Text, moments: str) -> Stage
         backward_positions=steps * part.tokens,
         passes=(1 + 4 * steps) * part.batches * shape.num_layers,
         moments=steps * products,
-        solves=steps * solves,
     )
 
 
@@ -264,22 +248,13 @@ def repairing(shape: Shape, method: Method, options: Pruning, text: Text, moment
     """What each sparsity costs once it is known what stays: repairs, and the refit layer after layer."""
     kept, stages = 1 - options.sparsity, []
     if method.compensate == "ridge":
-        solves = sum(_best_ridge(shape, axis, kept, moments) for axis in shape.axes)
+        solves = sum(best_ridge(shape, axis, kept, moments) for axis in shape.axes)
         stages.append(Stage(name="repair", solves=solves))
     if method.compensate == "nystrom":
-        stages.append(Stage(name="repair", solves=sum(_solve(shape, axis, kept, moments) for axis in shape.axes)))
+        stages.append(Stage(name="repair", solves=sum(ridge(shape, axis, kept, moments) for axis in shape.axes)))
     if method.sequential:
         stages.append(_refit(shape, text, kept))
     return stages
-
-
-def _best_ridge(shape: Shape, axis: Axis, kept: float, moments: str) -> float:
-    """The ridge solution whose damping is best on held-out rows, and what the bias alone would leave."""
-    blocks, outputs = num_blocks(axis, moments), shape.hidden
-    size = axis.num_inputs / blocks
-    k, gone = kept * size, (1 - kept) * size
-    once = 2 * outputs * (2 * gone * k + gone**2 + size**2)
-    return blocks * (once + TRIED * (k**3 / 3 + 4 * outputs * k**2)) + _solve(shape, axis, kept, moments)
 
 
 def _refit(shape: Shape, text: Text, kept: float) -> Stage:

@@ -14,10 +14,13 @@ from seap.allocation import KEPT_END
 from seap.grants import granted_memory
 from seap.methods import CLOSED_FORMS, FIRST_ORDER, MEASURED
 from seap.models.loader import free_memory
+from seap.models.shelf import LARGE
 from seap.pruning.cost import Shape
 from seap.pruning.probe import ROOM
 from seap.pruning.work import Text
+from seap.selection.budgets import variants
 from seap.selection.damage import CACHED_BYTES
+from seap.selection.nested import nested_bytes
 from seap.selection.options import Pruning
 from seap.selection.repairing import REMEMBERED
 from seap.selection.slopes import DESCENT
@@ -58,9 +61,14 @@ def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Ca
     stages.append(ROOM * _weights_left(shape, options))
     if method.sequential:
         stages.append(4 * hidden + sum(8.0 * shape.hidden * a.num_inputs * (1 - options.sparsity) for a in shape.axes))
-    disk = (("second moments", on_disk, Path(tempfile.gettempdir())),) if on_disk else ()
+    factors = factors_of(shape, options, calibration)
+    disk = [("second moments", on_disk, Path(tempfile.gettempdir()))] if on_disk else []
+    if factors > LARGE:
+        disk.append(("factors of second moments", factors, Path(tempfile.gettempdir())))
+    else:
+        held += factors
     most = max(stages)
-    return Needs(LIBRARIES + held + most + min(KEPT_END, most), disk)
+    return Needs(LIBRARIES + held + most + min(KEPT_END, most), tuple(disk))
 
 
 def _weights_left(shape: Shape, options: Pruning) -> float:
@@ -91,6 +99,15 @@ def matrices_of(shape: Shape, options: Pruning, calibration: Calibration, tasks:
     if 16 * sum(entries) <= IN_MEMORY_BYTES:
         return 16 * sum(entries) * tasks, 0.0
     return 40 * max(entries), 8 * sum(entries) * tasks
+
+
+def factors_of(shape: Shape, options: Pruning, calibration: Calibration) -> float:
+    """Bytes of what the search's repairs are made of (`selection/nested.py`)."""
+    if options.resolved().allocate != "search" or not options.needs_second_moments:
+        return 0.0
+    each = [own for axis in shape.axes for own in variants(axis, options)]
+    longest = max((axis.num_inputs // num_blocks(axis, calibration.moments) for axis in each), default=0)
+    return nested_bytes(shape.arch, each, longest)
 
 
 def _probing(shape: Shape, options: Pruning, tokens: int) -> float:

@@ -14,7 +14,7 @@ from seap.methods import MEASURED, RECONSTRUCTING
 from seap.models.options import Streaming
 from seap.models.shelf import LARGE
 from seap.pruning.cost import Shape
-from seap.pruning.memory import FLOAT, LOGITS, Needs, logits_of, matrices_of
+from seap.pruning.memory import FLOAT, LOGITS, Needs, factors_of, logits_of, matrices_of
 from seap.pruning.sequential import COPIES, READ_BYTES
 from seap.pruning.work import Done, Stage, Text
 from seap.selection.damage import CACHED_BYTES
@@ -54,6 +54,11 @@ def needs(
     stages = _Stages(shape, options, tokens, min(calibration.batch_tokens, max(tokens, 1)), logits, streaming)
     found = [stages.calibration(), stages.sensitivity(), stages.search(), stages.refit()]
     disk = [("second moments", on_disk, Path(tempfile.gettempdir()))] if on_disk else []
+    factors = stages.kept()
+    factors.add_(factors_of(shape, options, calibration))
+    matrices += factors.memory
+    if factors.disk:
+        disk.append(("factors of second moments", factors.disk, place))
     if states := max(stage.disk for stage in found):
         disk.append(("hidden states and sensitivities", states, place))
     return Needs(max(layer, around) + matrices + max(stage.memory for stage in found), tuple(disk))

@@ -23,69 +23,23 @@ itself, and the mean says too much.
 Shapes: C inputs of the consumer, k of them kept and d removed, O outputs, E experts.
 """
 
-import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-import torch
 from torch import Tensor
 
-from seap.activations.moments import Moments
 from seap.activations.stats import Statistics
-from seap.compensation.compensate import FEW_TOKENS, UNTESTED_DAMPING, Source, fitting, weight_of
-from seap.compensation.damped import factor_damped
-from seap.methods import CLOSED_FORMS
+from seap.compensation.compensate import Source, weight_of
 from seap.models.arch import Arch
 from seap.models.axes import KV_GROUPS, Axis
 from seap.models.residency import release
 from seap.models.solving import solver_of
 from seap.scoring.score import Scores
+from seap.selection.blocks import Block, Factored, blocks_of, from_the_end
 from seap.selection.damage import Curves, whole_curve
 from seap.selection.mask import unit_places
+from seap.selection.nested import Nested, Nests
 
 SHARES = tuple(share / 32 for share in range(31, 0, -1))  # of the units, beside the least that must stay
-
-
-@dataclass(frozen=True)
-class Block:
-    """Inputs of a consumer whose second moments are known together, in the order in which they stay."""
-
-    weight: Tensor  # (O, C) float64
-    fit: Moments  # what a repair is fitted on
-    held: Moments  # what its error is measured on
-    order: Tensor  # int64 (C,): from that order to the moments' own
-    places: Tensor  # int64 (C,): an input stays at every width above its place
-    is_repaired: bool
-
-    def num_kept(self, widths: Sequence[int]) -> list[int]:
-        """How many of the inputs stay at each width."""
-        return [int((self.places < width).sum()) for width in widths]
-
-    def factored(self) -> "Factored":
-        """With L where what goes is predicted from what stays, else as it is."""
-        if not self.is_repaired:
-            return Factored(self.weight, None)
-        factor = factor_damped(self.fit.covariance[self.order][:, self.order], UNTESTED_DAMPING)
-        return Factored(self.weight @ factor, factor)
-
-
-@dataclass(frozen=True)
-class Factored:
-    """D = V_d (L⁻¹)_d of every width, d being what goes: the last inputs in the order in which they stay."""
-
-    reach: Tensor  # V (O, C)
-    factor: Tensor | None  # L (C, C), lower; None: 1
-
-    def over(self, columns: Tensor) -> Tensor:
-        """L⁻¹ M of columns M (C, n)."""
-        if self.factor is None:
-            return columns
-        return torch.linalg.solve_triangular(self.factor, columns, upper=False)
-
-
-def from_the_end(values: Tensor) -> Tensor:
-    """(C,) → (C + 1,): the sums of the last values, of all of them first, of none last."""
-    return torch.cat([values.flip(0).cumsum(0).flip(0), values.new_zeros(1)])
 
 
 def closed_curves(
@@ -99,10 +53,12 @@ def closed_curves(
     compensate: str,
     *,
     may_go: Collection[str] = (),
+    nests: Nests | None = None,
 ) -> Curves:
     """The damage curve of every axis, each cut alone, in nats per token. step: channels go in multiples of it.
 
-    may_go: keys of the axes that may lose all their units; their curves begin at 0.
+    may_go: keys of the axes that may lose all their units; their curves begin at 0. nests: where what trials of widths
+    look at is kept, since its factors are made here.
 
     sensitivity: axis key → F (O, O) per token. statistics: with second moments.
     """
@@ -110,8 +66,11 @@ def closed_curves(
     for axis in axes:
         widths = closed_widths(axis, least[axis.key], step, may_go=axis.curve_key in may_go)
         given = weight_of(arch, axis), statistics, unit_places(axis, scores), sensitivity[axis.key]
-        damage = solver_of(arch, axis.layer)(_damage_of, axis, *given, widths, compensate)
+        keeps = nests is not None and not axis.usage_key
+        damage, nested = solver_of(arch, axis.layer)(_damage_of, axis, *given, widths, compensate, keeps)
         curves[axis.curve_key] = whole_curve(axis, widths, damage)
+        if nests is not None and keeps:
+            nests.put(axis, nested)
         release(arch.model, [sensitivity[axis.key], *arch.layers[axis.layer].parameters()])
     return curves
 
@@ -124,14 +83,16 @@ def _damage_of(
     sensitivity: Tensor,
     widths: Sequence[int],
     compensate: str,
-) -> list[float]:
-    """Of one axis at these widths, ascending."""
-    blocks = blocks_of(axis, weight, statistics, places, compensate)
-    damage = damage_at(blocks, sensitivity, widths, has_bias=compensate != "none" and not axis.usage_key)
+    keeps: bool,
+) -> tuple[list[float], list[Nested]]:
+    """Of one axis at these widths, ascending. keeps: what every width is made of too, where it was made."""
+    blocks, nested = blocks_of(axis, weight, statistics, places, compensate), list[Nested]()
+    into = nested if keeps else None
+    damage = damage_at(blocks, sensitivity, widths, has_bias=compensate != "none" and not axis.usage_key, into=into)
     if [*widths[:1]] == [0] and axis.is_normed:  # nothing makes up for it
         blocks = blocks_of(axis, weight, statistics, places, "none")
         damage = [*damage_at(blocks, sensitivity, [0], has_bias=False), *damage[1:]]
-    return damage
+    return damage, nested
 
 
 def closed_widths(axis: Axis, least: int, step: int, *, may_go: bool = False) -> list[int]:
@@ -148,36 +109,18 @@ def closed_widths(axis: Axis, least: int, step: int, *, may_go: bool = False) ->
     return [*none, *sorted(width for width in shares | {least} if width < axis.units)]
 
 
-def blocks_of(axis: Axis, weight: Tensor, statistics: Source, places: Tensor, compensate: str) -> Iterator[Block]:
-    """An axis's inputs block by block. weight (O, C); places (E, U) or (1, G·Q) of `unit_places`."""
-    weight = weight.double()
-    moments = fitting(axis, statistics[axis.key])
-    parts = moments.split()
-    size = weight.shape[1] // len(parts)
-    each = places.flatten().repeat_interleave(axis.num_inputs // places.numel()).split(size)
-    seen = _tokens_seen(axis, statistics, len(parts))
-    for columns, own, place, tokens in zip(weight.split(size, 1), parts, each, seen, strict=True):
-        order = torch.sort(place, stable=True).indices
-        is_apart = own.held is not None and own.held.count > 0 and bool(own.held.m2.any())
-        fit, held = (own.without_held(), own.held) if is_apart else (own, own)
-        assert held is not None
-        repaired = compensate in CLOSED_FORMS and tokens >= FEW_TOKENS
-        yield Block(columns[:, order], fit, held, order, place[order], repaired)
-
-
-def _tokens_seen(axis: Axis, statistics: Source, blocks: int) -> list[float]:
-    """Tokens behind each block: of experts, those that are routed to it."""
-    if not axis.usage_key:
-        return [math.inf] * blocks
-    usage = statistics[axis.usage_key]
-    seen = (usage.mean[: axis.experts] * usage.count).round()
-    return seen.repeat_interleave(blocks // axis.experts).tolist()
-
-
-def damage_at(blocks: Iterable[Block], sensitivity: Tensor, widths: Sequence[int], *, has_bias: bool) -> list[float]:
+def damage_at(
+    blocks: Iterable[Block],
+    sensitivity: Tensor,
+    widths: Sequence[int],
+    *,
+    has_bias: bool,
+    into: list[Nested] | None = None,
+) -> list[float]:
     """½ tr(F (Σ D C Dᵀ + s sᵀ)) of each width. sensitivity: F (O, O) per token.
 
-    has_bias: whether the consumer's bias makes up for the mean error on the rows that a repair is fitted on.
+    has_bias: whether the consumer's bias makes up for the mean error on the rows that a repair is fitted on. into: to
+    it the blocks are added, ready for every width.
     """
     information = sensitivity.double()
     spread = information.new_zeros(len(widths))
@@ -189,6 +132,8 @@ def damage_at(blocks: Iterable[Block], sensitivity: Tensor, widths: Sequence[int
         moved = found.reach * found.over(drift[:, None])[:, 0]
         for place, first in enumerate(kept):
             shift[:, place] += moved[:, first:].sum(1)
+        if into is not None:
+            into.append(Nested.of(block, found))
     total = spread + (shift * (information @ shift)).sum(0)
     return [max(float(value), 0.0) / 2 for value in total]
 

@@ -36,6 +36,7 @@ from seap.selection.mixture import (
     combine_scores,
     pool,
 )
+from seap.selection.nested import Nests
 from seap.selection.options import Pruning
 from seap.selection.repairing import repairing
 from seap.selection.search import search
@@ -195,24 +196,25 @@ def rank(
         made.footprint = footprint or agreed(lambda: footprint_of(model, options), ranks)
     if method.allocate in MEASURED:
         pooled = pool(ready, options)
-        made.repair_to = repairing(arch, method, made.scores, pooled)
+        nests = Nests(arch, made.variants, made.scores, pooled, method.compensate)
+        made.repair_to = repairing(arch, method, made.scores, pooled, nests)
         if not options.closed_curves or method.allocate == "search":
             rows = probe_rows(pooled.rows, options.spent.probe_tokens, seed)
             made.judge = Judge.on(arch, rows, batch_tokens=Calibration.batch_tokens, ranks=ranks)
-        made.curves = _curves(made, pooled, sensitivity, progress)
-        made.slopes = _slopes(made, pooled)
+        made.curves = _curves(made, nests, sensitivity, progress)
+        made.slopes = _slopes(made, nests)
     return made
 
 
-def _slopes(made: Ranking, pooled: Statistics) -> Slopes | None:
+def _slopes(made: Ranking, nests: Nests) -> Slopes | None:
     """What the search descends, where it does."""
     options, method = made.options, made.options.resolved()
     if method.allocate != "search" or not options.spent.descents or not can_descend(made.free):
         return None
     assert made.curves is not None
-    rows = drawn_rows(split_rows(pooled.rows)[0], DESCENT * options.spent.probe_tokens, made.seed)
+    rows = drawn_rows(split_rows(nests.statistics.rows)[0], DESCENT * options.spent.probe_tokens, made.seed)
     judge = Judge.on(made.arch, rows, batch_tokens=Calibration.batch_tokens, ranks=made.ranks, remembers=False)
-    return Slopes(judge, made.free, made.curves, made.scores, pooled, method.compensate)
+    return Slopes(judge, made.free, made.curves, nests)
 
 
 def _of_loss(method: Method, statistics: Mapping[str, Statistics]) -> list[str]:
@@ -225,7 +227,7 @@ def _of_loss(method: Method, statistics: Mapping[str, Statistics]) -> list[str]:
     return [f"gradients are of the loss on {len(found.right)} right choices less that on {len(found.wrong)} wrong ones"]
 
 
-def _curves(made: Ranking, pooled: Statistics, sensitivity: Mapping[str, Tensor], progress: bool) -> Curves:
+def _curves(made: Ranking, nests: Nests, sensitivity: Mapping[str, Tensor], progress: bool) -> Curves:
     """The damage curve of every free axis, as the options say how."""
     options, arch, least, step = made.options, made.arch, made.least, made.options.round_to
     assert made.repair_to is not None
@@ -233,9 +235,10 @@ def _curves(made: Ranking, pooled: Statistics, sensitivity: Mapping[str, Tensor]
         assert made.judge is not None
         gone = made.may_go
         return measure_curves(made.judge, made.variants, least, step, made.repair_to, may_go=gone, progress=progress)
-    compensate, gone = options.resolved().compensate, made.may_go
+    gone, given = made.may_go, (made.scores, nests.statistics, sensitivity, nests.compensate)
     own = [axis for axis in made.variants if made.ranks.owns(axis.layer)]
-    found = closed_curves(arch, own, least, step, made.scores, pooled, sensitivity, compensate, may_go=gone)
+    kept = nests if options.resolved().allocate == "search" else None
+    found = closed_curves(arch, own, least, step, *given, may_go=gone, nests=kept)
     return gathered(found, made.ranks)
 
 

@@ -28,6 +28,7 @@ from seap.models.shelf import shelf_for
 from seap.scoring.score import Scores
 from seap.selection.damage import Cut, RepairTo
 from seap.selection.mask import choose_units
+from seap.selection.nested import Nests
 
 QUICK: dict[str, Compensation] = {
     "ridge": partial(ridge, damping=UNTESTED_DAMPING),
@@ -37,15 +38,17 @@ QUICK: dict[str, Compensation] = {
 REMEMBERED = 3  # widths of an axis whose repairs are kept: the best so far, and those just tried
 
 
-def repairing(arch: Arch, method: Method, scores: Scores, pooled: Statistics) -> RepairTo:
+def repairing(arch: Arch, method: Method, scores: Scores, pooled: Statistics, nests: Nests) -> RepairTo:
     """What an axis becomes at a width."""
 
     def found(axis: Axis, width: int) -> Cut:
         keep = kept_inputs(axis, axis.mask_of(choose_units([axis], scores, {axis.key: width})))
         repair = None
-        if method.compensate in QUICK and can_repair(axis, method.compensate, keep):
+        if method.compensate == "ridge" and not axis.usage_key and can_repair(axis, "ridge", keep):
+            repair = nests.repair(axis, width)
+        elif method.compensate in QUICK and can_repair(axis, method.compensate, keep):
             repair = solved_repair(arch, axis, weight_of(arch, axis), pooled, keep, QUICK[method.compensate])
-            release(arch.model, arch.layers[axis.layer].parameters())
+        release(arch.model, arch.layers[axis.layer].parameters())
         return keep, repair
 
     return _remembered(arch, found)

@@ -25,17 +25,14 @@ import torch
 from torch import Tensor
 
 from seap.activations.ranks import summed
-from seap.activations.stats import Statistics
-from seap.compensation.compensate import Source, weight_of
 from seap.models.arch import Arch
 from seap.models.axes import Axis
 from seap.models.shelf import shelf_for
 from seap.models.solving import Solver, solver_of
-from seap.scoring.score import Scores
 from seap.scoring.sensitivity import Backward
-from seap.selection.curves import Block, blocks_of, from_the_end
+from seap.selection.blocks import from_the_end
 from seap.selection.damage import Curve, Judge, RepairTo, simulated
-from seap.selection.mask import unit_places
+from seap.selection.nested import Nested, Nests
 
 DESCENT = 2  # times the probe tokens: tokens that slopes are measured on
 NEAR = tuple(2 ** (step / 8) for step in range(-8, 9))  # widths, over the one at hand, at which a slope is worked out
@@ -129,9 +126,7 @@ class Slopes:
     judge: Judge
     axes: Sequence[Axis]
     curves: Mapping[str, Curve]
-    scores: Scores
-    statistics: Statistics
-    compensate: str
+    nests: Nests
 
     def at(self, budgets: Mapping[str, int], least: Mapping[str, int], repair_to: RepairTo) -> dict[str, Slope]:
         """Curve key → slope at these widths."""
@@ -150,8 +145,9 @@ class Slopes:
             own, curve = hand.with_heads(heads), known[heads]
             none = {0} & {*curve.widths}  # where its whole sub-block may go
             widths = sorted((near if heads == hand.heads else near - {0}) | none)
-            given = weight_of(self.judge.arch, own), self.statistics, unit_places(own, self.scores), found
-            change = solver_of(self.judge.arch, own.layer)(_changes, own, *given, widths, self.compensate)
+            has_bias = self.nests.compensate != "none"
+            change = solver_of(self.judge.arch, own.layer)(_changes, self.nests.of(own), found, widths, has_bias)
+            self.nests.rest(own)
             at_hand = change[widths.index(here)] if heads == hand.heads else at_hand
             apart = None if heads == hand.heads else (known[hand.heads], known[min(heads, hand.heads)])
             moved = tuple(value - at_hand for value in change)
@@ -159,28 +155,18 @@ class Slopes:
         return made
 
 
-def _changes(
-    axis: Axis,
-    weight: Tensor,
-    statistics: Source,
-    places: Tensor,
-    found: Gradient,
-    widths: Sequence[int],
-    compensate: str,
-) -> list[float]:
-    """−⟨E[g hᵀ] − E[g] mᵀ, D⟩ of each width."""
-    blocks = list(blocks_of(axis, weight, statistics, places, compensate))
+def _changes(blocks: Sequence[Nested], found: Gradient, widths: Sequence[int], has_bias: bool) -> list[float]:
+    """−⟨E[g hᵀ] − E[g] mᵀ, D⟩ of each width. has_bias: whether it makes up for the mean input m."""
     change = found.mean.new_zeros(len(widths))
     for block, product in zip(blocks, found.product.split(len(blocks[0].order), 1), strict=True):
         gradient = product[:, block.order]
-        if compensate != "none":
-            gradient = gradient - torch.outer(found.mean, block.fit.mean[block.order])
-        change -= first_order(block, gradient)[block.num_kept(widths)]
+        if has_bias:
+            gradient = gradient - torch.outer(found.mean, block.mean)
+        change -= first_order(block, gradient)[[block.num_kept(width) for width in widths]]
     told: list[float] = change.tolist()
     return told
 
 
-def first_order(block: Block, gradient: Tensor) -> Tensor:
+def first_order(block: Nested, gradient: Tensor) -> Tensor:
     """(C + 1,): ⟨G, D⟩ of every number of inputs kept, D being what is missing then. gradient: G (O, C)."""
-    found = block.factored()
-    return from_the_end((found.over(gradient.t()) * found.reach.t()).sum(1))
+    return from_the_end((block.over(gradient.t()) * block.reach.t()).sum(1, dtype=torch.float64))

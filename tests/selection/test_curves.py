@@ -17,7 +17,8 @@ from seap.models.arch import Arch, describe
 from seap.models.axes import Axis
 from seap.scoring.score import score_inputs
 from seap.scoring.sensitivity import fisher
-from seap.selection.curves import blocks_of, closed_curves, closed_widths, damage_at
+from seap.selection.blocks import blocks_of
+from seap.selection.curves import closed_curves, closed_widths, damage_at
 from seap.selection.mask import choose_units, unit_places
 from seap.text.corpus import Corpus
 from seap.text.options import Calibration
@@ -62,7 +63,7 @@ def explicit(weight: Tensor, rows: Tensor, keep: Tensor, repair: Repair | None, 
 @pytest.mark.parametrize("unit_inputs", [1, 3])
 @pytest.mark.parametrize("compensate", ["ridge", "bias", "none"])
 def test_it_is_the_mean_over_held_out_rows(unit_inputs: int, compensate: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seap.selection.curves.UNTESTED_DAMPING", 1e-9)  # whose scale differs
+    monkeypatch.setattr("seap.selection.blocks.UNTESTED_DAMPING", 1e-9)  # whose scale differs
     axis, fit, held = an_axis(unit_inputs), rows_of(80), rows_of(30)
     weight, information = (
         torch.randn(OUTPUTS, INPUTS, generator=GENERATOR, dtype=torch.float64),

@@ -27,8 +27,9 @@ from seap.pruning.commands import prune_to_folder
 from seap.pruning.stages import calibrate_to_files, mask_to_file
 from seap.scoring.score import score_inputs, unit_scores
 from seap.selection.allocate import allocate, by_head, grid
+from seap.selection.blocks import blocks_of
 from seap.selection.budgets import variants
-from seap.selection.curves import blocks_of, closed_widths, damage_at
+from seap.selection.curves import closed_widths, damage_at
 from seap.selection.damage import Curve, Curves
 from seap.selection.footprint import footprint_of
 from seap.selection.mask import choose_units, load_masks, removed_params, unit_places
@@ -99,7 +100,7 @@ def test_the_best_heads_of_the_best_groups_stay() -> None:
 
 @pytest.mark.parametrize("compensate", ["ridge", "none"])
 def test_damage_in_closed_form_is_the_mean_over_held_out_rows(compensate: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seap.selection.curves.UNTESTED_DAMPING", 1e-9)  # whose scale differs
+    monkeypatch.setattr("seap.selection.blocks.UNTESTED_DAMPING", 1e-9)  # whose scale differs
     whole = replace(groups_of(describe(model("llama", **FOUR)))[0], unit_inputs=8)  # heads of 2 inputs
     fit, held, draw = rows_of(80, 16), rows_of(30, 16), torch.Generator().manual_seed(2)
     weight, information = torch.randn(5, 16, generator=draw, dtype=torch.float64), squared(rows_of(20, 5))
@@ -307,10 +308,3 @@ def test_what_is_pruned_once_is_pruned_again_and_says_both(tmp_path: Path) -> No
 def test_what_can_not_go_by_heads_is_refused(name: str, options: dict[str, Any], reason: str) -> None:
     with pytest.raises(UserError, match=f"--heads query.*{reason}"):
         seap.prune(model(name), tokenizer(), task={"toy": TEXTS}, progress=False, heads="query", **options)
-
-
-def test_packing_refuses_them_before_anything_is_read(tmp_path: Path) -> None:
-    from seap.serving.networks.packing import pack_to_files
-
-    with pytest.raises(UserError, match="--heads query: networks of one model in memory keep or lose whole groups"):
-        pack_to_files("nowhere", tmp_path / "packed", tasks=["arithmetic"], heads="query")

@@ -1,0 +1,85 @@
+"""The inputs of a consumer as trials of widths see them: block by block, in the order in which their units stay.
+
+Shapes: C inputs of a block, k of them kept and d removed, O outputs, E experts.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from seap.activations.moments import Moments
+from seap.compensation.compensate import FEW_TOKENS, UNTESTED_DAMPING, Source, fitting
+from seap.compensation.damped import factor_damped
+from seap.methods import CLOSED_FORMS
+from seap.models.axes import Axis
+
+
+@dataclass(frozen=True)
+class Block:
+    """Inputs of a consumer whose second moments are known together, in the order in which they stay."""
+
+    weight: Tensor  # (O, C) float64
+    fit: Moments  # what a repair is fitted on
+    held: Moments  # what its error is measured on
+    order: Tensor  # int64 (C,): from that order to the moments' own
+    places: Tensor  # int64 (C,): an input stays at every width above its place
+    is_repaired: bool
+
+    def num_kept(self, widths: Sequence[int]) -> list[int]:
+        """How many of the inputs stay at each width."""
+        return [int((self.places < width).sum()) for width in widths]
+
+    def factored(self) -> "Factored":
+        """With L where what goes is predicted from what stays, else as it is."""
+        if not self.is_repaired:
+            return Factored(self.weight, None)
+        factor = factor_damped(self.fit.covariance[self.order][:, self.order], UNTESTED_DAMPING)
+        return Factored(self.weight @ factor, factor)
+
+
+@dataclass(frozen=True)
+class Factored:
+    """D = V_d (L⁻¹)_d of every width, d being what goes: the last inputs in the order in which they stay."""
+
+    reach: Tensor  # V (O, C)
+    factor: Tensor | None  # L (C, C), lower; None: 1
+
+    def over(self, columns: Tensor) -> Tensor:
+        """L⁻¹ M of columns M (C, n)."""
+        if self.factor is None:
+            return columns
+        return torch.linalg.solve_triangular(self.factor, columns, upper=False)
+
+
+def from_the_end(values: Tensor) -> Tensor:
+    """(C,) → (C + 1,): the sums of the last values, of all of them first, of none last."""
+    return torch.cat([values.flip(0).cumsum(0).flip(0), values.new_zeros(1)])
+
+
+def blocks_of(axis: Axis, weight: Tensor, statistics: Source, places: Tensor, compensate: str) -> Iterator[Block]:
+    """An axis's inputs block by block. weight (O, C); places (E, U) or (1, G·Q) of `unit_places`."""
+    weight = weight.double()
+    moments = fitting(axis, statistics[axis.key])
+    parts = moments.split()
+    size = weight.shape[1] // len(parts)
+    each = places.flatten().repeat_interleave(axis.num_inputs // places.numel()).split(size)
+    seen = _tokens_seen(axis, statistics, len(parts))
+    for columns, own, place, tokens in zip(weight.split(size, 1), parts, each, seen, strict=True):
+        order = torch.sort(place, stable=True).indices
+        is_apart = own.held is not None and own.held.count > 0 and bool(own.held.m2.any())
+        fit, held = (own.without_held(), own.held) if is_apart else (own, own)
+        assert held is not None
+        repaired = compensate in CLOSED_FORMS and tokens >= FEW_TOKENS
+        yield Block(columns[:, order], fit, held, order, place[order], repaired)
+
+
+def _tokens_seen(axis: Axis, statistics: Source, blocks: int) -> list[float]:
+    """Tokens behind each block: of experts, those that are routed to it."""
+    if not axis.usage_key:
+        return [math.inf] * blocks
+    usage = statistics[axis.usage_key]
+    seen = (usage.mean[: axis.experts] * usage.count).round()
+    return seen.repeat_interleave(blocks // axis.experts).tolist()

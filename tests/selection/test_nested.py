@@ -1,0 +1,82 @@
+"""Repairs of every width from one factor are ridge's own; kept on disk they are the same."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_curves import an_axis, both, rows_of
+from tiny import model
+from toy import TEXTS, tokenizer
+
+import seap
+from seap.activations.moments import Moments
+from seap.compensation.compensate import ridge
+from seap.models import shelf
+from seap.models.shelf import Shelf
+from seap.selection.mask import choose_units, unit_places
+from seap.selection.nested import inverted, nested_of, repaired
+
+OUTPUTS = 5
+
+
+@pytest.mark.parametrize("unit_inputs", [1, 3])
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_every_width_is_what_ridge_solves_for(unit_inputs: int, blocks: int) -> None:
+    axis, fit, held = an_axis(unit_inputs), rows_of(80), rows_of(30)
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(OUTPUTS, axis.num_inputs, generator=generator)
+    scores = {axis.key: torch.rand(axis.num_inputs, generator=generator, dtype=torch.float64)}
+    moments = both(fit, held, blocks=blocks)
+    found = nested_of(axis, weight, {axis.key: moments}, unit_places(axis, scores), "ridge")
+    assert len(found) == blocks
+    for width in range(1, axis.units + 1):
+        keep = choose_units([axis], scores, {axis.key: width})[axis.key].repeat_interleave(unit_inputs)
+        own = repaired(weight, found, width)
+        expected = ridge(weight, one_scale(moments.without_held(), keep), keep, 1e-2)
+        assert own.weight is not None and expected.weight is not None
+        torch.testing.assert_close(own.weight.double(), expected.weight, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(own.bias, expected.bias, rtol=1e-4, atol=1e-5)
+
+
+def one_scale(moments: Moments, keep: torch.Tensor) -> Moments:
+    """With λ over the mean variance of all inputs of a block, where ridge takes that of the kept ones."""
+    parts = []
+    for own, kept in zip(moments.split(), keep.split(keep.numel() // moments.num_blocks), strict=True):
+        assert own.co is not None
+        diagonal, moved = own.co.diagonal(), own.co.clone()
+        if kept.any():
+            more = 1e-2 * (diagonal.mean() - diagonal[kept].mean())
+            moved[kept, kept] += more / (1 + 1e-2)  # what is added raises the mean again, by a hundredth of it
+        parts.append(Moments(own.count, own.mean, own.m2, moved))
+    return Moments.joined(parts)
+
+
+def test_a_triangle_is_inverted_by_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seap.selection.nested.HALVES", 4)
+    rows = torch.randn(60, 37, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    factor = torch.linalg.cholesky(rows.t() @ rows)
+    torch.testing.assert_close(inverted(factor) @ factor, torch.eye(37, dtype=torch.float64), rtol=0, atol=1e-9)
+    assert not inverted(factor).triu(1).any()
+
+
+def test_on_disk_a_network_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the factors are much they lie in files of a folder that goes with them."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    made, places = [], []
+    real = Shelf.put
+
+    def put(self: Shelf, name: str, value: torch.Tensor) -> torch.Tensor:
+        if name.endswith(".inverse"):
+            places.append(self.on_disk)
+        return real(self, name, value)
+
+    monkeypatch.setattr(Shelf, "put", put)
+    for large in (shelf.LARGE, 0):
+        monkeypatch.setattr(shelf, "LARGE", large)
+        net, options = model("llama", intermediate_size=80), {"search_evaluations": 4, "descents": 1}
+        seap.prune(net, tokenizer(), task={"words": TEXTS}, sparsity=0.4, progress=False, **options)
+        made.append(net.state_dict())
+    assert {*places} == {False, True}
+    assert made[0].keys() == made[1].keys() and all(torch.equal(made[0][key], made[1][key]) for key in made[0])
+    assert not [*tmp_path.rglob("*.inverse")]
