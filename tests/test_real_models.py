@@ -149,3 +149,17 @@ def test_what_is_kept_and_lost_by_hand() -> None:
     ]
     guessing = [rows[0] | {"acc": 0.26}, *rows[1:]]
     assert "added_acc" not in table.ratios(table.Table(guessing))[0]  # where the dense model only guesses
+
+
+def test_the_page_of_public_models_has_all_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`seap report` takes the cells as a comparison; controls have a section of their own."""
+    monkeypatch.syspath_prepend(str(ROOT / "runs" / "pages"))
+    page = importlib.import_module("real_report")
+    result = json.loads(page.RESULT.read_text())
+    found = page.comparison(result, "smollm2")
+    assert len(found["rows"]) == sum(cell["model"] == "smollm2" for cell in result["cells"]) > 100
+    monkeypatch.setattr(sys, "argv", ["real_report.py", "--out", str(tmp_path / "page.html")])
+    page.main()
+    written = (tmp_path / "page.html").read_text()
+    assert all(method in written for method in found["methods"])
+    assert "general-text" in written or "general text" in written

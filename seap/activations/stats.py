@@ -77,6 +77,15 @@ class Statistics(MutableMapping[str, Moments]):
         _check_values(kept, key, found)
         return found
 
+    def num_blocks(self, key: str) -> int:
+        """Of an axis's co-moments, without reading them."""
+        kept = self._kept[key]
+        if isinstance(kept, Moments):
+            return kept.num_blocks
+        with safe_open(kept, framework="pt") as file:
+            shape = file.get_slice(f"{key}.co").get_shape()
+        return 1 if len(shape) == 2 else int(shape[0])
+
     def __setitem__(self, key: str, moments: Moments) -> None:
         if self._folder is None:
             self._kept[key] = moments.cpu()

@@ -106,8 +106,7 @@ def factors_of(shape: Shape, options: Pruning, calibration: Calibration) -> floa
     if options.resolved().allocate != "search" or not options.needs_second_moments:
         return 0.0
     each = [own for axis in shape.axes for own in variants(axis, options)]
-    longest = max((axis.num_inputs // num_blocks(axis, calibration.moments) for axis in each), default=0)
-    return nested_bytes(shape.arch, each, longest)
+    return nested_bytes(shape.arch, each, lambda axis: num_blocks(axis, calibration.moments))
 
 
 def _probing(shape: Shape, options: Pruning, tokens: int) -> float:

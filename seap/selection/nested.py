@@ -11,7 +11,7 @@ that aren't held out, on which trials are judged. Not for experts, which have a 
 Shapes: C inputs of a block, k of them kept and d removed, O outputs.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -114,9 +114,8 @@ class Nests:
     def put(self, axis: Axis, blocks: Sequence[Nested]) -> None:
         """Keep what was found of an axis on the way."""
         if self.shelf is None:
-            longest = max(len(block.order) for block in blocks)
-            num_bytes, what = nested_bytes(self.arch, self.axes, longest), "factors of second moments"
-            self.shelf = shelf_for(self.arch.model, num_bytes, what, whole=False)
+            num_bytes = nested_bytes(self.arch, self.axes, lambda own: self.statistics.num_blocks(own.key))
+            self.shelf = shelf_for(self.arch.model, num_bytes, "factors of second moments", whole=False)
         kept = []
         for number, block in enumerate(blocks):
             name = f"{axis.curve_key}.{number}"
@@ -138,8 +137,8 @@ class Nests:
             self.shelf.rest(f"{axis.curve_key}.")
 
 
-def nested_bytes(arch: Arch, axes: Iterable[Axis], longest: int) -> float:
-    """What the blocks of these axes take. longest: inputs of a block at most."""
+def nested_bytes(arch: Arch, axes: Iterable[Axis], num_blocks: Callable[[Axis], int]) -> float:
+    """What the blocks of these axes take."""
     outputs = {axis.key: arch.weight(axis.layer, axis.consumer).shape[0] for axis in arch.axes}
     each = (axis for axis in axes if not axis.usage_key)
-    return sum(4.0 * axis.num_inputs * (min(axis.num_inputs, longest) + outputs[axis.key]) for axis in each)
+    return sum(4.0 * axis.num_inputs * (axis.num_inputs / num_blocks(axis) + outputs[axis.key]) for axis in each)

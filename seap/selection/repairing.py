@@ -35,7 +35,7 @@ QUICK: dict[str, Compensation] = {
     "bias": mean_bias,
     "nystrom": nystrom,
 }
-REMEMBERED = 3  # widths of an axis whose repairs are kept: the best so far, and those just tried
+REMEMBERED = 2  # widths of an axis whose repairs are kept: the best so far, and that just tried
 
 
 def repairing(arch: Arch, method: Method, scores: Scores, pooled: Statistics, nests: Nests) -> RepairTo:

@@ -4,17 +4,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_curves import an_axis, both, rows_of
+from test_curves import ROWS, an_axis, both, rows_of
 from tiny import model
 from toy import TEXTS, tokenizer
 
 import seap
+from seap.activations.calibration import calibrate
 from seap.activations.moments import Moments
+from seap.activations.stats import Statistics
 from seap.compensation.compensate import ridge
 from seap.models import shelf
+from seap.models.arch import describe
 from seap.models.shelf import Shelf
 from seap.selection.mask import choose_units, unit_places
-from seap.selection.nested import inverted, nested_of, repaired
+from seap.selection.nested import inverted, nested_bytes, nested_of, repaired
+from seap.text.corpus import Corpus
+from seap.text.options import Calibration
 
 OUTPUTS = 5
 
@@ -80,3 +85,18 @@ def test_on_disk_a_network_is_the_same(tmp_path: Path, monkeypatch: pytest.Monke
     assert {*places} == {False, True}
     assert made[0].keys() == made[1].keys() and all(torch.equal(made[0][key], made[1][key]) for key in made[0])
     assert not [*tmp_path.rglob("*.inverse")]
+
+
+def test_what_all_factors_take_decides_where_they_lie(tmp_path: Path) -> None:
+    """Heads, which come first, are narrow and say nothing of channels; of statistics on disk only shapes are read."""
+    net = model("llama", intermediate_size=160)
+    statistics = calibrate(net, Corpus("toy", ROWS, "t"), Calibration(second_moments=True), progress=False)
+    arch = describe(net)
+    stored = Statistics(statistics, ROWS, on_disk=True)
+    assert [stored.num_blocks(key) for key in stored] == [1] * len(stored)
+    found = nested_bytes(arch, arch.axes, lambda axis: stored.num_blocks(axis.key))
+    assert found == sum(4 * a.num_inputs * (a.num_inputs + net.config.hidden_size) for a in arch.axes)
+    halves = calibrate(
+        net, Corpus("toy", ROWS, "t"), Calibration(second_moments=True, moments="block:80"), progress=False
+    )
+    assert Statistics(halves, ROWS, on_disk=True).num_blocks("layers.0.channels") == 2
