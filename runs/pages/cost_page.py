@@ -73,16 +73,18 @@ def streamed(path: Path) -> str:
 def measured(paths: Sequence[Path]) -> str:
     """Runs beside their plans."""
     columns = ["model", "method", "tokens", "took", "of the processor", "peak memory"]
-    columns += [f"plan ÷ run: {name}" for name in ("time", "processor", "memory")]
+    columns += [*(f"plan ÷ run: {name}" for name in ("time", "processor", "memory")), "on, at"]
     rows = []
     for path in paths:
         found = json.loads(path.read_text())
         run, ratio = found["run"], found["plan_over_run"]
         cells = [Path(found["model"]).name, method_of(found), f"{found['tokens']:,}", span(run["seconds"])]
         cells += [span(run["cpu_seconds"]), size(run["peak_bytes"])]
-        rows.append([*cells, *(f"{ratio[name]:.2f}" for name in ("seconds", "cpu_seconds", "memory"))])
-    last = json.loads(paths[-1].read_text())
-    return f"{table(columns, rows)}\n\n{origin(last)}"
+        cells += [f"{ratio[name]:.2f}" for name in ("seconds", "cpu_seconds", "memory")]
+        rows.append(
+            [*cells, f"{found['machine']['cpu'].replace('(R)', '').removesuffix(' Processor')}, {found['commit']}"]
+        )
+    return f"{table(columns, rows)}\n\nTwo threads each."
 
 
 def method_of(found: Row) -> str:

@@ -219,6 +219,7 @@ def cut_layers_(
         targets.check_met(run.footprint, model, made, run.pruning)
         run.statistics, run.notes = ranking.statistics, [*run.notes, *ranking.notes]
         run.pruning = replace(ranking.options, sparsity=run.pruning.sparsity)
+        del ranking  # and what the search looked at, unless another sparsity wants it
     before, budgets = Before.of(model, made), budgets_of(describe(model).axes, made)
     dense = heard(run.statistics, run.calibration)
     if streamed(model) is None:
