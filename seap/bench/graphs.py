@@ -4,15 +4,17 @@ What engines that serve do (vLLM), without a compiler's minutes: the kernels are
 transformers' static one, whose buffers stay where they are and whose length lies on the GPU.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import StaticCache
 
 from seap.activations.layerwise import cache_name
 from seap.errors import UserError
 from seap.models.families import keeps_states
+
+if TYPE_CHECKING:
+    from transformers import StaticCache
 
 WARM_UPS = 2  # steps before the recording: libraries take their memory then
 
@@ -33,7 +35,7 @@ class GraphedStep:
     recurrent states).
     """
 
-    def __init__(self, model: Any, cache: StaticCache) -> None:
+    def __init__(self, model: Any, cache: "StaticCache") -> None:
         if not is_on_gpu(model):
             raise UserError(f"--mode graphs needs a CUDA GPU, and the model is on {model.device}; use --mode eager")
         if keeps_states(model.config) or any(getattr(layer, "is_sliding", False) for layer in cache.layers):
