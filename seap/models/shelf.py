@@ -117,7 +117,9 @@ def shelf_for(model: nn.Module, num_bytes: float, what: str, *, whole: bool = Tr
     place = (plan and plan.offload_dir) or Path(tempfile.gettempdir())
     place.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(place).free < 1.05 * num_bytes:
-        larger = "set TMPDIR to a larger disk" if plan is None else "name a larger disk with --offload-dir"
+        larger = "name a larger disk with --offload-dir"
+        if plan is None:
+            larger = "set TMPDIR to a larger disk, or use --moments block:1024"
         raise UserError(f"{what} need {num_bytes / 1e9:.1f} GB of disk in {place}, which has less; {larger}")
     return Shelf(place, out=let_go if plan is None else page_out)
 
