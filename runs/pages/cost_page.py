@@ -35,7 +35,7 @@ def computed(path: Path) -> str:
     methods = list(dict.fromkeys(row["method"] for row in found["rows"]))
     columns = ["model", "parameters"]
     columns += [f"`{name}`: {what}" for name in methods for what in ("one core", "GPU", "memory", "disk")]
-    columns += ["one more sparsity"]
+    columns += ["one more sparsity: one core"]
     rows = []
     for shape in shapes:
         own = {row["method"]: row for row in found["rows"] if row["shape"] == shape}
@@ -45,7 +45,7 @@ def computed(path: Path) -> str:
             row = own[name]
             cells += [span(row["cpu"]["cpu_seconds"]), span(row["gpu_assumed"]["seconds"])]
             cells += [size(row["memory_bytes"]), size(row["disk_bytes"])]
-        rows.append([*cells, span(first["cpu"]["second_sparsity"])])
+        rows.append([*cells, span(first["cpu"]["second_cpu_seconds"])])
     tokens = found["rows"][0]["tokens"]
     return f"{table(columns, rows)}\n\n{tokens:,} tokens, half removed. Rates: {origin(found)}"
 

@@ -134,7 +134,8 @@ def computed(name: str, measured: Mapping[tuple[str, str], dict[str, Any]]) -> l
 
 def _figures(one: Taken, two: Taken) -> dict[str, float]:
     """Of one sparsity, and what the second adds."""
-    return {"seconds": one.wall, "cpu_seconds": one.cpu, "second_sparsity": two.wall - one.wall}
+    more = {"second_sparsity": two.wall - one.wall, "second_cpu_seconds": two.cpu - one.cpu}
+    return {"seconds": one.wall, "cpu_seconds": one.cpu} | more
 
 
 def streamed(name: str) -> list[dict[str, Any]]:
