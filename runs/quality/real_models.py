@@ -260,7 +260,7 @@ def main() -> None:
         methods=tuple(method for part in a.methods for method in part.split(",")),
         sparsities=tuple(a.sparsities),
         seeds=a.seeds,
-        controls=a.controls,
+        controls=a.controls or a.only_controls,
         general=a.general,
         calibration=settings.calibration,
         evaluation=settings.evaluation,
