@@ -30,7 +30,7 @@ class Block:
 
     def num_kept(self, widths: Sequence[int]) -> list[int]:
         """How many of the inputs stay at each width."""
-        return [int((self.places < width).sum()) for width in widths]
+        return [kept_at(self.places, width) for width in widths]
 
     def factored(self) -> "Factored":
         """With L where what goes is predicted from what stays, else as it is."""
@@ -52,6 +52,11 @@ class Factored:
         if self.factor is None:
             return columns
         return torch.linalg.solve_triangular(self.factor, columns, upper=False)
+
+
+def kept_at(places: Tensor, width: int) -> int:
+    """How many inputs stay at a width, by their places (C,)."""
+    return int((places < width).sum())
 
 
 def from_the_end(values: Tensor) -> Tensor:

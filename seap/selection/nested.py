@@ -24,7 +24,7 @@ from seap.models.axes import Axis
 from seap.models.shelf import Shelf, shelf_for
 from seap.models.solving import solver_of
 from seap.scoring.score import Scores
-from seap.selection.blocks import Block, Factored, blocks_of
+from seap.selection.blocks import Block, Factored, blocks_of, kept_at
 from seap.selection.mask import unit_places
 
 HALVES = 512  # inputs up to which a triangle is inverted at once
@@ -46,7 +46,7 @@ class Nested:
         return cls(block.order, block.places, block.fit.mean[block.order], found.reach.float(), inverse)
 
     def num_kept(self, width: int) -> int:
-        return int((self.places < width).sum())
+        return kept_at(self.places, width)
 
     def over(self, columns: Tensor) -> Tensor:
         """L⁻¹ M of columns M (C, n)."""
