@@ -1,4 +1,5 @@
-"""Which tokens stay: those of the task's text, most used first, then those of general text, up to a number.
+"""Which tokens stay: those of the task's text, most used first, then those of general text, then those that the model
+expects in the task's text (`expected.py`), up to a number.
 
 The number is given, or the smallest whose cost on held-out text is within a tolerance.
 """
@@ -6,7 +7,7 @@ The number is given, or the smallest whose cost on held-out text is within a tol
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from seap.errors import UserError
@@ -17,6 +18,7 @@ from seap.vocabulary.closure import closed_order
 from seap.vocabulary.counts import ENOUGH, Counts, count, counted, template_tokens
 from seap.vocabulary.described import Described, describe_tokenizer
 from seap.vocabulary.embedding import check_embeddings, cut_embeddings_, named_ids
+from seap.vocabulary.expected import expected_uses
 from seap.vocabulary.measuring import Trial, said, sizes_between, told
 from seap.vocabulary.options import Vocabulary
 from seap.vocabulary.rewriting import Source, become_, check_reads_alike, restore_
@@ -43,12 +45,16 @@ class Choice:
 
 @dataclass(frozen=True)
 class Words:
-    """A tokenizer's tokens, those that must stay, those of its chat template, and how often general text has each."""
+    """A tokenizer's tokens, those that must stay, those of its chat template, how often general text has each.
+
+    expected: how likely the model finds each in the tasks' texts; none where it wasn't asked.
+    """
 
     described: Described
     foundation: frozenset[int]
     template: Counter[int]
     general: Counter[int]
+    expected: Sequence[float] = ()
 
     def order(self, by_task: Mapping[str, Counter[int]]) -> tuple[list[int], int]:
         """All ids that may stay, the most wanted first, every beginning closed; and how many the tasks use."""
@@ -59,6 +65,8 @@ class Words:
         rank = {token: i for i, token in enumerate(self.described.by_use)}
         placeholders = self.described.placeholders
         known = [i for i in rank if i not in placeholders]
+        if self.expected:
+            known.sort(key=lambda i: (-self.expected[i], rank[i]))
 
         def by(uses: Mapping[int, float]) -> list[int]:
             return sorted((i for i in uses if i in rank), key=lambda i: (-uses[i], rank[i]))
@@ -98,6 +106,9 @@ def choose(
     words = words_of(model, tokenizer, described, counts, counted(tokenizer, general, reading))
     source = Source(tokenizer, described)
     order, needed = words.order(counts.whole())
+    if options.vocabulary == "auto" or needed < int(options.vocabulary) < len(order):
+        words = replace(words, expected=expected_uses(model, tokenizer, counts.texts, reading, progress).tolist())
+        order, needed = words.order(counts.whole())
     if options.vocabulary == "auto":
         size, measured = _measure(model, source, words, counts, options, reading, pick, progress)
     else:

@@ -35,8 +35,9 @@ class HeldText:
 
 @dataclass
 class Counts:
-    """Uses of each token id by task, without the held-out texts, and in those."""
+    """Uses of each token id by task, without the held-out texts, and in those; texts: those that aren't held out."""
 
+    texts: dict[str, list[Item]] = field(default_factory=dict)
     seen: dict[str, Counter[int]] = field(default_factory=dict)
     unseen: dict[str, Counter[int]] = field(default_factory=dict)
     held: list[HeldText] = field(default_factory=list)
@@ -71,7 +72,8 @@ def count(tokenizer: Any, texts: Mapping[str, Sequence[Item]], reading: Calibrat
         held = hold_out(tokenizer, task, drawn, reading, tokens_held(len(texts)) // len(texts))
         apart = {text.item.text for text in held}
         found.held += [replace(text, item=shortened(text.item)) for text in held]
-        found.seen[task] = counted(tokenizer, [item for item in drawn if item.text not in apart], reading)
+        found.texts[task] = [item for item in drawn if item.text not in apart]
+        found.seen[task] = counted(tokenizer, found.texts[task], reading)
         found.unseen[task] = counted(tokenizer, [item for item in drawn if item.text in apart], reading)
     return found
 
