@@ -17,8 +17,6 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from right_tokens import own_answers
-
 import seap
 from seap.environment import provenance
 from seap.evaluation import harness
@@ -27,6 +25,8 @@ from seap.models import loader
 from seap.text.items import Item, to_items
 from seap.text.readers import Row as Source
 from seap.text.readers import read_rows
+from seap.writing.answering import answer
+from seap.writing.options import Answering
 
 KIND = "ifeval"
 Row = dict[str, Any]
@@ -60,22 +60,22 @@ def tested(model: Any, tokenizer: Any, rows: list[Row], a: argparse.Namespace) -
 def rows_for(name: str, folder: str, missing: list[Row], a: argparse.Namespace) -> Any:
     """A row for each that is missing, as it is made."""
     model, tokenizer = loader.load_for_work(folder, dtype=a.dtype)
-    given, asked = halves(a.data, a.seed)
-    own: list[Item] = []
+    given, tests = halves(a.data, a.seed)
+    own: list[Row] = []
     if any(key["method"] != "dense" for key in missing):
-        own = own_answers(model, tokenizer, items_of(given), a.answers, a, a.seed)
+        how = {"num": a.answers, "max_new_tokens": a.new_tokens, "batch_size": a.batch_size, "seed": a.seed}
+        own = [one.row for one in answer(model, tokenizer, items_of(given), Answering(**how)).answers]
     for key in missing:
         pruned, about = deepcopy(model), Row()
         started = time.perf_counter()
         if key["method"] != "dense":
-            how: dict[str, Any] = {"max_tokens": a.tokens, "num_texts": len(own), "seq_len": 512, "progress": False}
-            report = seap.prune(
-                pruned, tokenizer, task={"chat": own}, method=key["method"], sparsity=key["sparsity"], **how
-            )
+            text: dict[str, Any] = {"max_tokens": a.tokens, "num_texts": len(own), "seq_len": 512}
+            asked = {"method": key["method"], "sparsity": key["sparsity"]}
+            report = seap.prune(pruned, tokenizer, task={"chat": own}, progress=False, **asked, **text)
             about = {"realised_sparsity": report.realised_sparsity, "calibration_tokens": report.num_tokens}
             about |= {"calibration_texts": len(own), "damage": report.damage}
         about |= {"pruning_seconds": time.perf_counter() - started}
-        yield key | about | tested(pruned, tokenizer, asked, a) | {"seconds": time.perf_counter() - started}
+        yield key | about | tested(pruned, tokenizer, tests, a) | {"seconds": time.perf_counter() - started}
 
 
 def keys_of(name: str, a: argparse.Namespace) -> list[Row]:
@@ -93,7 +93,6 @@ def main() -> None:
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.2])
     parser.add_argument("--answers", type=int, default=270, help="that are wanted")
     parser.add_argument("--new-tokens", type=int, default=256, help="of an answer")
-    parser.add_argument("--separator", default=None, help="that ends an answer; the template's own where none is given")
     parser.add_argument("--tokens", type=int, default=16384, help="that are calibrated on")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--limit", type=int, help="of the test's prompts")
