@@ -178,9 +178,10 @@ def _vocabulary(about: Mapping[str, Any]) -> str:
     if not cut:
         return ""
     return (
-        f"\nIts vocabulary has {cut['tokens_after']:,} of {cut['tokens_before']:,} tokens, those that such text uses "
-        f"first ({cut['params_before']:,} → {cut['params_after']:,} parameters of embeddings). The tokenizer of this "
-        "folder reads and writes any text, rare words in smaller pieces; the original's doesn't fit this model.\n"
+        f"\nIts vocabulary has {cut['tokens_after']:,} of {cut['tokens_before']:,} tokens, first those that such text "
+        f"uses, then those that the model expects in it ({cut['params_before']:,} → {cut['params_after']:,} parameters "
+        "of embeddings). The tokenizer of this folder reads and writes any text, rare words in smaller pieces; the "
+        "original's doesn't fit this model.\n"
     )
 
 

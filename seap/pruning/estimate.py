@@ -26,6 +26,7 @@ from seap.selection.footprint import asked
 from seap.selection.options import Pruning
 from seap.text.options import Calibration
 from seap.vocabulary.counts import tokens_held
+from seap.vocabulary.expected import TOKENS as EXPECTED
 from seap.vocabulary.measuring import LOGITS
 from seap.vocabulary.options import Vocabulary
 
@@ -215,12 +216,12 @@ def looking_at_damage(shape: Shape, num_tasks: int) -> Stage:
 
 
 def choosing_vocabulary(shape: Shape, options: Vocabulary, num_tasks: int) -> list[Stage]:
-    """The held-out text with the whole vocabulary, and some two times more of it with smaller ones."""
-    if options.vocabulary != "auto":
+    """Text that tokens are expected in; with `auto` held-out text too, and twice as much with smaller vocabularies."""
+    if not options.is_cut:
         return []
-    tokens = tokens_held(num_tasks)
-    passes = 3 * shape.num_layers * max(tokens * shape.vocabulary / LOGITS, 1)
-    return [Stage(name="vocabulary", forward=3 * tokens, positions=2 * tokens, passes=passes)]
+    looked, held = EXPECTED * num_tasks, tokens_held(num_tasks) if options.vocabulary == "auto" else 0
+    passes = shape.num_layers * max((looked + 3 * held) * shape.vocabulary / LOGITS, 1)
+    return [Stage(name="vocabulary", forward=looked + 3 * held, positions=looked + 2 * held, passes=passes)]
 
 
 def looking_at_layers(shape: Shape, pruning: Pruning, text: Mapping[str, Text], *, moments: str) -> list[Stage]:
