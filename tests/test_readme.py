@@ -110,3 +110,29 @@ def test_the_numbers_of_quantized_models_are_those_measured() -> None:
         told = [sum(pair[name]) / pair["of"] for name in ("dense in low", "pruned in high")]
         end = f"| {told[0]:.3f} | {told[1]:.3f} | {pair['pruned is better on']} of 3"
         assert f"{pair['engine']}: dense {pair['low']}, pruned {pair['high']} {end}" in page
+
+
+def test_half_of_the_bytes_costs_what_was_measured() -> None:
+    """README's sentence, and the rows of findings.md that it is of."""
+    rows = json.loads((ROOT / "results" / "quality" / "equal_bytes.json").read_text())["rows"]
+    added: dict[tuple[str, str, str], float] = {}
+    for row in rows:  # the first of a key is the one in use
+        if row["effort"] == "quick" and "refused" not in row:
+            added.setdefault((row["model"].split("-")[0], row["task"], row["axes"]), row["nats_per_byte_added"])
+    told = re.search(
+        r"Gemma-3-270M cost (0\.\d+) nats.*?Coder-0.5B's (0\.\d+) on.*?cost (0\.\d+) \(", README, re.DOTALL
+    )
+    assert told is not None
+    qwen = [f"{added['qwen2.5', 'gsm8k', 'vocabulary']:.3f}", f"{added['qwen2.5', 'gsm8k', 'layers']:.2f}"]
+    assert float(told[1]) == pytest.approx(added["gemma", "piqa", "vocabulary"], abs=6e-4)
+    assert float(told[1]) == pytest.approx(added["gemma", "arc_easy", "vocabulary"], abs=6e-4)
+    assert [told[2], told[3]] == qwen
+    findings = (ROOT / "docs" / "findings.md").read_text().split("## Half of the bytes")[1].split("\n## ")[0]
+    names = {"SmolLM2, ARC-Easy": ("smollm2", "arc_easy"), "SmolLM2, GSM8K": ("smollm2", "gsm8k")}
+    names |= {"Qwen2.5-Coder, GSM8K": ("qwen2.5", "gsm8k")}
+    for name, key in names.items():
+        cells = re.search(rf"^\| {re.escape(name)}, `quick` \|(.*)\|$", findings, re.MULTILINE)
+        assert cells is not None
+        shown = [re.search(r"\d\.\d+", cell) for cell in cells[1].split("|")]
+        for axes, found in zip(("layers", "heads", "drop", "vocabulary"), shown, strict=False):
+            assert found and float(found[0]) == pytest.approx(added[*key, axes], abs=6e-4), (name, axes)
