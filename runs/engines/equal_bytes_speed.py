@@ -31,12 +31,16 @@ from seap.selection.mask import load_masks
 def cut_to(folder: Path, given: Any, masks_file: Path, specs: dict[str, str]) -> None:
     """The network of these masks as a checkpoint."""
     masks, about = load_masks(masks_file)
-    model, tokenizer = loader.load(given.model, dtype="float32", device="cpu")
+    model, tokenizer = loader.load(given.model, device="cpu")
     dtype, tokens = dtype_on_disk(model), about["vocabulary"]
-    how: dict[str, Any] = {"compensate": "none", "measure_damage": False, "progress": False}
+    how: dict[str, Any] = {"measure_damage": False, "progress": False}
+    if all(mask.all() for mask in masks.values()):  # the vocabulary alone went, and the class stays the stock one
+        how |= {"sparsity": 0}
+    else:
+        how |= {"masks": masks, "compensate": "none"}
     if tokens:
         how |= {"task": specs[about["row"]["task"]], "vocabulary": tokens}
-    seap.prune(model, tokenizer, masks=masks, **how)
+    seap.prune(model.float(), tokenizer, **how)
     model.to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
