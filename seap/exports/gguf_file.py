@@ -66,7 +66,10 @@ def check_config(config: Any) -> str:
         "only Qwen3 with tied embeddings fits openelm": family == "qwen3" and not config.tie_word_embeddings,
         "openelm scales no rope": family == "qwen3" and rope.get("rope_type", "default") != "default",
     }
-    refuse("--to gguf", reasons, "use --to padded and llama.cpp's convert_hf_to_gguf.py on the result")
+    advice = "use --to padded and llama.cpp's convert_hf_to_gguf.py on the result"
+    if getattr(config, "seap", None) is None:
+        advice = "llama.cpp's own convert_hf_to_gguf.py reads this checkpoint as it is, since no layer was cut"
+    refuse("--to gguf", reasons, advice)
     return ARCHITECTURES[family]
 
 

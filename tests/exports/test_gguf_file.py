@@ -27,7 +27,7 @@ from seap.pruning.surgery import cut_
 
 gguf = pytest.importorskip("gguf", reason='needs pip install "seap[gguf]"')
 
-from seap.exports.gguf_file import NAMES, write_gguf  # noqa: E402
+from seap.exports.gguf_file import NAMES, check_config, write_gguf  # noqa: E402
 from seap.exports.gguf_vocabulary import PRE_TOKENIZERS, Vocabulary, find_pre_tokenizer, vocabulary_of  # noqa: E402
 
 SHAPE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "num_attention_heads": 4}
@@ -159,7 +159,17 @@ def test_what_has_no_place_is_refused_before_the_weights_are_read(
     model(row, **changes).save_pretrained(tmp_path / "dense")
     (tmp_path / "dense" / "model.safetensors").unlink()
     assert main(["export", str(tmp_path / "dense"), "--to", "gguf", "--out", str(tmp_path / "m.gguf")]) == 1
-    assert message in capsys.readouterr().err and not (tmp_path / "m.gguf").exists()
+    told = capsys.readouterr().err
+    assert message in told and not (tmp_path / "m.gguf").exists()
+    assert "reads this checkpoint as it is" in told and "--to padded" not in told  # nothing was cut
+
+
+def test_a_pruned_model_that_has_no_place_is_sent_to_padded() -> None:
+    built = model("gemma2")
+    axes = describe(built).axes
+    cut_(built, {a.key: torch.arange(a.units) < max(a.units - 8, 1) for a in axes})
+    with pytest.raises(UserError, match=r"width per layer for gemma2; use --to padded and llama.cpp's convert_hf"):
+        check_config(built.config)
 
 
 def test_biases_of_qwen3_and_numbers_beyond_float16_are_refused(tmp_path: Path) -> None:
