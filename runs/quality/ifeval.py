@@ -57,7 +57,7 @@ def tested(model: Any, tokenizer: Any, rows: list[Row], a: argparse.Namespace) -
     return told | {f"{row['metric']}_stderr": row["stderr"] for row in found} | {"n": found[0]["n"]}
 
 
-def rows_for(name: str, folder: str, missing: list[Row], a: argparse.Namespace) -> Any:
+def rows_for(folder: str, missing: list[Row], a: argparse.Namespace) -> Any:
     """A row for each that is missing, as it is made."""
     model, tokenizer = loader.load_for_work(folder, dtype=a.dtype)
     given, tests = halves(a.data, a.seed)
@@ -104,7 +104,7 @@ def main() -> None:
     rows = [row for file in (a.out, *a.take) if file.is_file() for row in json.loads(file.read_text())["rows"]]
     for name, folder in (pair.split("=", 1) for pair in a.models):
         missing = [key for key in keys_of(name, a) if not any(key.items() <= row.items() for row in rows)]
-        for row in rows_for(name, folder, missing, a) if missing else ():
+        for row in rows_for(folder, missing, a) if missing else ():
             rows.append(row)
             print(json.dumps(row), flush=True)
             about = {"kind": KIND, "data_hash": digest(halves(a.data, a.seed)), "new_tokens": a.new_tokens}
