@@ -3,8 +3,8 @@
 Llama, Mistral and Qwen2 become `deci`, which reads arrays of head counts and MLP widths, and biases anywhere. Tied,
 bias-free Qwen3 becomes `openelm`, which normalises q and k as Qwen3 does. Both are found in llama.cpp's
 src/models/deci.cpp and openelm.cpp, and are what its convert_hf_to_gguf.py writes for models of that name. Mixtures of
-experts, whose layers must be alike, are in gguf_experts.py; Nemotron-H and Gemma 4 have architectures of their own, in
-gguf_states.py and gguf_gemma4.py.
+experts, whose layers must be alike, are in gguf_experts.py; Nemotron-H, Gemma 3 and Gemma 4 have architectures of their
+own, in gguf_states.py, gguf_gemma3.py and gguf_gemma4.py.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from seap.disk.kinds import GGUF_KEY
 from seap.errors import UserError, missing_extra, refuse
-from seap.exports import gguf_gemma4, gguf_states
+from seap.exports import gguf_gemma3, gguf_gemma4, gguf_states
 from seap.exports.engines import widths
 from seap.exports.gguf_experts import add_parameters, check_experts, expert_tensors, is_router, misplaced
 from seap.exports.gguf_names import ATTENTION, GLOBAL, MLP, parts, whole_tensors
@@ -32,7 +32,8 @@ from seap.models.axes import KV_GROUPS
 from seap.models.blocks import refuse_gone
 from seap.models.families import has_experts, refuse_states
 
-OWN: dict[str, Any] = {module.FAMILY: module for module in (gguf_states, gguf_gemma4)}  # families with their own layout
+# families with a layout of their own
+OWN: dict[str, Any] = {module.FAMILY: module for module in (gguf_states, gguf_gemma3, gguf_gemma4)}
 ARCHITECTURES = {"llama": "deci", "mistral": "deci", "qwen2": "deci", "qwen3": "openelm"}
 NAMES = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"} | ATTENTION | MLP
 LARGEST_F16 = 65504.0

@@ -11,16 +11,12 @@ import torch
 from torch import Tensor
 
 from seap.errors import refuse
-from seap.exports.gguf_names import ATTENTION, GLOBAL, MLP, parts, whole_tensors
+from seap.exports.gguf_names import ATTENTION, BOTH_SIDES, GLOBAL, MLP, parts, whole_tensors
 from seap.models.arch import Arch
 
 FAMILY, ARCHITECTURE = "gemma4_text", "gemma4"
-NAMES = ATTENTION | MLP
+NAMES = ATTENTION | MLP | BOTH_SIDES
 NAMES |= {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
     "per_layer_input_gate": "inp_gate",
     "per_layer_projection": "proj",
     "post_per_layer_input_norm": "post_norm",

@@ -8,6 +8,12 @@ from torch import Tensor
 ATTENTION = {f"self_attn.{part}_proj": f"attn_{part}" for part in "qkv"}
 ATTENTION |= {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "self_attn.o_proj": "attn_output"}
 MLP = {f"mlp.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")}
+BOTH_SIDES = {  # norms before and behind attention and MLP, as in Gemma 3 and 4
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
 GLOBAL = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 

@@ -173,12 +173,12 @@ def plan_prune(
     pruning = as_planned(seen.model, pruning, seen.saved, vocabulary)
     to += f", about --sparsity {pruning.sparsity:.2f}" if to else ""
     shape = shape_of(seen.model, pruning, seen.dtype.itemsize)
+    tokens_alone = vocabulary.is_cut and not pruning.sparsity and not is_masked
     if stats_files:
         text = {about["task"]: stored_text(about, calibration) for about in map(about_stats, stats_files)}
     else:
-        alone = vocabulary.is_cut and not pruning.sparsity and not is_masked
-        text = seen.text(tasks, calibration) if needs_text(pruning, is_masked) and not alone else {}
-    done = Done(calibrated=bool(stats_files), chosen=is_masked)
+        text = seen.text(tasks, calibration) if needs_text(pruning, is_masked) and not tokens_alone else {}
+    done = Done(calibrated=bool(stats_files), chosen=is_masked or tokens_alone)
     sparsities = [pruning.sparsity] * num_sparsities
     rates = rates_for(seen, shape, text, calibration)
     stages = pruning_stages(shape, pruning, text, moments=calibration.moments, sparsities=sparsities, done=done)
@@ -202,7 +202,7 @@ def plan_prune(
         memory=needs.memory,
         memory_free=memory.free(seen.device),
         disk=(("the pruned model", kept * seen.saved.itemsize, disk_place(out)), *needs.disk),
-        cheaper=() if is_masked else cheaper(given, pruning),
+        cheaper=() if done.chosen else cheaper(given, pruning),
         less_memory="" if streaming.stream else memory.smaller(pruning),
         planning=seen.looking,
         device=seen.device,

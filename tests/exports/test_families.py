@@ -19,16 +19,23 @@ ENGINES: dict[str, Callable[[Any], Any]] = {
     "compressed-tensors": compressed.check_config,
     "torchao": writers.check_torchao,
 }
+WINDOWS = ["sliding_attention"] * 5 + ["full_attention"]
+# experts in every layer, a window in each but the sixth
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "qwen2_moe": {"mlp_only_layers": []},
+    "gemma3_text": {"num_hidden_layers": 6, "layer_types": WINDOWS},
+}
 TIED = ("qwen3",)  # whose tied form alone goes to one engine; the table's footnote says so
 
 
 def taken(name: str) -> str:
     """A family's cells: ✓ where an engine takes it, where no window hides a token and heads · head size is the hidden
     size."""
-    plain = {"mlp_only_layers": []} if name == "qwen2_moe" else {}  # experts in every layer, as published
-    config = model(name, tie_word_embeddings=True if name in TIED else None, **plain).config
+    config = model(name, tie_word_embeddings=True if name in TIED else None, **PUBLISHED.get(name, {})).config
     if not ROW_OF[name].sizes_by_type and getattr(config, "head_dim", None):
         config.head_dim = config.hidden_size // config.num_attention_heads
+    if getattr(config, "query_pre_attn_scalar", None):
+        config.query_pre_attn_scalar = config.head_dim
     if getattr(config, "sliding_window", None) is not None:
         config.sliding_window = config.max_position_embeddings
     cells = []
