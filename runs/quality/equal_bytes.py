@@ -113,6 +113,7 @@ def measure(key: Row, spec: str, given: argparse.Namespace, dense: Heard) -> Row
         "realised_sparsity": report.realised_sparsity,
         "gone_whole": sum(layer.get(kind) == 0 for layer in report.layers for kind in ("kv_groups", "channels")),
         "tokens_of_vocabulary": cut.get("tokens_after"),
+        "tokens_ordered_by": "expected use" if cut else None,  # beyond those of the text; by merges in older rows
         "vocabulary_nats_per_byte_held_out": cut.get("nats_per_byte"),
         "vocabulary_tried": cut.get("tried"),
         "nats_per_byte_dense": dense.per_byte().value,

@@ -13,13 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from seap.activations.layerwise import Walk, evaluation
+from seap.activations.layerwise import Walk
 from seap.environment import provenance
 from seap.errors import UserError
 from seap.files import write_json
 from seap.methods import Drop
 from seap.models import loader
 from seap.models.arch import Arch
+from seap.models.modes import evaluation
 from seap.pruning.damage import Dense
 from seap.pruning.prune import build_corpora, calibrate_corpora
 from seap.selection.allocate import allocate

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from seap.activations.accumulator import Accumulator, ExpertAccumulator
 from seap.activations.checks import check_axes
-from seap.activations.layerwise import Walk, evaluation, model_inputs
+from seap.activations.layerwise import Walk, model_inputs
 from seap.activations.moments import Moments
 from seap.activations.stats import IN_MEMORY_BYTES, Statistics
 from seap.disk.place import check_space
@@ -28,6 +28,7 @@ from seap.models.arch import Arch, describe
 from seap.models.axes import Axis
 from seap.models.experts import Routed
 from seap.models.loader import name_of
+from seap.models.modes import evaluation
 from seap.models.residency import release, resident, streamed
 from seap.models.shelf import offloading
 from seap.schema import needed

@@ -279,15 +279,3 @@ def input_of(walk: Walk, layer: int, module: str, index: int, hidden: Tensor) ->
     finally:
         handle.remove()
     return found[0]
-
-
-@contextlib.contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, as it was before afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)

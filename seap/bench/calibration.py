@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from seap.activations.calibration import calibrate
-from seap.activations.layerwise import evaluation, model_inputs
+from seap.activations.layerwise import model_inputs
 from seap.environment import clock, provenance
 from seap.models import loader
 from seap.models.arch import describe
 from seap.models.families import refuse_experts
+from seap.models.modes import evaluation
 from seap.models.shapes import is_shape, random_model
 from seap.text.corpus import Corpus, batches
 from seap.text.options import Calibration

@@ -32,6 +32,7 @@ from seap.evidence.agreement import (
 from seap.models.arch import Arch, describe
 from seap.models.axes import Axis
 from seap.models.loader import name_of
+from seap.models.modes import evaluation
 from seap.pruning.prune import Tasks, build_corpora, check
 from seap.pruning.report import choices
 from seap.selection.options import Pruning
@@ -197,12 +198,8 @@ def mean_states(model: Any, rows: Sequence[Sequence[int]], *, batch_tokens: int)
     Index 0 is after the embedding, l after layer l; the last one is after the final norm too, as transformers has it.
     Of models with several hidden states of a token it is of their mean.
     """
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation(model):
         means = [_batch_means(model, batch) for batch in batches(rows, batch_tokens=batch_tokens)]
-    finally:
-        model.train(was_training)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)  # the order of `batches`
     return torch.cat(means)[torch.tensor(order).argsort()]
 

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from seap.activations.calibration import not_finite
-from seap.activations.layerwise import Walk, evaluation, model_inputs
+from seap.activations.layerwise import Walk, model_inputs
 from seap.environment import provenance, versions
 from seap.errors import UserError
 from seap.models.arch import Arch, describe
 from seap.models.axes import CHANNELS, EXPERTS, QUERY_HEADS, Axis
 from seap.models.experts import Routed
 from seap.models.loader import name_of
+from seap.models.modes import evaluation
 from seap.models.residency import resident, streamed
 from seap.models.shelf import offloading
 from seap.pruning.texts import Tasks, build_corpora

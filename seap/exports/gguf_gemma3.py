@@ -1,7 +1,7 @@
 """Gemma 3 in GGUF: layers that are all alike, with a vocabulary of any size.
 
 Its reader (src/models/gemma3.cpp) takes one number for the file of channels and of heads, has no place for biases, and
-knows of windows that all layers but each sixth have one. So what goes here lost tokens alone, or as much in every layer.
+knows of windows that all layers but each sixth have one. What goes here lost tokens alone, or as much in every layer.
 """
 
 from collections.abc import Iterator

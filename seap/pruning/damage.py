@@ -11,10 +11,11 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from seap.activations.layerwise import Walk, evaluation, few_logits, model_inputs, resume, vocabulary_size
+from seap.activations.layerwise import Walk, few_logits, model_inputs, resume, vocabulary_size
 from seap.activations.stats import Statistics
 from seap.errors import UserError
 from seap.models.arch import describe
+from seap.models.modes import evaluation
 from seap.models.residency import streamed
 from seap.selection.damage import probe_rows
 from seap.text.builtin import TASKS as BUILTIN_TASKS

@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from seap.activations import calibration as calibrating
-from seap.activations.layerwise import evaluation
 from seap.activations.stats import Statistics
 from seap.errors import UserError
 from seap.methods import MEASURED
+from seap.models.modes import evaluation
 from seap.pruning.texts import Tasks, build_corpora
 from seap.selection.footprint import Footprint, asked
 from seap.selection.options import Pruning

@@ -20,6 +20,7 @@ from seap.errors import UserError, first_line
 from seap.models import loader
 from seap.models.arch import Arch, describe
 from seap.models.axes import Axis, Masks
+from seap.models.modes import evaluation
 from seap.selection.whole_layers import dropped_layers
 from seap.vocabulary.rewriting import check_reads_alike
 
@@ -42,15 +43,12 @@ class Said:
         return all(bool(values.isfinite().all()) for pair in (*self.layers, (self.logits,)) for values in pair)
 
 
-@torch.no_grad()
 def logits(model: Any) -> Tensor:
     """(T, V) for a few tokens, in float32 on the CPU."""
     given = (torch.arange(1, TOKENS + 1) % model.config.vocab_size)[None].to(model.device)
-    training = model.training
-    try:
-        return model.eval()(given, use_cache=False).logits[0].float().cpu()
-    finally:
-        model.train(training)
+    with evaluation(model):
+        found: Tensor = model(given, use_cache=False).logits[0].float().cpu()
+    return found
 
 
 def said(model: Any, layers: Sequence[nn.Module], given: Sequence[Tensor] | None = None) -> Said:

@@ -25,13 +25,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from seap.activations.layerwise import Walk, evaluation, input_of, taken
+from seap.activations.layerwise import Walk, input_of, taken
 from seap.activations.ranks import Ranks
 from seap.activations.stats import Rows
 from seap.compensation.compensate import Repair, Repairs, kept_inputs, weight_of
 from seap.compensation.cross import CrossMoments, corrected_inputs, over, refit
 from seap.models.arch import Arch
 from seap.models.axes import Axis, Masks
+from seap.models.modes import evaluation
 from seap.models.shelf import Shelf, shelf_for
 from seap.models.solving import solver_of
 from seap.selection.damage import simulated

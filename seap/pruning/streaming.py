@@ -15,7 +15,6 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from seap.activations.layerwise import evaluation
 from seap.activations.ranks import Ranks
 from seap.activations.stats import Statistics
 from seap.compensation.compensate import Repair, Repairs, repair_axes
@@ -24,6 +23,7 @@ from seap.files import to_json, write_safetensors
 from seap.methods import MEASURED, RUNNING, Method
 from seap.models.arch import Arch, describe
 from seap.models.axes import Masks
+from seap.models.modes import evaluation
 from seap.models.residency import modules_of, page_out, read_ahead, ready_, streamed
 from seap.pruning.sequential import Streams
 from seap.pruning.surgery import check_buildable, cut_layer_, finish_

@@ -27,11 +27,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from seap.activations.layerwise import Walk, evaluation, in_pieces, resume
+from seap.activations.layerwise import Walk, in_pieces, resume
 from seap.activations.stats import Rows
 from seap.errors import UserError
 from seap.models.arch import Arch
 from seap.models.axes import CHANNELS, Axis, Slice
+from seap.models.modes import evaluation
 from seap.text.corpus import Batch
 
 HALVES = (torch.bfloat16, torch.float16)

@@ -9,9 +9,10 @@ import torch
 from torch.nn.functional import cosine_similarity
 from tqdm import tqdm
 
-from seap.activations.layerwise import Walk, evaluation
+from seap.activations.layerwise import Walk
 from seap.activations.stats import Rows
 from seap.models.arch import Arch
+from seap.models.modes import evaluation
 
 
 def block_influence(arch: Arch, rows: Rows, *, batch_tokens: int, progress: bool = False) -> list[float]:

@@ -23,7 +23,6 @@ from tqdm import tqdm
 from seap.activations.layerwise import (
     Changed,
     Walk,
-    evaluation,
     finished,
     in_pieces,
     placed,
@@ -34,6 +33,7 @@ from seap.activations.layerwise import (
 from seap.activations.ranks import Ranks, summed
 from seap.activations.stats import Rows
 from seap.models.arch import Arch
+from seap.models.modes import evaluation
 from seap.models.residency import at_the_end, resident
 from seap.models.shelf import Shelf, shelf_for
 from seap.text.corpus import Batch

@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from tqdm import tqdm
 
 from seap.activations.calibration import measure_layer
-from seap.activations.layerwise import Walk, evaluation
+from seap.activations.layerwise import Walk
 from seap.activations.stats import Rows, Statistics
 from seap.compensation.compensate import kept_inputs
 from seap.models.arch import Arch
 from seap.models.axes import Axis, Masks
+from seap.models.modes import evaluation
 from seap.scoring.score import ACTIVATION_SCORES
 from seap.selection.damage import simulated_all
 from seap.selection.mask import choose_units

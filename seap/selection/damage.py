@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 from tqdm import tqdm
 
-from seap.activations.layerwise import Walk, evaluation, few_logits, finished, resume, split_rows, vocabulary_size
+from seap.activations.layerwise import Walk, few_logits, finished, resume, split_rows, vocabulary_size
 from seap.activations.ranks import Ranks, summed
 from seap.compensation.compensate import Repair, map_inputs
 from seap.models.arch import Arch
 from seap.models.axes import CHANNELS, KV_GROUPS, Axis
+from seap.models.modes import evaluation
 from seap.models.residency import at_the_end, release, resident, streamed
 from seap.models.shelf import Shelf, shelf_for
 from seap.text.rows import cut_to, num_counted

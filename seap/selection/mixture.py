@@ -15,13 +15,13 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from seap.activations.layerwise import evaluation
 from seap.activations.stats import Statistics, merge
 from seap.compensation.compensate import kept_inputs, repair_axes
 from seap.errors import UserError
 from seap.methods import RECONSTRUCTING, RUNNING, Method
 from seap.models.arch import Arch, describe
 from seap.models.axes import Axis, Masks
+from seap.models.modes import evaluation
 from seap.scoring.score import Scores, mix, score_inputs
 from seap.selection.damage import Judge, probe_rows, simulated_all
 from seap.selection.options import Pruning

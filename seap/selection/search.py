@@ -17,8 +17,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from seap.activations.layerwise import evaluation
 from seap.models.axes import KV_GROUPS, QUERY_HEADS, Axis
+from seap.models.modes import evaluation
 from seap.selection.budgets import Budgets
 from seap.selection.damage import Costs, Curve, Judge, RepairTo
 from seap.selection.slopes import Slopes

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from seap.errors import UserError
+from seap.models.modes import evaluation
 from seap.text.items import Item
 from seap.text.options import Calibration
 from seap.text.tokens import check_ids
@@ -105,7 +106,7 @@ def choose(
         check_ids([sorted(uses)], model, tokenizer, f"task {task}")
     words = words_of(model, tokenizer, described, counts, counted(tokenizer, general, reading))
     source = Source(tokenizer, described)
-    order, needed = words.order(counts.whole())
+    order, needed = ([], 0) if options.vocabulary == "auto" else words.order(counts.whole())
     if options.vocabulary == "auto" or needed < int(options.vocabulary) < len(order):
         words = replace(words, expected=expected_uses(model, tokenizer, counts.texts, reading, progress).tolist())
         order, needed = words.order(counts.whole())
@@ -168,17 +169,14 @@ def _measure(
         raise UserError("--vocabulary auto: no text could be held out to measure on; give more texts, or a number")
     order, needed = words.order(counts.seen)
     sizes = sizes_between(words.least, len(order))
-    training = model.training
-    try:
-        trial = Trial(model.eval(), source, order, sizes, counts.held, reading, progress)
+    with evaluation(model):
+        trial = Trial(model, source, order, sizes, counts.held, reading, progress)
         if pick is None:
             size = trial.smallest(options.vocabulary_tolerance, needed)
             more: dict[str, Any] = {"tolerance": options.vocabulary_tolerance}
         else:
             size, more = pick(trial, counts.tokens_per_byte())
         cost = trial.cost(size)
-    finally:
-        model.train(training)
     held = {"texts": len(counts.held), "bytes": sum(text.num_bytes for text in counts.held)}
     return size, {
         **said(cost),

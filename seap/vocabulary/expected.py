@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seap.models.modes import evaluation
 from seap.text.items import Item
 from seap.text.options import Calibration
 from seap.vocabulary.counts import LONGEST, row_of, shortened
@@ -20,7 +21,6 @@ from seap.vocabulary.measuring import scored
 TOKENS = 4096  # of each task's text that are looked at
 
 
-@torch.no_grad()
 def expected_uses(
     model: Any, tokenizer: Any, texts: Mapping[str, Sequence[Item]], reading: Calibration, progress: bool
 ) -> Tensor:
@@ -29,9 +29,7 @@ def expected_uses(
     Zeros where no text has a place to look at.
     """
     total = torch.zeros(model.config.vocab_size, dtype=torch.float64)
-    training = model.training
-    model.eval()
-    try:
+    with evaluation(model):
         for items in texts.values():
             rows = looked_at(tokenizer, items, reading)
             own, places = torch.zeros_like(total), 0
@@ -39,8 +37,6 @@ def expected_uses(
                 own += batch.logits.softmax(-1).sum(0, dtype=torch.float64).cpu()
                 places += len(batch.logits)
             total += own / max(places, 1) / len(texts)
-    finally:
-        model.train(training)
     return total
 
 

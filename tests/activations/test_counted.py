@@ -14,13 +14,14 @@ from torch.nn.functional import cross_entropy, log_softmax
 
 from seap.activations.calibration import about_statistics, calibrate
 from seap.activations.distributed import share
-from seap.activations.layerwise import Walk, evaluation, split_rows
+from seap.activations.layerwise import Walk, split_rows
 from seap.activations.moments import Moments
 from seap.activations.ranks import Ranks
 from seap.activations.stats import Statistics, load_statistics, merge, save_statistics
 from seap.compensation.cross import CrossMoments
 from seap.evaluation import metrics
 from seap.models.arch import describe
+from seap.models.modes import evaluation
 from seap.pruning.prune import make_masks, make_repairs
 from seap.scoring.sensitivity import drawn_words, fisher
 from seap.selection.damage import Judge, probe_rows

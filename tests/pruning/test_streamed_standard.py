@@ -10,9 +10,9 @@ from test_streaming import assert_same, pruned
 from tiny import model
 from toy import folder, tokenizer
 
-from seap.activations.layerwise import evaluation
 from seap.models import loader, shelf
 from seap.models.arch import describe
+from seap.models.modes import evaluation
 from seap.models.options import Streaming
 from seap.models.residency import as_computed, streamed
 from seap.models.shelf import Shelf, shelf_for

@@ -12,11 +12,12 @@ from tiny import model
 from toy import TEXTS, folder, texts_file, tokenizer
 
 import seap
-from seap.activations.layerwise import Walk, evaluation
+from seap.activations.layerwise import Walk
 from seap.activations.ranks import Ranks
 from seap.cli.main import main
 from seap.compensation.cross import CrossMoments, over
 from seap.models.arch import describe
+from seap.models.modes import evaluation
 from seap.pruning import checkpoint
 from seap.pruning.ready import check_together
 from seap.selection.options import Pruning

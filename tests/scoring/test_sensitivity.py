@@ -8,8 +8,8 @@ from tiny import ALL, ids, model
 from torch.nn.functional import cross_entropy
 
 from seap.activations.calibration import calibrate
-from seap.activations.layerwise import evaluation
 from seap.models.arch import describe
+from seap.models.modes import evaluation
 from seap.scoring.score import score_inputs
 from seap.scoring.sensitivity import FLOOR, drawn_words, fisher, measure_sensitivity, root
 from seap.text.corpus import Corpus, batches

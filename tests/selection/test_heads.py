@@ -15,12 +15,12 @@ from toy import TEXTS, folder, texts_file, tokenizer
 
 import seap
 from seap.activations.calibration import calibrate
-from seap.activations.layerwise import evaluation
 from seap.activations.moments import Moments
 from seap.compensation.compensate import kept_inputs, ridge
 from seap.errors import UserError
 from seap.models.arch import Arch, describe
 from seap.models.axes import KV_GROUPS, Axis
+from seap.models.modes import evaluation
 from seap.models.options import Streaming
 from seap.page.describe import describe as inspected
 from seap.pruning.commands import prune_to_folder

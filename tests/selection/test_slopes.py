@@ -8,8 +8,8 @@ import torch
 from tiny import MOE, model
 
 from seap.activations.calibration import calibrate
-from seap.activations.layerwise import evaluation
 from seap.models.axes import Masks
+from seap.models.modes import evaluation
 from seap.selection.damage import Judge, simulated
 from seap.selection.mask import budgets_of
 from seap.selection.options import Pruning

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from seap.activations.layerwise import evaluation
 from seap.activations.moments import Moments
 from seap.errors import UserError
 from seap.models.arch import Arch, describe
 from seap.models.axes import Axis, Slice
+from seap.models.modes import evaluation
 from seap.scoring.sensitivity import Place, gradients
 from seap.serving.networks.network import Network, weight_key
 

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from seap.activations.calibration import check_same_model
 from seap.activations.handed import hidden_of, packed
-from seap.activations.layerwise import evaluation, model_inputs
+from seap.activations.layerwise import model_inputs
 from seap.errors import UserError
 from seap.files import read_tensors, write_tensors
 from seap.models.arch import describe
+from seap.models.modes import evaluation
 from seap.text.corpus import Batch, batches
 
 TENSORS = ("weight", "bias", "mean", "directions", "centres", "scatter")
