@@ -1,5 +1,9 @@
-"""A model of a public shape with random weights, on disk with a tokenizer and texts, that other scripts measure on."""
+"""A model of a public shape with random weights, on disk with a tokenizer and texts, that other scripts measure on.
 
+python runs/speed/random_folder.py SHAPE FOLDER [--layers N]
+"""
+
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -12,11 +16,20 @@ from transformers import PreTrainedTokenizerFast
 from seap.models.shapes import shape_config
 
 
-def make_model(shape: str, folder: Path, *, dtype: torch.dtype = torch.bfloat16, num_texts: int = 400) -> int:
-    """A model folder with random weights, one file a layer, and texts of 64 tokens in words.txt. Returns its bytes."""
+def make_model(
+    shape: str, folder: Path, *, dtype: torch.dtype = torch.bfloat16, num_texts: int = 400, layers: int | None = None
+) -> int:
+    """A model folder with random weights, one file a layer, and texts of 64 tokens in words.txt. Returns its bytes.
+
+    layers: of the shape's, the first; all of them without.
+    """
     from transformers import AutoModelForCausalLM
 
     config = shape_config(shape)
+    if layers is not None:
+        config.num_hidden_layers = layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:layers]
     config.dtype = dtype
     with torch.device("meta"):
         built = AutoModelForCausalLM.from_config(config)
@@ -43,3 +56,12 @@ def make_model(shape: str, folder: Path, *, dtype: torch.dtype = torch.bfloat16,
     drawn_words = torch.randint(2, 1000, (num_texts, 64), generator=generator).tolist()
     (folder / "words.txt").write_text("\n\n".join(" ".join(f"w{i}" for i in row) for row in drawn_words))
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shape")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--layers", type=int)
+    given = parser.parse_args()
+    print(f"{make_model(given.shape, given.folder, layers=given.layers) / 1e9:.2f} GB")
