@@ -27,7 +27,7 @@ from seap.selection.options import Pruning
 from seap.text.options import Calibration
 from seap.vocabulary.counts import tokens_held
 from seap.vocabulary.expected import TOKENS as EXPECTED
-from seap.vocabulary.measuring import LOGITS
+from seap.vocabulary.measuring import LOGITS, ROUGH
 from seap.vocabulary.options import Vocabulary
 
 LOW, HIGH = 0.75, 1.5  # of the estimate: its range
@@ -231,7 +231,10 @@ def looking_at_layers(shape: Shape, pruning: Pruning, text: Mapping[str, Text], 
     tokens = (COARSE + 4.0) * look.spent.probe_tokens
     trials = Stage(name="vocabulary", forward=tokens, positions=tokens, passes=(COARSE + 4.0) * shape.num_layers)
     look = replace(look, allocate="damage")
-    return [*pruning_stages(shape, look, little, moments=moments, sparsities=[pruning.sparsity]), trials]
+    read = (COARSE / ROUGH + 5.0) * tokens_held(len(text))  # held-out text, with each vocabulary that is tried
+    passes = shape.num_layers * max(read * shape.vocabulary / LOGITS, 1)
+    texts = Stage(name="vocabulary", forward=read, positions=read / 2, passes=passes)  # of smaller vocabularies
+    return [*pruning_stages(shape, look, little, moments=moments, sparsities=[pruning.sparsity]), trials, texts]
 
 
 def needs_text(pruning: Pruning, is_masked: bool) -> bool:

@@ -7,10 +7,12 @@ per byte of the task's text:
 - what the layers lose: the knapsack's widths for what is left to them, and KL(dense ‖ model cut to those at once) per
   token on held-out calibration rows, times the tokens in a byte.
 
-The size with the least sum is taken. It is a look, with the whole vocabulary and on little text: units, widths and
+The size with the least sum is taken: by a part of the held-out text where sizes lie far apart, by all of it where they
+are near the best. It is a look, with the whole vocabulary and on little text: units, widths and
 repairs in closed form, no search and no refit. What comes after it is measured anew with the tokens that stay.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +31,7 @@ from seap.selection.search import divergence_of
 from seap.selection.usage import keep_experts
 from seap.selection.within import budgets_for, in_params
 from seap.text.options import Calibration
-from seap.vocabulary.measuring import Trial
+from seap.vocabulary.measuring import Cost, Trial
 
 LOOK_TOKENS = 8192  # of each task's calibration text, at most
 COARSE = 8  # sizes that are tried first
@@ -112,29 +114,38 @@ def choose_together(layers: Callable[[], Layers], trial: Trial, tokens_per_byte:
     Raises UserError, with the nearest that can be, where not even the fewest tokens leave a target that can be met.
     """
     found = layers()
+    beside = functools.cache(found.beside)
     tried: dict[int, dict[str, Any]] = {}
+    looked: dict[int, dict[str, Any]] = {}
 
     def total(size: int) -> float:
-        tried[size] = _weighed(size, found, trial, tokens_per_byte)
+        tried[size] = _weighed(size, beside, trial.cost, tokens_per_byte)
         return float(tried[size].get("sum", math.inf))
 
-    best = least(trial.sizes, total)
+    def rough(size: int) -> float:
+        looked[size] = _weighed(size, beside, trial.rough, tokens_per_byte)
+        return float(looked[size].get("sum", math.inf))
+
+    best = least(trial.sizes, total, rough)
     if "sum" not in tried[best]:
-        found.beside(min(tried))  # raises
+        found.beside(trial.sizes[0])  # raises
     return best, {
         "together_with": asked(found.options),
         "tokens_per_byte": tokens_per_byte,
         "tried": [tried[size] for size in sorted(tried)],
+        "tried_on_a_part": [looked[size] for size in sorted(looked)],
     }
 
 
-def _weighed(size: int, layers: Layers, trial: Trial, tokens_per_byte: float) -> dict[str, Any]:
+def _weighed(
+    size: int, beside: Callable[[int], Left], cost_of: Callable[[int], Mapping[str, Cost]], tokens_per_byte: float
+) -> dict[str, Any]:
     """Of one size; of one whose target can't be met, that alone."""
     try:
-        left = layers.beside(size)
+        left = beside(size)
     except UserError:
         return {"tokens": size, "can_be_met": False}
-    per_byte: Mapping[str, float] = {task: cost.nats_per_byte for task, cost in trial.cost(size).items()}
+    per_byte: Mapping[str, float] = {task: cost.nats_per_byte for task, cost in cost_of(size).items()}
     lost = left.damage * tokens_per_byte
     return {
         "tokens": size,
@@ -145,8 +156,11 @@ def _weighed(size: int, layers: Layers, trial: Trial, tokens_per_byte: float) ->
     }
 
 
-def least(sizes: Sequence[int], total: Callable[[int], float]) -> int:
-    """The size of the least total: a handful over all sizes, then ever nearer to the best; of equals the largest."""
+def least(sizes: Sequence[int], total: Callable[[int], float], rough: Callable[[int], float] | None = None) -> int:
+    """The size of the least total: a handful over all sizes, then ever nearer to the best; of equals the largest.
+
+    rough: says which of the handful is the best, for less than `total` costs.
+    """
     known: dict[int, float] = {}
 
     def tried(places: Sequence[int]) -> int:
@@ -156,7 +170,11 @@ def least(sizes: Sequence[int], total: Callable[[int], float]) -> int:
         return min(known, key=lambda place: (known[place], -place))
 
     step = -(-len(sizes) // COARSE)
-    best = tried([*range(0, len(sizes), step), len(sizes) - 1])
+    handful = [*range(0, len(sizes), step), len(sizes) - 1]
+    if rough is not None and step > 1:  # what is near the best is tried by `total`
+        looked = {place: rough(sizes[place]) for place in handful}
+        handful = [min(looked, key=lambda place: (looked[place], -place))]
+    best = tried(handful)
     while step > 1:
         step = -(-step // 2)
         best = tried([best - step, best + step])

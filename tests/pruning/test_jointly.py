@@ -164,8 +164,15 @@ def test_the_least_of_many_sizes_in_a_few_steps() -> None:
 
         assert jointly.least(sizes, total) == best
         assert len(tried) == len(set(tried)) <= 14
+        tried.clear()
+        looked: list[int] = []
+        found = jointly.least(
+            sizes, total, lambda size, best=best, looked=looked: (looked.append(size), abs(size - best))[1]
+        )
+        assert found == best and len(tried) == len(set(tried)) <= 7 and len(looked) <= 9
     assert jointly.least([7], lambda size: math.inf) == 7
     assert jointly.least([7, 8, 9], lambda size: 1.0) == 9  # nothing goes that needn't
+    assert jointly.least([7, 8, 9], lambda size: -size, lambda size: size) == 9  # of a few all are measured
 
 
 def by_parameters(arch: Any, *, context: int, batch: int) -> tuple[Times, float]:

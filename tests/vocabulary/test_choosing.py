@@ -135,8 +135,14 @@ def test_the_cost_of_a_size_is_that_of_the_cut_model_on_text_read_anew(name: str
         found = trial.cost(size)
         assert list(found) == ["toy"] and found["toy"].nats_per_byte == pytest.approx(expected, abs=1e-6)
         assert found["toy"].num_texts == len(seen.held) and found["toy"].stderr > 0
+        assert trial.rough(size) is found
     assert trial.cost(sizes[-1])["toy"].nats_per_byte < 0  # three rows that nothing used share the probability no more
     assert dense.config.vocab_size == len(tokenizer) + 3
+    anew = measuring.Trial(dense, trial.source, order, sizes, seen.held, READING, progress=False)
+    some = measuring.Trial(dense, trial.source, order, sizes, seen.held[:: measuring.ROUGH], READING, progress=False)
+    rough = anew.rough(sizes[1])["toy"]
+    assert rough.nats_per_byte == pytest.approx(some.cost(sizes[1])["toy"].nats_per_byte, abs=1e-6)
+    assert rough.num_texts == len(some.held) < len(seen.held) and not anew.tried
 
 
 def test_auto_finds_the_smallest_size_within_the_tolerance() -> None:
