@@ -11,13 +11,12 @@ from torch import Tensor
 
 from seap.errors import refuse
 from seap.exports.engines import widths
-from seap.exports.gguf_names import ATTENTION, BOTH_SIDES, GLOBAL, MLP, parts, whole_tensors
+from seap.exports.gguf_names import ATTENTION, BOTH_SIDES, FULL, GLOBAL, MLP, SLIDING, parts, whole_tensors
 from seap.models.arch import Arch
 from seap.models.heads import queries_at
 
 FAMILY, ARCHITECTURE = "gemma3_text", "gemma3"
 NAMES = ATTENTION | MLP | BOTH_SIDES
-FULL, SLIDING = "full_attention", "sliding_attention"
 PERIOD = 6  # layers, of which the last sees everything
 SHAPE_27B = 62  # layers of the one model whose scale llama.cpp takes from elsewhere
 ELSE = (

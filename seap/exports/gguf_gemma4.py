@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from seap.errors import refuse
-from seap.exports.gguf_names import ATTENTION, BOTH_SIDES, GLOBAL, MLP, parts, whole_tensors
+from seap.exports.gguf_names import ATTENTION, BOTH_SIDES, FULL, GLOBAL, MLP, SLIDING, parts, whole_tensors
 from seap.models.arch import Arch
 
 FAMILY, ARCHITECTURE = "gemma4_text", "gemma4"
@@ -26,7 +26,6 @@ GLOBAL_NAMES = GLOBAL | {
     "model.per_layer_model_projection": "per_layer_model_proj",
     "model.per_layer_projection_norm": "per_layer_proj_norm",
 }
-FULL, SLIDING = "full_attention", "sliding_attention"
 UNTURNED = 1e30  # what a frequency is divided by that doesn't turn
 ELSE = "use --to padded and llama.cpp's convert_hf_to_gguf.py on the result"
 

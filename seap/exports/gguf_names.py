@@ -14,6 +14,7 @@ BOTH_SIDES = {  # norms before and behind attention and MLP, as in Gemma 3 and 4
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
+FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, by config
 GLOBAL = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 

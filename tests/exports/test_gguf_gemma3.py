@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from llama import check_same
+from llama import Table, check_same
 from tiny import model
 
 from seap.compensation.compensate import Repair
@@ -26,13 +26,6 @@ KINDS = ["sliding_attention"] * 5 + ["full_attention"]
 SHAPE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 420, "head_dim": 16}
 SHAPE |= {"query_pre_attn_scalar": 16, "num_hidden_layers": 6, "layer_types": KINDS}
 SHAPE |= {"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False}
-
-
-class Table(torch.nn.Module):
-    """GELU as ggml's CPU code has it: a table of 16-bit values at 16-bit places."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
 
 
 def pruned(kept: dict[int, int] | None = None, *, biases: bool = False, **changes: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from llama import check_same
+from llama import Table, check_same
 from tiny import model
 
 from seap.compensation.compensate import Repair
@@ -56,13 +56,6 @@ def test_widths_kinds_and_what_both_kinds_have(tmp_path: Path) -> None:
     assert stored["blk.0.layer_output_scale.weight"] == np.float32(0.7)
     factors = stored["rope_freqs.weight"]
     assert len(factors) == 16 and factors[:4] == pytest.approx(1, rel=1e-5) and (factors[4:] > 9e29).all()
-
-
-class Table(torch.nn.Module):
-    """GELU as ggml's CPU code has it: a table of 16-bit values at 16-bit places."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
 
 
 @pytest.mark.parametrize("changes", [{}, PLAIN, {"final_logit_softcapping": 3.0}])
