@@ -6,8 +6,6 @@ stubs resumes from hidden states that are known already. Shapes: B rows, T token
 """
 
 import contextlib
-import functools
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -152,16 +150,6 @@ def model_inputs(arch: Arch, batch: Batch) -> dict[str, Any]:
         "attention_mask": batch.mask.long().to(device),
         "use_cache": False,
     }
-
-
-def cache_name(model: Any) -> str:
-    """What the model calls its key-value cache: transformers renamed it in 5.24."""
-    return "cache" if _takes_cache(type(model).forward) else "past_key_values"
-
-
-@functools.cache
-def _takes_cache(forward: Callable[..., Any]) -> bool:
-    return "cache" in inspect.signature(forward).parameters
 
 
 def _begin(arch: Arch, batch: Batch) -> tuple[Tensor, list[Call]]:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from seap.activations.layerwise import cache_name
 from seap.errors import UserError
 from seap.models.families import keeps_states
+from seap.models.modes import cache_name
 
 if TYPE_CHECKING:
     from transformers import StaticCache

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from seap.activations.layerwise import cache_name
 from seap.bench.graphs import GraphedStep
 from seap.environment import clock
 from seap.models.layouts import Layouts
+from seap.models.modes import cache_name
 from seap.models.prepack import prepacked
 
 # how the compiler is set while compiled models run: weights prepacked as constants, and C++ between the kernels

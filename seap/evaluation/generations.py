@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from seap.evaluation.metrics import Figure, halving, mean_of
+from seap.models.continuing import continuations, ends_of
 from seap.text.tokens import encode
 
 PERIOD = 32  # tokens: the longest round that counts as a loop
@@ -36,42 +35,25 @@ def written_after(
         encode(tokenizer, prompt) if isinstance(prompt, str) else prompt for prompt in prompts
     ]
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
+    ends = ends_of(model, tokenizer)
     written: list[Written] = [Written((), "", False)] * len(prompts)
 
     def run(size: int) -> None:
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
-            made = _generate(model, tokenizer, [encoded[i] for i in chosen], max_new_tokens)
-            for i, one in zip(chosen, made, strict=True):
-                written[i] = one
+            asked: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
+            made = continuations(model, tokenizer, [encoded[i] for i in chosen], **asked)
+            for i, ids in zip(chosen, made, strict=True):
+                written[i] = _made_of(tokenizer, ids, ends)
 
     halving(run, batch_size)
     return written
 
 
-def ends_of(model: Any, tokenizer: Any) -> list[int]:
-    """The tokens after which a model has said all."""
-    own = model.generation_config.eos_token_id
-    found = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
-    return sorted({token for token in found if token is not None})
-
-
-@torch.no_grad()
-def _generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Written]:
-    width = max(len(prompt) for prompt in prompts)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    device, ends = next(model.parameters()).device, ends_of(model, tokenizer)
-    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    options = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": pad, "eos_token_id": ends or None}
-    made = model.generate(ids, attention_mask=mask, **options)
-    return [_cut(tokenizer, row, set(ends)) for row in made[:, width:].tolist()]
-
-
-def _cut(tokenizer: Any, ids: list[int], ends: set[int]) -> Written:
-    end = next((place for place, token in enumerate(ids) if token in ends), None)
-    own = tuple(ids[:end])
-    return Written(own, tokenizer.decode(own, skip_special_tokens=True), end is not None)
+def _made_of(tokenizer: Any, ids: list[int], ends: list[int]) -> Written:
+    ended = bool(ids) and ids[-1] in ends
+    own = tuple(ids[:-1] if ended else ids)
+    return Written(own, tokenizer.decode(own, skip_special_tokens=True), ended)
 
 
 def loops(ids: Sequence[int]) -> bool:

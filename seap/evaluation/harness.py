@@ -25,12 +25,14 @@ from seap.evaluation.harness_tasks import (
     read_local,
     task_over,
 )
+from seap.models.continuing import continued, ends_of
 from seap.text.hub import Values
 from seap.text.items import Item
 from seap.text.templates import render
 
 PURPOSE = "seap eval --harness"
 SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
+GREEDY = frozenset({"attention_mask", "do_sample", "temperature"})  # options without which answers are drawn otherwise
 TEMPLATE_KEYS = ("doc_to_text", "doc_to_target", "doc_to_choice", "target_delimiter")
 
 log = logging.getLogger(__name__)
@@ -93,6 +95,7 @@ def evaluate(
     with _quiet() as truncations:
         notes, tasks = fetched_tasks(names) if data is None else local_tasks(names, data, num_fewshot)
         lm = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)  # it may add a pad token
+        _leaving_(lm)
         if chat:
             _chat_(lm)
         _check_room(lm, tasks)
@@ -111,6 +114,27 @@ def evaluate(
     if truncations.count:
         log.warning("%s: prompts longer than the model's %d tokens lost their beginning", PURPOSE, lm.max_length)
     return [row for name in found["results"] for row in _rows(name, found, notes.get(name))]
+
+
+def _leaving_(lm: Any) -> None:
+    """Rows that have ended leave the batch, where answers are written greedily: the texts are the same."""
+    whole = lm._model_generate
+
+    def written(context: Any, max_length: int, stop: Sequence[str], **options: Any) -> Any:
+        if options.get("do_sample") or options.get("temperature") or not {*options} <= GREEDY:
+            return whole(context=context, max_length=max_length, stop=stop, **options)
+        return continued(
+            lm.model,
+            context,
+            options["attention_mask"],
+            ends=ends_of(lm.model),
+            pad=lm.tokenizer.pad_token_id,
+            most=max_length - context.shape[1],
+            has_ended=lambda ids: any(text in lm.tok_decode(ids) for text in stop),
+            do_sample=False,
+        )
+
+    lm._model_generate = written
 
 
 def _chat_(lm: Any) -> None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from seap.activations.layerwise import cache_name
 from seap.evaluation.metrics import Row, fit_batch_tokens, halving, log_likelihoods
+from seap.models.modes import cache_name
 
 WORTH = 8  # shared tokens; two passes for fewer save nothing
 ALIKE = {torch.float32: 1e-4, torch.float64: 1e-8}  # of a log-likelihood, relative, read in one pass and in two

@@ -1,6 +1,5 @@
 """One forward pass as a tracer is to see it: the cache comes in and goes out as plain tensors."""
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from seap.exports.stock import slides
 from seap.models.arch import Arch
 from seap.models.heads import num_groups, size_of_key
+from seap.models.modes import cache_name
 
 
 class Step(nn.Module):
@@ -18,8 +18,7 @@ class Step(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        names = inspect.signature(model.forward).parameters
-        self.cache_name = "cache" if "cache" in names else "past_key_values"
+        self.cache_name = cache_name(model)
         config = model.config
         self.window = config.sliding_window if slides(config) else None
         self.has_kinds = getattr(config, "layer_types", None) is not None  # then transformers takes a mask for each

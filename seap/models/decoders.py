@@ -11,6 +11,7 @@ from typing import Any
 
 from seap.errors import UserError
 from seap.models import modeling_seap
+from seap.models.modes import cache_name
 
 _MARK = "_seap_wrapper"
 KEYS = ("text_config", "llm_config", "language_config", "decoder")  # of the config inside a wrapper's
@@ -120,8 +121,7 @@ def _decoder_class(text_model: Any) -> Any:
     if kind in _made:
         return _made[kind]
     family: Any = [base for base in kind.__mro__ if issubclass(base, PreTrainedModel)][-2]
-    given = inspect.signature(kind.forward).parameters
-    cache = "cache" if "cache" in given else "past_key_values"
+    given, cache = inspect.signature(kind.forward).parameters, cache_name(text_model)
 
     def __init__(self: Any, inner: Any, output: Any) -> None:
         family.__init__(self, inner.config)

@@ -1,7 +1,10 @@
-"""A model as it is run, not trained, for a while."""
+"""How a model is run: not trained, for a while, and with what it calls its cache."""
 
 import contextlib
-from collections.abc import Iterator
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,3 +20,13 @@ def evaluation(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(training)
+
+
+def cache_name(model: Any) -> str:
+    """What the model calls its key-value cache: transformers renamed it in 5.24."""
+    return "cache" if _takes_cache(type(model).forward) else "past_key_values"
+
+
+@functools.cache
+def _takes_cache(forward: Callable[..., Any]) -> bool:
+    return "cache" in inspect.signature(forward).parameters

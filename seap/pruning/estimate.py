@@ -188,7 +188,7 @@ def plan_prune(
     if not streaming.stream and tasks:
         stages.append(looking_at_damage(shape, len(tasks)))
     kept = shape.params - pruning.sparsity * shape.arch.prunable_params
-    needs = memory.of(shape, pruning, text, calibration)
+    needs = memory.of_tokens(shape) if tokens_alone else memory.of(shape, pruning, text, calibration)
     if streaming.stream:
         needs = streamed_cost.needs(shape, pruning, text, calibration, streaming)
         if stacks := stacked_params(seen.model) * seen.saved.itemsize:

@@ -25,6 +25,7 @@ from seap.selection.options import Pruning
 from seap.selection.repairing import REMEMBERED
 from seap.selection.slopes import DESCENT
 from seap.text.options import Calibration
+from seap.vocabulary.measuring import LOGITS as BATCH_LOGITS
 
 LOGITS = 5  # copies of a batch's logits at a time, where there is a gradient; 4 without
 FLOAT = 4  # bytes of activations and logits
@@ -69,6 +70,12 @@ def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Ca
         held += factors
     most = max(stages)
     return Needs(LIBRARIES + held + most + min(KEPT_END, most), tuple(disk))
+
+
+def of_tokens(shape: Shape) -> Needs:
+    """What it needs to take tokens alone: no layer is looked at, and logits are those of held-out text."""
+    logits = float((LOGITS - 1) * FLOAT * BATCH_LOGITS)
+    return Needs(LIBRARIES + shape.weight_bytes + max(logits, ROOM * shape.weight_bytes))
 
 
 def _weights_left(shape: Shape, options: Pruning) -> float:

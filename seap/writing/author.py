@@ -11,6 +11,7 @@ import torch
 from seap.errors import UserError
 from seap.evaluation.metrics import Row, log_likelihoods
 from seap.files import digest
+from seap.models.continuing import continuations, ends_of
 from seap.text.templates import render
 from seap.writing.options import Writing
 from seap.writing.sieve import Candidate
@@ -72,9 +73,7 @@ class Author:
     @property
     def ends(self) -> list[int]:
         """The tokens after which the model has said all."""
-        own = self.model.generation_config.eos_token_id
-        found = [*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id]
-        return sorted({token for token in found if token is not None})
+        return ends_of(self.model, self.tokenizer)
 
     @property
     def _positions(self) -> float:
@@ -143,39 +142,31 @@ def sampled(author: Author, prompts: Sequence[Prompt], *, seed: int) -> list[str
     return [cleaned(author, [*prompt.start, *ids][: author.longest]) for prompt, ids in zip(prompts, new, strict=True)]
 
 
-@torch.no_grad()
 def continued(author: Author, prompts: Sequence[Prompt], *, seed: int) -> list[list[int]]:
-    """The tokens written after each prompt, with its end and what stands after it in the longest one's place."""
-    tokenizer, options = author.tokenizer, author.options
+    """The tokens written after each prompt, with its end; after a separator some may follow."""
+    options = author.options
     device = next(author.model.parameters()).device
-    rows = [[*prompt.ids, *prompt.start] for prompt in prompts]
-    width = max(map(len, rows))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (author.ends or [0])[0]
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    stop = {"stop_strings": [options.separator], "tokenizer": tokenizer} if options.separator else {}
+    how = {"temperature": options.temperature, "top_p": options.top_p, "top_k": 0, "repetition_penalty": 1.0}
+
+    def is_apart(ids: list[int]) -> bool:
+        return options.separator is not None and options.separator in author.decode(ids)
+
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         try:
-            made = author.model.generate(
-                ids,
-                attention_mask=mask,
+            return continuations(
+                author.model,
+                author.tokenizer,
+                [[*prompt.ids, *prompt.start] for prompt in prompts],
                 max_new_tokens=author.longest,
+                has_ended=is_apart,
                 do_sample=True,
-                temperature=options.temperature,
-                top_p=options.top_p,
-                top_k=0,
-                repetition_penalty=1.0,
-                pad_token_id=pad,
-                eos_token_id=author.ends or None,
-                **stop,
+                **how,
             )
         except torch.cuda.OutOfMemoryError as error:
             raise UserError(
                 f"the GPU's memory doesn't hold {options.batch_size} texts at a time; lower --batch-size"
             ) from error
-    found: list[list[int]] = made[:, width:].tolist()
-    return found
 
 
 def cleaned(author: Author, ids: Sequence[int]) -> str:

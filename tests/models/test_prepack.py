@@ -5,12 +5,12 @@ import torch
 from tiny import ALL, MOE, ids, model
 
 from seap import prune
-from seap.activations.layerwise import cache_name
 from seap.bench.speed import Runner
 from seap.cli.main import main
 from seap.errors import UserError
 from seap.models import prepack
 from seap.models.cache import growing_cache
+from seap.models.modes import cache_name
 from seap.models.prepack import prepack_, prepacked
 
 pytestmark = pytest.mark.skipif(not prepack._supported(torch.bfloat16), reason="oneDNN on x86 is needed")

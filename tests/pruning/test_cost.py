@@ -16,6 +16,7 @@ from seap.cli.main import main
 from seap.errors import UserError
 from seap.models import configs, loader
 from seap.models.arch import describe
+from seap.models.shapes import shape_config
 from seap.pruning import estimate as estimating
 from seap.pruning.cost import pruning_stages, shape_of
 from seap.pruning.estimate import Estimate, plan_prune, span
@@ -218,3 +219,11 @@ def test_memory_has_room_for_the_cut_model_that_is_looked_at() -> None:
         shape.weight_bytes - blocks / 2
     )
     assert of(shape, replace(options, sparsity=0.9), {}, few).memory < of(shape, options, {}, few).memory
+
+
+def test_tokens_alone_need_no_second_moments() -> None:
+    options = Pruning(sparsity=0.0)
+    shape = shape_of(configs.on_meta(shape_config("llama-3.2-1b")), options, 4)
+    needs, layers = estimating.memory.of_tokens(shape), estimating.memory.of(shape, options, TEXT, Calibration())
+    assert not needs.disk and layers.disk
+    assert 2 * shape.weight_bytes < needs.memory < layers.memory

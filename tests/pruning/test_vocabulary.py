@@ -251,7 +251,9 @@ def test_the_command_refuses_what_it_does_not_go_with(
 def test_the_plan_knows_it(dense: str, task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--sparsity", "0", "--vocabulary", "auto", "--out", str(tmp_path / "out"), "--plan", "--json"]
     assert main(["prune", dense, "--task", task, *arguments]) == 0
-    stages = [stage["name"] for stage in told(capsys)["stages"]]
+    plan = told(capsys)
+    stages = [stage["name"] for stage in plan["stages"]]
+    assert [part["what"] for part in plan["disk"]] == ["the pruned model"]
     assert stages[0] == "vocabulary" and not {"calibrate", "scores", "damage"} & set(stages)  # the layers stay
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
 
-from seap.activations.layerwise import cache_name
 from seap.models.cache import SPARE, growing_cache
+from seap.models.modes import cache_name
 from seap.writing.sampling import Token, tokens_of
 
 SCORED = 1 << 24  # logits of prompts, all their tokens', that are held at a time
