@@ -2,8 +2,8 @@
 
     python runs/speed/written.py MODEL --task NAME=PATH [--items 48] [--new-tokens 256] [--repeats 2] --out FILE
 
-The same prompts of the task's training part in one batch, in the model's chat template where it has one, greedily, in turn;
-the medians of the repeats, and how many answers are alike token by token. Run it on a quiet machine.
+The same prompts of the task's training part in one batch, in the model's chat template where it has one, greedily, in
+turn; the medians of the repeats, and how many answers are alike token by token. Run it on a quiet machine.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from seap.environment import provenance
+from seap.evaluation.answers import in_free_form
 from seap.files import digest, write_json
 from seap.models import continuing, loader
 from seap.models.continuing import continuations
@@ -40,7 +41,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args()
     model, tokenizer = loader.load_for_work(a.model, dtype="float32")
-    prompts = [prompt_ids(tokenizer, item, Reading()) for item in load_prompts(a.task)[0][: a.items]]
+    items = map(in_free_form, load_prompts(a.task)[0][: a.items])
+    prompts = [prompt_ids(tokenizer, item, Reading()) for item in items]
     ways = {"whole batch": a.new_tokens, "rows leave": continuing.PIECE}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     rows: dict[str, Rows] = {}
