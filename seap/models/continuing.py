@@ -15,6 +15,15 @@ from seap.models.families import FAMILIES
 from seap.models.modes import cache_name
 
 PIECE = 32  # tokens that are written before it is looked at which rows have ended
+# settings of generation that look at where a call began, or at several texts of a prompt
+BY_THE_CALL = (
+    "num_beams",
+    "num_return_sequences",
+    "min_new_tokens",
+    "begin_suppress_tokens",
+    "forced_eos_token_id",
+    "exponential_decay_length_penalty",
+)
 
 Ended = Callable[[list[int]], bool]
 
@@ -60,7 +69,7 @@ def continued(
     made = torch.cat([ids, ids.new_full((len(ids), most), pad)], dim=1)
     places, end, cache = torch.arange(len(ids), device=ids.device), ids.shape[1], None
     start, last = end, end + most
-    step, called = PIECE if _keeps_keys_alone(model.config) else most, cache_name(model)
+    step, called = PIECE if _goes_in_pieces(model) else most, cache_name(model)
     while end < last:
         given = {"attention_mask": mask, "pad_token_id": pad, "eos_token_id": [*ends] or None, **options}
         given |= {"max_new_tokens": min(step, last - end), "return_dict_in_generate": True}
@@ -77,9 +86,11 @@ def continued(
     return made[:, :end]
 
 
-def _keeps_keys_alone(config: Any) -> bool:
-    """Whether its caches are known to hold keys and values alone, of which some rows can be taken."""
-    return config.model_type in FAMILIES and not FAMILIES[config.model_type].mixers
+def _goes_in_pieces(model: Any) -> bool:
+    """Whether its cache is known to hold keys and values alone, of which rows can be taken, and no setting minds."""
+    family, settings = FAMILIES.get(model.config.model_type), model.generation_config
+    minds = any(getattr(settings, name, None) not in (None, 0, 1) for name in BY_THE_CALL)
+    return family is not None and not family.mixers and not minds
 
 
 def _rows_of(cache: Any, rows: list[int], of: int) -> Any:

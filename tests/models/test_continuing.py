@@ -86,6 +86,17 @@ def test_a_cache_that_cannot_be_cut_is_computed_anew(monkeypatch: pytest.MonkeyP
     assert found.tolist() == expected.tolist()
 
 
+@pytest.mark.usefixtures("short_pieces")
+def test_settings_that_look_at_where_a_call_began_have_one_call() -> None:
+    net = model("llama").eval()
+    end = one_that_comes(net)
+    net.generation_config.min_new_tokens = 2
+    expected = plain(net, [end])
+    sizes = sizes_of(net)
+    found = continued(net, *padded(), ends=[end], pad=PAD, most=MOST, do_sample=False)
+    assert found.tolist() == expected.tolist() and {*sizes} == {len(PROMPTS)}
+
+
 def test_prompts_of_any_length_come_back_in_order_up_to_their_end() -> None:
     net, words = model("llama").eval(), tokenizer()
     end = one_that_comes(net)
