@@ -15,15 +15,9 @@ from seap.models.families import FAMILIES
 from seap.models.modes import cache_name
 
 PIECE = 32  # tokens that are written before it is looked at which rows have ended
-# settings of generation that look at where a call began, or at several texts of a prompt
-BY_THE_CALL = (
-    "num_beams",
-    "num_return_sequences",
-    "min_new_tokens",
-    "begin_suppress_tokens",
-    "forced_eos_token_id",
-    "exponential_decay_length_penalty",
-)
+# settings of generation that look at where a call began or ends, and those that make several texts of a prompt
+BY_THE_CALL = ("min_new_tokens", "begin_suppress_tokens", "forced_eos_token_id", "exponential_decay_length_penalty")
+SEVERAL = ("num_beams", "num_return_sequences")
 
 Ended = Callable[[list[int]], bool]
 
@@ -89,7 +83,8 @@ def continued(
 def _goes_in_pieces(model: Any) -> bool:
     """Whether its cache is known to hold keys and values alone, of which rows can be taken, and no setting minds."""
     family, settings = FAMILIES.get(model.config.model_type), model.generation_config
-    minds = any(getattr(settings, name, None) not in (None, 0, 1) for name in BY_THE_CALL)
+    minds = any(getattr(settings, name, None) is not None for name in BY_THE_CALL)
+    minds |= any((getattr(settings, name, None) or 1) > 1 for name in SEVERAL)
     return family is not None and not family.mixers and not minds
 
 
