@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 import seap
-from seap.activations.layerwise import cache_name
 from seap.exports.export import export, size_of
 from seap.exports.options import Export, Target
 from seap.models import loader
+from seap.models.modes import cache_name
 
 PACKAGES = ("llama_cpp_python", "openvino", "onnxruntime", "onnxruntime_genai", "mlx", "mlx_lm", "torchao")
 PACKAGES += ("compressed_tensors", "gguf", "nncf")
