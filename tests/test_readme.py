@@ -1,6 +1,7 @@
 """README and docs say what is so: the tree is that on disk, commands parse, figures are those measured."""
 
 import ast
+import importlib
 import json
 import re
 import shlex
@@ -59,6 +60,23 @@ def test_every_script_and_every_result_has_its_line(folder: str) -> None:
     files = [name for name in tracked() if re.fullmatch(rf"{folder}/{kept}\w+\.(?!md$)\w+", name)]
     assert {Path(name).name for name in files} <= set(named) and len(named) == len(set(named))
     assert all(list((ROOT / folder).rglob(name)) for name in named)
+
+
+def test_scripts_ask_the_package_for_what_it_has() -> None:
+    """Most scripts take too long to be run by a test; what they import is looked up at least."""
+    asked = {
+        (node.module, alias.name, name)
+        for name in tracked()
+        if re.fullmatch(r"(runs|examples)/.*\.py", name)
+        for node in ast.walk(ast.parse((ROOT / name).read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "seap"
+        for alias in node.names
+    }
+    assert len(asked) > 100
+    for module, wanted, name in sorted(asked):
+        found = importlib.import_module(module)
+        is_module = hasattr(found, "__path__") and importlib.util.find_spec(f"{module}.{wanted}")
+        assert hasattr(found, wanted) or is_module, f"{name}: there is no {wanted} in {module}"
 
 
 def test_the_table_of_methods_is_that_of_the_code() -> None:
