@@ -159,3 +159,20 @@ def test_half_of_the_bytes_costs_what_was_measured() -> None:
         for axes, found in zip(("layers", "heads", "drop", "vocabulary"), shown, strict=False):
             if (*key, axes) in added:
                 assert found and float(found[0]) == pytest.approx(added[*key, axes], abs=6e-4), (name, axes)
+
+
+def test_gemma_loses_what_was_measured() -> None:
+    cells = json.loads((ROOT / "results" / "quality" / "real_gemma.json").read_text())["cells"]
+    findings = (ROOT / "docs" / "findings.md").read_text().split("Gemma-3-270M (pretrained")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (\d+)% \| [*`]*([\w-]+)[*`]* \| (.*) \|$", findings, re.MULTILINE)
+    assert {(float(share) / 100, method) for share, method, _ in rows} == {
+        (cell["target_sparsity"], cell["method"]) for cell in cells
+    }
+    for share, method, told in rows:
+        [cell] = [one for one in cells if (one["method"], one["target_sparsity"]) == (method, float(share) / 100)]
+        places = {"added_loss": 2, "added_loss_stderr": 2, "kl": 2, "acc": 1, "acc_norm": 1, "said": 1}
+        expected = [round(cell[n] * 100 ** (p == 1), 6) for n, p in places.items() if cell.get(n)]
+        shown = re.findall(r"\d+\.\d+", told)
+        near = [0.501 * 10.0 ** -len(number.split(".")[1]) for number in shown]
+        off = [abs(float(number) - value) for number, value in zip(shown, expected, strict=True)]
+        assert all(one <= most for one, most in zip(off, near, strict=True)), (share, method, shown, expected)
