@@ -176,3 +176,15 @@ def test_gemma_loses_what_was_measured() -> None:
         near = [0.501 * 10.0 ** -len(number.split(".")[1]) for number in shown]
         off = [abs(float(number) - value) for number, value in zip(shown, expected, strict=True)]
         assert all(one <= most for one, most in zip(off, near, strict=True)), (share, method, shown, expected)
+
+
+def test_ifeval_is_what_was_measured() -> None:
+    rows = json.loads((ROOT / "results" / "quality" / "ifeval.json").read_text())["rows"]
+    findings = (ROOT / "docs" / "findings.md").read_text().split("**Doing as it is told.**")[1].split("Gemma-3-270M")[0]
+    names = [f"{what}_level_{how}_acc" for what in ("prompt", "inst") for how in ("strict", "loose")]
+    for row in rows:
+        told = re.search(rf"^\| [*`]*{row['method']}[*`]*.*?\| (.*) \|$", findings, re.MULTILINE)
+        assert told is not None
+        assert re.findall(r"\d+\.\d", told[1]) == [f"{100 * row[name]:.1f}" for name in names]
+    strict = [f"{100 * row[names[0]]:.1f}" for row in rows]  # dense, seap, flap
+    assert f"follows {strict[1]}% (dense {strict[0]}, FLAP {strict[2]};" in README
