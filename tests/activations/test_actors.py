@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -51,12 +50,11 @@ actors.Measurer = Dying
 def test_an_actor_that_dies_ends_the_run(tmp_path: Path) -> None:
     dense, task = str(folder(tmp_path / "dense")), f"toy={texts_file(tmp_path / 'toy.txt')}"
     words = ["calibrate", dense, "--task", task, "--out", "two", "--device", "cpu", "--ray", "2"]
-    started = time.monotonic()
     (tmp_path / "dying.py").write_text(DYING)  # a module, which Ray's processes can import too
     done = launch_alone(
         words, tmp_path, "import sys, dying; from seap.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
-    assert done.returncode == 1 and time.monotonic() - started < 150
+    assert done.returncode == 1  # and it ended: launch_alone waits for so long and no longer
     assert "an actor of Ray's is gone" in done.stderr, done.stderr
     assert not (tmp_path / "two" / "toy.safetensors").exists()
 

@@ -20,7 +20,7 @@ def launch(words: list[str], tmp_path: Path, script: str = "seap", size: int = 2
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
 
@@ -36,6 +36,6 @@ def launch_alone(words: list[str], tmp_path: Path, script: str = "") -> subproce
         env={name: value for name, value in os.environ.items() if name not in hidden} | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,  # a cluster takes 20 seconds to start, and minutes on a machine that does much else
         check=False,
     )
