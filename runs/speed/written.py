@@ -8,10 +8,8 @@ turn; the medians of the repeats, and how many answers are alike token by token.
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from seap.environment import provenance
 from seap.evaluation.answers import in_free_form
@@ -21,14 +19,6 @@ from seap.models.continuing import continuations
 from seap.text.encode import prompt_ids
 from seap.text.options import Reading
 from seap.text.tasks import load_prompts
-
-Rows = list[list[int]]
-
-
-def seconds_of(write: Callable[[], Rows]) -> tuple[float, Rows]:
-    started = time.perf_counter()
-    rows = write()
-    return time.perf_counter() - started, rows
 
 
 def main() -> None:
@@ -45,13 +35,14 @@ def main() -> None:
     prompts = [prompt_ids(tokenizer, item, Reading()) for item in items]
     ways = {"whole batch": a.new_tokens, "rows leave": continuing.PIECE}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
-    rows: dict[str, Rows] = {}
+    rows: dict[str, list[list[int]]] = {}
     for _ in range(a.repeats):
         for way, piece in ways.items():
             continuing.PIECE = piece  # one piece is one call of generate
-            took, rows[way] = seconds_of(lambda: written(model, tokenizer, prompts, a.new_tokens))
-            seconds[way].append(took)
-            print(way, round(took, 1), flush=True)
+            started = time.perf_counter()
+            rows[way] = continuations(model, tokenizer, prompts, max_new_tokens=a.new_tokens, do_sample=False)
+            seconds[way].append(time.perf_counter() - started)
+            print(way, round(seconds[way][-1], 1), flush=True)
     whole, left = rows.values()
     lengths = [len(row) for row in left]
     about = {
@@ -66,10 +57,6 @@ def main() -> None:
         "alike": sum(one == other for one, other in zip(whole, left, strict=True)),
     }
     write_json(a.out, about | provenance())
-
-
-def written(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], most: int) -> Rows:
-    return continuations(model, tokenizer, prompts, max_new_tokens=most, do_sample=False)
 
 
 if __name__ == "__main__":

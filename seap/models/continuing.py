@@ -51,7 +51,7 @@ def continued(
     ends: Sequence[int],
     pad: int,
     most: int,
-    has_ended: Ended = lambda ids: False,
+    has_ended: Ended | None = None,
     **options: Any,
 ) -> Tensor:
     """ids (B, T), padded on the left as mask says, with at most `most` new tokens (B, T + N), after a row's end `pad`.
@@ -63,7 +63,11 @@ def continued(
     made = torch.cat([ids, ids.new_full((len(ids), most), pad)], dim=1)
     places, end, cache = torch.arange(len(ids), device=ids.device), ids.shape[1], None
     start, last = end, end + most
-    step, called = PIECE if _goes_in_pieces(model) else most, cache_name(model)
+    step, called = PIECE, cache_name(model)
+    if not _goes_in_pieces(model):
+        step = most
+        if has_ended is not None:  # asked at every token, so that a batch whose rows have all ended does end
+            options["stopping_criteria"] = [_stopping(has_ended, start)]
     while end < last:
         given = {"attention_mask": mask, "pad_token_id": pad, "eos_token_id": [*ends] or None, **options}
         given |= {"max_new_tokens": min(step, last - end), "return_dict_in_generate": True}
@@ -72,12 +76,21 @@ def continued(
         made[places, end : end + new.shape[1]] = new
         end += new.shape[1]
         written = enumerate(made[places, start:end].tolist())
-        left = [row for row, own in written if not ({*ends} & {*own} or has_ended(own))]
+        left = [row for row, own in written if not ({*ends} & {*own} or (has_ended and has_ended(own)))]
         if end == last or not left:
             break
         cache = _rows_of(found[called], left, len(places))
         mask, places = torch.cat([mask, mask.new_ones(new.shape)], dim=1)[left], places[left]
     return made[:, :end]
+
+
+def _stopping(has_ended: Ended, start: int) -> Callable[..., Tensor]:
+    """As `generate` asks: ids (B, T + N), of which the first `start` are the prompt's → which rows have ended (B,)."""
+
+    def stopping(ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return torch.tensor([has_ended(row) for row in ids[:, start:].tolist()], device=ids.device)
+
+    return stopping
 
 
 def _goes_in_pieces(model: Any) -> bool:

@@ -77,6 +77,17 @@ def test_rows_end_where_the_caller_says_so() -> None:
 
 
 @pytest.mark.usefixtures("short_pieces")
+@pytest.mark.parametrize("name", ["lfm2", "bamba"])
+def test_so_they_do_where_a_batch_has_one_call(name: str) -> None:
+    net = model(name).eval()
+    net.generation_config.eos_token_id = None
+    whole, sizes = plain(net, []), sizes_of(net)
+    found = continued(net, *padded(), ends=[], pad=PAD, most=MOST, has_ended=lambda new: len(new) > 3, do_sample=False)
+    assert found.tolist() == whole[:, : found.shape[1]].tolist()
+    assert found.shape[1] == len(PROMPTS[0]) + 4 and len(sizes) == 4  # not all that are allowed
+
+
+@pytest.mark.usefixtures("short_pieces")
 def test_a_cache_that_cannot_be_cut_is_computed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     net = model("llama").eval()
     end = one_that_comes(net)
