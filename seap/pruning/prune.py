@@ -11,6 +11,7 @@ import torch
 from seap.activations import distributed
 from seap.activations.ranks import Ranks, agreed
 from seap.activations.stats import Statistics
+from seap.allocation import give_back
 from seap.compensation.compensate import Repairs, repair_axes
 from seap.errors import UserError
 from seap.models import solving
@@ -111,6 +112,7 @@ def make_repairs(
     solving.settle_(model, options.solve_device)
     pooled = pool(statistics, options)
     repairs = repair_axes(arch, masks, pooled, method.compensate)
+    give_back()
     if not method.sequential:
         return repairs
     size = Calibration.batch_tokens
@@ -220,6 +222,7 @@ def cut_layers_(
         run.statistics, run.notes = ranking.statistics, [*run.notes, *ranking.notes]
         run.pruning = replace(ranking.options, sparsity=run.pruning.sparsity)
         del ranking  # and what the search looked at, unless another sparsity wants it
+    give_back()
     before, budgets = Before.of(model, made), budgets_of(describe(model).axes, made)
     dense = heard(run.statistics, run.calibration)
     if streamed(model) is None:
@@ -259,6 +262,7 @@ def measure_(
         run.corpora = build_corpora(model, tokenizer, task, settings)
         check_mixture(run.pruning, list(run.corpora), general=general is not None)
         run.statistics = calibrate_corpora(model, run.corpora, wanted, progress=progress, ranks=ranks)
+        give_back()
         if general is not None and run.pruning.mix:
             [corpus] = build_corpora(model, tokenizer, general, settings).values()
             run.general = distributed.calibrate(model, corpus, wanted, ranks, progress=progress)

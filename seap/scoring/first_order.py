@@ -33,9 +33,20 @@ from seap.errors import UserError
 from seap.models.arch import Arch
 from seap.models.axes import CHANNELS, Axis, Slice
 from seap.models.modes import evaluation
+from seap.text.contrast import Contrast
 from seap.text.corpus import Batch
 
 HALVES = (torch.bfloat16, torch.float16)
+
+
+def loss_of(score: str, contrasts: Sequence[Contrast]) -> list[str]:
+    """What loss gradients are of, in words, where the text may have two. contrasts: of each task."""
+    if not score.startswith("gisp"):
+        return []
+    found = Contrast.joined(contrasts)
+    if not found:
+        return ["gradients are of the loss on all tokens of the text that count"]
+    return [f"gradients are of the loss on {len(found.right)} right choices less that on {len(found.wrong)} wrong ones"]
 
 
 @dataclass

@@ -17,7 +17,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from seap.activations.layerwise import (
@@ -183,8 +182,10 @@ def _sampled(walk: Walk, seed: int, index: int, hidden: Tensor) -> Tensor:
             leaf = states.detach().requires_grad_()
             logits = finished(walk.arch, batch, leaf).float()
             real = logits[batch.said.to(logits.device)]
-            sampled = drawn_words(real.detach().softmax(-1).cpu(), batch, seed)
-            grads += torch.autograd.grad(cross_entropy(real, sampled.to(real.device), reduction="sum"), [leaf])
+        slope = real.detach().softmax(-1)
+        sampled = drawn_words(slope.cpu(), batch, seed).to(slope.device)
+        slope[torch.arange(len(sampled), device=slope.device), sampled] -= 1  # of −log p(y) at logits: p − 1 of y
+        grads += torch.autograd.grad(real, [leaf], slope)
     return torch.cat(grads)
 
 

@@ -197,12 +197,13 @@ class Judge:
             return self._per_token(finished(self.arch, walk.batches[i], states) for i, states in enumerate(hidden))
 
     def gradient(self, index: int, hidden: Tensor) -> Tensor:
-        """Of KL, summed over a batch's tokens, at hidden states (B, T, D) after the last layer."""
+        """Of KL, summed over a batch's tokens, at hidden states (B, T, D) after the last layer; at logits, q − p."""
         with torch.enable_grad():
             leaf = hidden.detach().requires_grad_()
-            [grad] = torch.autograd.grad(
-                self._summed(index, finished(self.arch, self.walk.batches[index], leaf)), [leaf]
-            )
+            logits = finished(self.arch, self.walk.batches[index], leaf)
+        slope = logits.detach().float().softmax(-1).sub_(self._expected(index).exp())
+        slope.mul_(self.walk.batches[index].said.to(slope.device)[..., None])
+        [grad] = torch.autograd.grad(logits, [leaf], slope.to(logits.dtype))
         return grad
 
     def _per_token(self, logits: Iterable[Tensor]) -> float:
@@ -219,8 +220,8 @@ class Judge:
     def _summed(self, index: int, logits: Tensor) -> Tensor:
         """KL of logits (B, T, V) of a batch, summed over the tokens that count."""
         expected = self._expected(index)
-        kl = (expected.exp() * (expected - log_softmax(logits.float(), -1))).sum(-1)
-        return (kl.double() * self.walk.batches[index].said.to(kl.device)).sum()
+        less = log_softmax(logits.float(), -1).sub_(expected).mul_(expected.exp()).sum(-1)  # large: one copy is enough
+        return -(less.double() * self.walk.batches[index].said.to(less.device)).sum()
 
 
 def probe_rows(rows: Sequence[Sequence[int]], num_tokens: int, seed: int) -> list[Sequence[int]]:

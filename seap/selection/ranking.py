@@ -14,11 +14,13 @@ from seap.activations import calibration as calibrating
 from seap.activations.layerwise import split_rows
 from seap.activations.ranks import Ranks, agreed, gathered
 from seap.activations.stats import Statistics
+from seap.allocation import give_back
 from seap.errors import UserError
-from seap.methods import MEASURED, Method
+from seap.methods import MEASURED
 from seap.models import solving
 from seap.models.arch import Arch, choose_axes, describe
 from seap.models.axes import Axis, Masks
+from seap.scoring.first_order import loss_of
 from seap.scoring.score import Scores
 from seap.scoring.sensitivity import measure_sensitivity
 from seap.selection.behind import masks_behind
@@ -45,7 +47,6 @@ from seap.selection.steps import removal_order
 from seap.selection.usage import keep_experts
 from seap.selection.whole_layers import with_blocks
 from seap.selection.within import budgets_for, in_params
-from seap.text.contrast import Contrast
 from seap.text.corpus import Corpus
 from seap.text.options import Calibration
 
@@ -188,9 +189,11 @@ def rank(
     ready, options, notes = _settled(model, ready, options, general, seed=seed, progress=progress)
     method = options.resolved()
     sensitivity = _sensitivity(arch, ready, options, seed, progress, ranks) if options.needs_sensitivity else {}
+    give_back()
     own = [axis for axis in arch.axes if ranks.owns(axis.layer)]
     scores = combine_scores(arch, method, ready, options, seed, sensitivity, own, progress=progress)
-    notes = (*notes, *_of_loss(method, ready))
+    give_back()
+    notes = (*notes, *loss_of(method.score, [part.contrast for part in ready.values()]))
     made = Ranking(arch, options, seed, ready, gathered(scores, ranks), notes=notes, ranks=ranks)
     if options.cost != "params":
         made.footprint = footprint or agreed(lambda: footprint_of(model, options), ranks)
@@ -202,6 +205,7 @@ def rank(
             rows = probe_rows(pooled.rows, options.spent.probe_tokens, seed)
             made.judge = Judge.on(arch, rows, batch_tokens=Calibration.batch_tokens, ranks=ranks)
         made.curves = _curves(made, nests, sensitivity, progress)
+        give_back()
         made.slopes = _slopes(made, nests)
     return made
 
@@ -215,16 +219,6 @@ def _slopes(made: Ranking, nests: Nests) -> Slopes | None:
     rows = drawn_rows(split_rows(nests.statistics.rows)[0], DESCENT * options.spent.probe_tokens, made.seed)
     judge = Judge.on(made.arch, rows, batch_tokens=Calibration.batch_tokens, ranks=made.ranks, remembers=False)
     return Slopes(judge, made.free, made.curves, nests)
-
-
-def _of_loss(method: Method, statistics: Mapping[str, Statistics]) -> list[str]:
-    """What loss gradients are of, where the text may have two."""
-    if not method.score.startswith("gisp"):
-        return []
-    found = Contrast.joined([part.contrast for part in statistics.values()])
-    if not found:
-        return ["gradients are of the loss on all tokens of the text that count"]
-    return [f"gradients are of the loss on {len(found.right)} right choices less that on {len(found.wrong)} wrong ones"]
 
 
 def _curves(made: Ranking, nests: Nests, sensitivity: Mapping[str, Tensor], progress: bool) -> Curves:

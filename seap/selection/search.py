@@ -17,6 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from seap.allocation import give_back
 from seap.models.axes import KV_GROUPS, QUERY_HEADS, Axis
 from seap.models.modes import evaluation
 from seap.selection.budgets import Budgets
@@ -205,9 +206,11 @@ def search(
         tqdm(total=evaluations, desc="search", unit="trial", disable=not progress, leave=False) as bar,
     ):
         state = Search(judge, axes, repair_to, start, evaluations, bar, fits)
+        give_back()
         state.offer(start)
         if allocated is not None and slopes is not None:
             descend_(state, slopes, allocated, least, descents)
+            give_back()
         if allocated is not None and curves is not None:
             tilt_(state, curves, allocated, state.left // 2)
         move_(state, least, step, random.Random(seed))
