@@ -75,7 +75,8 @@ def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Ca
 def of_tokens(shape: Shape) -> Needs:
     """What it needs to take tokens alone: no layer is looked at, and logits are those of held-out text."""
     logits = float((LOGITS - 1) * FLOAT * BATCH_LOGITS)
-    return Needs(LIBRARIES + shape.weight_bytes + max(logits, ROOM * shape.weight_bytes))
+    most = max(logits, ROOM * shape.weight_bytes)
+    return Needs(LIBRARIES + shape.weight_bytes + most + min(KEPT_END, most))
 
 
 def _weights_left(shape: Shape, options: Pruning) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, log_softmax, scaled_dot_product_attention, silu
 
 from seap.activations.accumulator import Accumulator
+from seap.allocation import give_back
 from seap.compensation.damped import solve_damped
 from seap.environment import clock
 from seap.models import solving
@@ -106,7 +107,7 @@ def measure_rates(shape: Shape, *, device: str, dtype: torch.dtype, length: int,
     forward = _forward(meter, shape, length, batch_tokens)
     head = _head(meter, shape)
     words = _words(meter, shape)
-    return Rates(
+    rates = Rates(
         forward=forward,
         backward=forward.times(1.15),  # of the inputs alone: as many products
         positions=head + words,
@@ -115,6 +116,8 @@ def measure_rates(shape: Shape, *, device: str, dtype: torch.dtype, length: int,
         moments=_moments(meter, shape),
         solves=_solves(_solving(meter, shape), shape),
     )
+    give_back()
+    return rates
 
 
 def _piece(meter: Meter, shape: Shape) -> Callable[[], float] | None:
