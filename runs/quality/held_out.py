@@ -59,7 +59,9 @@ def told(row: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
     return row | found
 
 
-def network(model: Any, ranking: Any, sparsity: float, how: dict[str, Any], reference: Reference, rows: Sequence[Row]):
+def network(
+    model: Any, ranking: Any, sparsity: float, how: dict[str, Any], reference: Reference, rows: Sequence[Row]
+) -> dict[str, Any]:
     pruned, started = deepcopy(model), time.process_time()
     report = prune(pruned, ranking=ranking, sparsity=sparsity, progress=False, **how)
     spent = time.process_time() - started
