@@ -80,7 +80,7 @@ EFFORTS: dict[str, Effort] = {
     "quick": Effort(
         searches=False, refits=False, search_evaluations=16, probe_tokens=1024, fisher_tokens=2048, steps=5, descents=0
     ),
-    "standard": Effort(search_evaluations=16, probe_tokens=1024, fisher_tokens=8192, steps=20),
+    "standard": Effort(search_evaluations=16, probe_tokens=1024, fisher_tokens=4096, steps=20),
     "thorough": Effort(search_evaluations=80, probe_tokens=4096, fisher_tokens=16384, steps=112, descents=4),
 }
 

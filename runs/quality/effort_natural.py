@@ -22,7 +22,7 @@ from seap.pruning.prune import prune
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "standard": {},
-    "standard, half the Fisher text": {"fisher_tokens": 4096},
+    "standard, twice the Fisher text": {"fisher_tokens": 8192},
     "quick": {"effort": "quick"},
     "standard, curves measured, 60 trials": {"curves": "measured", "search_evaluations": 60},
     "thorough": {"effort": "thorough"},
