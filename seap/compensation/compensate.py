@@ -44,8 +44,13 @@ class Repair:
     about: str = "bias"
     inputs: Tensor | None = None
 
+    def as_stored(self) -> "Repair":
+        """With matrices in float32, which weights are written from."""
+        single = (None if part is None else part.float() for part in (self.weight, self.inputs))
+        return Repair(self.bias, next(single), self.about, next(single))
 
-Repairs = dict[str, Repair]  # axis key → float64
+
+Repairs = dict[str, Repair]  # axis key → float64; float32 where they are ready
 Compensation = Callable[[Tensor, Moments, Tensor], Repair]  # weight (O, C), its inputs' moments, keep bool (C,)
 Source = Mapping[str, Moments]  # axis key → moments, read one axis at a time
 

@@ -10,6 +10,7 @@ import torch
 
 from seap.activations.calibration import check_measured, check_same_model
 from seap.activations.ranks import Ranks, joined, local_device
+from seap.allocation import give_back
 from seap.disk.claim import claimed
 from seap.errors import UserError
 from seap.models import loader
@@ -232,8 +233,10 @@ def save_pruned(
     assert report.origin is not None
     note_(model, report.to_dict(), report.masks, report.origin)
     notes: list[str] = []
+    give_back()
 
     def run_again(folder: Path) -> None:
+        give_back()
         own = tokenizer if report.vocabulary else None
         if verify and (note := check_saved(folder, model, own, trust_remote_code=trust_remote_code)):
             notes.append(note)

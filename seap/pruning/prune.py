@@ -111,12 +111,14 @@ def make_repairs(
         return {}
     solving.settle_(model, options.solve_device)
     pooled = pool(statistics, options)
-    repairs = repair_axes(arch, masks, pooled, method.compensate)
-    give_back()
     if not method.sequential:
-        return repairs
+        return repair_axes(arch, masks, pooled, method.compensate)
+
+    def repairs_of(layer: int) -> Repairs:
+        return repair_axes(arch, masks, pooled, method.compensate, layer=layer)
+
     size = Calibration.batch_tokens
-    return refit_layers(arch, masks, repairs, pooled.rows, batch_tokens=size, progress=progress, ranks=ranks)
+    return refit_layers(arch, masks, repairs_of, pooled.rows, batch_tokens=size, progress=progress, ranks=ranks)
 
 
 def prune(

@@ -18,7 +18,7 @@ Shapes: N tokens, D hidden size (outputs of a consumer), k kept inputs.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -28,6 +28,7 @@ from tqdm import tqdm
 from seap.activations.layerwise import Walk, input_of, taken
 from seap.activations.ranks import Ranks
 from seap.activations.stats import Rows
+from seap.allocation import give_back
 from seap.compensation.compensate import Repair, Repairs, kept_inputs, weight_of
 from seap.compensation.cross import CrossMoments, corrected_inputs, over, refit
 from seap.models.arch import Arch
@@ -59,11 +60,11 @@ class Streams:
 
     arch: Arch
     masks: Masks
-    repairs: Repairs  # of the layer at hand at least, before it is advanced
     walk: Walk  # its hidden states are the dense model's
     pruned: list[Tensor]
     shelf: Shelf  # where a streamed model's are kept
     ranks: Ranks
+    repairs: Repairs = field(default_factory=dict)  # of the layer at hand
     is_moved: bool = False  # whether the two may differ
     # per batch, in the layer at hand: the pruned stream before its last consumer, and what that consumer reads
     read: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -73,7 +74,6 @@ class Streams:
         cls,
         arch: Arch,
         masks: Masks,
-        repairs: Repairs,
         rows: Rows,
         *,
         batch_tokens: int,
@@ -82,7 +82,7 @@ class Streams:
         """Before the first layer. rows: token rows, every fifth held out."""
         walk = Walk.start(arch, rows, batch_tokens=batch_tokens, ranks=ranks)
         shelf = shelf_for(arch.model, COPIES * walk.state_bytes, "hidden states")
-        streams = cls(arch, masks, dict(repairs), walk, [], shelf, ranks)
+        streams = cls(arch, masks, walk, [], shelf, ranks)
         walk.hidden = [streams._kept(index, "after1", hidden) for index, hidden in enumerate(walk.hidden)]
         streams.pruned = list(walk.hidden)
         return streams
@@ -95,6 +95,12 @@ class Streams:
         for index in range(len(self.walk.batches)):
             yield index
             self.shelf.rest(f"{index}.")
+
+    def refitted(self, layer: int, repairs: Repairs) -> Repairs:
+        """The repairs of a layer, refitted, once both streams are past it; nothing is kept of the layers before."""
+        self.repairs = dict(repairs)
+        self.advance_(layer)
+        return self.repairs
 
     def advance_(self, layer: int) -> None:
         """Mend the layer's linears in the order in which they run, then move both streams past the layer."""
@@ -221,17 +227,22 @@ def _adds_up(before: Tensor, outputs: Sequence[Tensor], after: Tensor) -> bool:
 def refit_layers(
     arch: Arch,
     masks: Masks,
-    repairs: Repairs,
+    repairs_of: Callable[[int], Repairs],
     rows: Rows,
     *,
     batch_tokens: int,
     progress: bool,
     ranks: Ranks = Ranks(),  # noqa: B008
 ) -> Repairs:
-    """Repairs refitted layer after layer; those of axes left whole are new. rows: token rows, every fifth held out."""
+    """Repairs refitted layer after layer; those of axes left whole are new. rows: token rows, every fifth held out.
+
+    repairs_of: a layer's, asked for in its turn. Matrices come back in float32.
+    """
+    done: Repairs = {}
     with evaluation(arch.model):
-        streams = Streams.start(arch, masks, repairs, rows, batch_tokens=batch_tokens, ranks=ranks)
+        streams = Streams.start(arch, masks, rows, batch_tokens=batch_tokens, ranks=ranks)
         layers = range(len(arch.layers))
         for layer in tqdm(layers, desc="refit", unit="layer", disable=not progress, leave=False):
-            streams.advance_(layer)
-    return streams.repairs
+            done |= {key: repair.as_stored() for key, repair in streams.refitted(layer, repairs_of(layer)).items()}
+            give_back()
+    return done

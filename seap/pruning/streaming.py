@@ -87,12 +87,12 @@ def cut_streamed_(
     with evaluation(model):
         streams = None
         if method.sequential and not all(mask.all() for mask in masks.values()):
-            streams = Streams.start(arch, masks, {}, source.rows, batch_tokens=Calibration.batch_tokens, ranks=ranks)
+            streams = Streams.start(arch, masks, source.rows, batch_tokens=Calibration.batch_tokens, ranks=ranks)
         for layer in tqdm(range(len(arch.layers)), desc="cut", unit="layer", disable=not progress, leave=False):
             read_ahead(value for one in arch.layers[layer : layer + 2] for value in one.parameters())
             before = ready_(modules_of(arch, layer), plan)
             repairs = repair_axes(arch, masks, source, method.compensate, layer=layer)
-            repairs = repairs if streams is None else _refitted(streams, layer, repairs)
+            repairs = repairs if streams is None else streams.refitted(layer, repairs)
             cut_layer_(arch, layer, masks, repairs)
             page_out(value for _, _, value in before)
             told |= {key: Repair(torch.empty(0), about=repair.about) for key, repair in repairs.items()}
@@ -103,13 +103,6 @@ def cut_streamed_(
                 arch.layers[layer].to("meta")
     finish_(arch, masks, told.keys())
     return told
-
-
-def _refitted(streams: Streams, layer: int, repairs: Repairs) -> Repairs:
-    """The repairs of a layer that is ready, once both streams are past it; nothing is kept of the layers before."""
-    streams.repairs = dict(repairs)
-    streams.advance_(layer)
-    return streams.repairs
 
 
 def _to_file_(layer: nn.Module, prefix: str, path: Path, dtype: torch.dtype) -> None:

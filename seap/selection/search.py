@@ -99,6 +99,7 @@ class Search:
         """Measure budgets; whether they are the best so far."""
         self.tried.add(tuple(budgets.values()))
         found = divergence_of(self.judge, self.axes, budgets, self.repair_to)
+        give_back()
         better = found < self.least_kl
         if better:
             self.best, self.least_kl = budgets, found
