@@ -46,8 +46,10 @@ def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Ca
     matrices, on_disk = matrices_of(shape, options, calibration, max(len(text), 1))
     hidden = float(FLOAT * tokens * shape.hidden)
     batch = min(calibration.batch_tokens, max(tokens, 1))
-    held = shape.weight_bytes + matrices
+    held = shape.weight_bytes + (0.0 if on_disk else matrices)
     stages = [hidden + 6.0 * FLOAT * batch * shape.hidden]
+    if on_disk:
+        stages.append(matrices + FLOAT * len(shape.arch.axes) * float(shape.hidden) ** 2)
     if options.needs_sensitivity:
         states = FLOAT * min(spent.fisher_tokens, tokens) * shape.hidden * (shape.num_layers + 1)
         stages.append(
@@ -69,7 +71,8 @@ def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Ca
     else:
         held += factors
     most = max(stages)
-    return Needs(LIBRARIES + held + most + min(KEPT_END, most), tuple(disk))
+    kept = 0.0 if method.allocate == "search" else min(KEPT_END, most)  # its trials give back what lies free
+    return Needs(LIBRARIES + held + most + kept, tuple(disk))
 
 
 def of_tokens(shape: Shape) -> Needs:
@@ -100,7 +103,10 @@ def logits_of(shape: Shape, text: Mapping[str, Text], calibration: Calibration) 
 
 
 def matrices_of(shape: Shape, options: Pruning, calibration: Calibration, tasks: int) -> tuple[float, float]:
-    """Bytes of second moments in memory, and on disk where they are too large (`calibration.too_large`)."""
+    """Bytes of second moments in memory, and on disk where they are too large (`calibration.too_large`).
+
+    Then those in memory are one layer's, while it is worked on.
+    """
     if not options.needs_second_moments:
         return 0.0, 0.0
     entries = [axis.num_inputs**2 / num_blocks(axis, calibration.moments) for axis in shape.arch.axes]
