@@ -46,8 +46,8 @@ class Repair:
 
     def as_stored(self) -> "Repair":
         """With matrices in float32, which weights are written from."""
-        single = (None if part is None else part.float() for part in (self.weight, self.inputs))
-        return Repair(self.bias, next(single), self.about, next(single))
+        weight, inputs = (None if part is None else part.float() for part in (self.weight, self.inputs))
+        return replace(self, weight=weight, inputs=inputs)
 
 
 Repairs = dict[str, Repair]  # axis key → float64; float32 where they are ready

@@ -30,6 +30,7 @@ from seap.threads import settle
 CLIPPED = 4096  # inputs and outputs of a matrix that is measured
 OPERATIONS = 4e9  # of a measured product, at most
 REPEATS = 3
+PIECE_TOKENS = 256  # by which the number of threads is chosen
 LAYER_CALLS = 55  # small operations of a layer, Python between them
 DISK_BYTES_PER_S = 5e8  # read or written: not measured, since a file that is small enough stays in memory
 KNAPSACK = 1e-4  # seconds a variable; the solver's luck makes it a third or three times of that
@@ -121,15 +122,18 @@ def measure_rates(shape: Shape, *, device: str, dtype: torch.dtype, length: int,
 
 
 def _piece(meter: Meter, shape: Shape) -> Callable[[], float] | None:
-    """Seconds of a layer's products for a few tokens; None for a model so large that threads are sure to help."""
+    """Seconds of some layers' products; None for a model so large that threads are sure to help.
+
+    Of many tokens, as batches are: on seven a second thread gains nothing, where it takes half of the time of these.
+    """
     if shape.params > SURE_PARAMS:
         return None
-    tokens = _fitting(TRIED_OPERATIONS / shape.params, 256, 1)
-    pieces = [(meter.numbers(tokens, c), meter.numbers(o, c)) for o, c in _linear_sizes(shape)]
+    layers = _fitting(TRIED_OPERATIONS / (PIECE_TOKENS * shape.layer_params), shape.num_layers, 1)
+    pieces = [(meter.numbers(PIECE_TOKENS, c), meter.numbers(o, c)) for o, c in _linear_sizes(shape)]
 
     def seconds() -> float:
         started = clock(meter.device)
-        for _ in range(shape.num_layers):
+        for _ in range(layers):
             for rows, weight in pieces:
                 silu(linear(rows, weight))
         return clock(meter.device) - started
