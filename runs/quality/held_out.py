@@ -19,12 +19,13 @@ from typing import Any
 
 import yaml
 from first_places import halves
+from real_rows import added, named
 
 from seap.activations.calibration import calibrate
 from seap.environment import provenance
 from seap.evaluation.evaluate import Test, loss_rows
 from seap.evaluation.likeness import Reference, loss_and_likeness
-from seap.evaluation.metrics import Row, ratio_of
+from seap.evaluation.metrics import Row
 from seap.evaluation.options import Evaluation
 from seap.files import digest, write_json
 from seap.models import loader
@@ -35,7 +36,6 @@ from seap.text.corpus import build_corpus, longest_sequence
 from seap.text.options import Calibration
 from seap.text.tasks import parse_spec
 
-Sums = list[list[float]]  # of each test text: nats, tokens
 DEFAULT = "default"
 
 
@@ -44,18 +44,11 @@ def options_of(setting: str) -> dict[str, Any]:
     return {key: yaml.safe_load(value) for key, value in pairs}
 
 
-def apart(one: Sums, other: Sums) -> tuple[float, float]:
-    """A figure less another one over the same texts, per token, and its standard error."""
-    found = ratio_of([(a - b, tokens) for (a, tokens), (b, _) in zip(one, other, strict=True)])
-    return found.value, found.stderr
-
-
 def told(row: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    """A row with how far it is from the default's."""
+    """A row with how far it is from the default's, per token over the same texts."""
     found = {}
     for name in ("kl", "loss"):
-        difference, error = apart(row["sums"][name], base["sums"][name])
-        found |= {f"{name}_less_default": difference, f"{name}_less_default_stderr": error}
+        found |= named(f"{name}_less_default", added(row["sums"][name], base["sums"][name]))
     return row | found
 
 
@@ -107,7 +100,8 @@ def main() -> None:
         statistics, reference = None, Reference(model)
         for setting in (DEFAULT, *a.settings):
             keys = {sparsity: digest([about, setting, sparsity]) for sparsity in a.sparsity}
-            if all(key in made for key in keys.values()):
+            keys = {sparsity: key for sparsity, key in keys.items() if key not in made}
+            if not keys:
                 continue
             how = {"method": "seap"} | options_of(setting)
             statistics = statistics or calibrate(model, corpus, reading, progress=False)

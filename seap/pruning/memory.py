@@ -47,14 +47,13 @@ def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Ca
     hidden = float(FLOAT * tokens * shape.hidden)
     batch = min(calibration.batch_tokens, max(tokens, 1))
     held = shape.weight_bytes + (0.0 if on_disk else matrices)
+    sensitivities = FLOAT * len(shape.arch.axes) * float(shape.hidden) ** 2
     stages = [hidden + 6.0 * FLOAT * batch * shape.hidden]
     if on_disk:
-        stages.append(matrices + FLOAT * len(shape.arch.axes) * float(shape.hidden) ** 2)
+        stages.append(matrices + sensitivities)
     if options.needs_sensitivity:
         states = FLOAT * min(spent.fisher_tokens, tokens) * shape.hidden * (shape.num_layers + 1)
-        stages.append(
-            states + logits_of(shape, text, calibration) + 2.0 * FLOAT * len(shape.arch.axes) * shape.hidden**2
-        )
+        stages.append(states + logits_of(shape, text, calibration) + 2 * sensitivities)
     if method.score in FIRST_ORDER:
         stages.append(_gradients(shape, text, calibration))
     if method.allocate == "search" or (method.allocate in MEASURED and not options.closed_curves):
@@ -78,8 +77,8 @@ def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Ca
 def of_tokens(shape: Shape) -> Needs:
     """What it needs to take tokens alone: no layer is looked at, and logits are those of held-out text."""
     logits = float((LOGITS - 1) * FLOAT * BATCH_LOGITS)
-    most = max(logits, ROOM * shape.weight_bytes)
-    return Needs(LIBRARIES + shape.weight_bytes + most + min(KEPT_END, most))
+    looked = logits + min(KEPT_END, logits)  # which goes back before what was saved is loaded
+    return Needs(LIBRARIES + shape.weight_bytes + max(looked, ROOM * shape.weight_bytes))
 
 
 def _weights_left(shape: Shape, options: Pruning) -> float:

@@ -205,8 +205,8 @@ def rank(
             rows = probe_rows(pooled.rows, options.spent.probe_tokens, seed)
             made.judge = Judge.on(arch, rows, batch_tokens=Calibration.batch_tokens, ranks=ranks)
         made.curves = _curves(made, nests, sensitivity, progress)
-        give_back()
         made.slopes = _slopes(made, nests)
+        give_back()
     return made
 
 

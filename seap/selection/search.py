@@ -207,11 +207,9 @@ def search(
         tqdm(total=evaluations, desc="search", unit="trial", disable=not progress, leave=False) as bar,
     ):
         state = Search(judge, axes, repair_to, start, evaluations, bar, fits)
-        give_back()
         state.offer(start)
         if allocated is not None and slopes is not None:
             descend_(state, slopes, allocated, least, descents)
-            give_back()
         if allocated is not None and curves is not None:
             tilt_(state, curves, allocated, state.left // 2)
         move_(state, least, step, random.Random(seed))
