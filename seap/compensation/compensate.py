@@ -30,6 +30,7 @@ DAMPING = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # λ over the mean of the covariance's 
 UNTESTED_DAMPING = 1e-2  # where no row is held out to choose it on
 NEARLY_ZERO = 1e-6  # where λ isn't to shrink anything
 FEW_TOKENS = 32  # an expert that saw fewer isn't refitted
+JUDGED = 256  # outputs of a consumer, at least, whose error a damping is chosen by
 
 
 @dataclass(frozen=True)
@@ -110,14 +111,19 @@ def output_error(weight: Tensor, moments: Moments, keep: Tensor, repair: Repair)
     return sum(float(((part @ own.covariance) * part).sum()) for part, own in parts) + float(shift.square().sum())
 
 
+def judged(outputs: int) -> slice:
+    """Outputs, evenly spread over all, that stand for them where one damping is chosen for all of them."""
+    return slice(None, None, max(outputs // JUDGED, 1))
+
+
 def ridge_or_bias(weight: Tensor, moments: Moments, keep: Tensor) -> Repair:
     """Ridge with the damping that is best on held-out rows, refitted on all; bias where that is better on them."""
     weight = weight.double()
     if moments.held is None or moments.held.count == 0:
         return ridge(weight, moments, keep, UNTESTED_DAMPING)
-    fit, held = moments.without_held(), moments.held
-    plain = output_error(weight, held, keep, mean_bias(weight, fit, keep))
-    best, least = lowest(DAMPING, held_out_error(weight, fit, held, keep))
+    fit, held, some = moments.without_held(), moments.held, weight[judged(len(weight))]
+    plain = output_error(some, held, keep, mean_bias(some, fit, keep))
+    best, least = lowest(DAMPING, held_out_error(some, fit, held, keep))
     return ridge(weight, moments, keep, best) if least <= plain else mean_bias(weight, moments, keep)
 
 

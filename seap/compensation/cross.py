@@ -1,21 +1,23 @@
 """Least squares between two streams: what a linear must become when its inputs or its targets are another model's.
 
 Sums of products are all that is kept of the tokens. λ, and whether to change anything at all, is chosen on held-out
-rows, by the error of the fit. Shapes: N tokens, D hidden size (outputs of a consumer), k kept inputs.
+rows, by the error of the fit at some outputs (`compensate.judged`). Shapes: N tokens, D hidden size (outputs of a
+consumer), k kept inputs.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from seap.activations.ranks import Ranks, agreed, exchanged, gathered, summed
-from seap.compensation.compensate import Repair, lowest
+from seap.compensation.compensate import Repair, judged, lowest
 from seap.compensation.damped import solve_damped
 from seap.models.solving import Solver
 
 DAMPING = (1e-3, 1e-2, 1e-1, 1.0)  # λ over the mean of the covariance's diagonal
+ALL = slice(None)  # outputs
 
 
 @dataclass
@@ -23,13 +25,13 @@ class CrossMoments:
     """Sums of inputs h (k), targets t (D) and their products, centred when read; float64, where systems are solved."""
 
     count: int = 0
-    sums: list[Tensor] = field(default_factory=list)  # h, t, hhᵀ, thᵀ, t²
+    sums: list[Tensor] = field(default_factory=list)  # h, t, hhᵀ, thᵀ, t² of each output
     solver: Solver = field(default_factory=Solver)
 
     def update_(self, h: Tensor, t: Tensor) -> None:
         h = h.float()
         t = t.to(h.device).float()
-        new = [h.double().sum(0), t.double().sum(0), h.t() @ h, t.t() @ h, t.double().square().sum()]
+        new = [h.double().sum(0), t.double().sum(0), h.t() @ h, t.t() @ h, t.double().square().sum(0)]
         self.sums = self.solver(_added, self.sums, new, stays=True)
         self.count += len(h)
 
@@ -45,12 +47,17 @@ class CrossMoments:
 
     def judging(self) -> "Judging":
         (h, t), (inner, cross) = self.means, self.centred
-        return Judging(h, t, inner, cross, float(self.sums[4]) / self.count - float(t.square().sum()))
+        return Judging(h, t, inner, cross, float(self.sums[4].sum()) / self.count - float(t.square().sum()))
 
     def raw_error(self, weight: Tensor) -> float:
         """E‖t − W h‖², without means."""
         explained = ((weight @ self.sums[2]) * weight).sum() - 2 * (weight * self.sums[3]).sum()
-        return float(self.sums[4] + explained) / self.count
+        return float(self.sums[4].sum() + explained) / self.count
+
+    def at(self, outputs: slice) -> "CrossMoments":
+        """The same of some of the targets."""
+        h, t, inner, cross, squares = self.sums
+        return replace(self, sums=[h, t[outputs], inner, cross[outputs], squares[outputs]])
 
     def __add__(self, other: "CrossMoments") -> "CrossMoments":
         if not other.count:
@@ -109,16 +116,17 @@ class Mapping:
     """M = I + (E[t hᵀ] − E[h hᵀ])(E[h hᵀ] + λI)⁻¹ of any λ."""
 
     inner: Tensor  # E[h hᵀ] (D, D)
-    missing: Tensor  # E[t hᵀ] − E[h hᵀ] (D, D)
+    missing: Tensor  # rows of E[t hᵀ] − E[h hᵀ] (D, D)
+    same: Tensor  # these rows of I
 
     @classmethod
-    def of(cls, moments: CrossMoments) -> "Mapping":
+    def of(cls, moments: CrossMoments, outputs: slice = ALL) -> "Mapping":
         inner, cross = moments.sums[2] / moments.count, moments.sums[3] / moments.count
-        return cls(inner, cross - inner)
+        same = torch.eye(len(inner), dtype=inner.dtype, device=inner.device)[outputs]
+        return cls(inner, (cross - inner)[outputs], same)
 
     def at(self, damping: float) -> Tensor:
-        eye = torch.eye(len(self.inner), dtype=self.inner.dtype, device=self.inner.device)
-        return eye + solve_damped(self.inner, self.missing, damping)
+        return self.same + solve_damped(self.inner, self.missing, damping)
 
     def error(self, damping: float, judged: CrossMoments) -> float:
         return judged.raw_error(self.at(damping))
@@ -156,14 +164,15 @@ def refit(
     the whole bias that the consumer gets on top of the dense one. ranks: that all have these sums, and get one answer.
     """
     solver, old = fit.solver, (weight if start.weight is None else start.weight).double()
-    fitted = solver(Fitting.of, fit, old, stays=True)
     if not held.count:
-        return agreed(lambda: solver(Fitting.at, fitted, DAMPING[-1]), ranks)
-    judged = solver(CrossMoments.judging, held, stays=True)
-    best, least = best_damping(lambda damping: solver(Fitting.error, fitted, damping, judged), ranks)
+        return agreed(lambda: solver(_fitted, fit, held, old, DAMPING[-1]), ranks)
+    some = judged(len(old))
+    fitted = solver(Fitting.of, fit.at(some), old[some], stays=True)
+    judge = solver(CrossMoments.judging, held.at(some), stays=True)
+    best, least = best_damping(lambda damping: solver(Fitting.error, fitted, damping, judge), ranks)
 
     def better() -> Repair | None:
-        if least >= solver(Judging.__call__, judged, old, start.bias):
+        if least >= solver(Judging.__call__, judge, old[some], start.bias[some]):
             return None
         return solver(_fitted, fit, held, old, best)
 
@@ -186,13 +195,12 @@ def corrected_inputs(
     """
     if not held.count:
         return None
-    solver = fit.solver
-    mapped = solver(Mapping.of, fit, stays=True)
-    best, least = best_damping(lambda damping: solver(Mapping.error, mapped, damping, held), ranks)
-    eye = torch.eye(fit.sums[2].shape[0], dtype=torch.float64)
+    solver, some = fit.solver, judged(len(fit.sums[2]))
+    mapped, judge = solver(Mapping.of, fit, some, stays=True), held.at(some)
+    best, least = best_damping(lambda damping: solver(Mapping.error, mapped, damping, judge), ranks)
 
     def better() -> Tensor | None:
-        return solver(_mapped, fit, held, best) if least < solver(CrossMoments.raw_error, held, eye) else None
+        return solver(_mapped, fit, held, best) if least < solver(CrossMoments.raw_error, judge, mapped.same) else None
 
     return agreed(better, ranks)
 

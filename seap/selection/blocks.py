@@ -16,6 +16,9 @@ from seap.compensation.damped import factor_damped
 from seap.methods import CLOSED_FORMS
 from seap.models.axes import Axis
 
+HALVES = 512  # inputs up to which a triangle is inverted at once
+ROWS = 1024  # of a product of which only a triangle is wanted that are made at a time
+
 
 @dataclass(frozen=True)
 class Block:
@@ -27,6 +30,7 @@ class Block:
     order: Tensor  # int64 (C,): from that order to the moments' own
     places: Tensor  # int64 (C,): an input stays at every width above its place
     is_repaired: bool
+    products: torch.dtype  # in which what is made of the factor is multiplied
 
     def num_kept(self, widths: Sequence[int]) -> list[int]:
         """How many of the inputs stay at each width."""
@@ -34,10 +38,11 @@ class Block:
 
     def factored(self) -> "Factored":
         """With L where what goes is predicted from what stays, else as it is."""
+        weight = self.weight.to(self.products)
         if not self.is_repaired:
-            return Factored(self.weight, None)
+            return Factored(weight, None)
         factor = factor_damped(self.fit.covariance[self.order][:, self.order], UNTESTED_DAMPING)
-        return Factored(self.weight @ factor, factor)
+        return Factored(weight @ factor.to(self.products), inverted(factor).to(self.products))
 
 
 @dataclass(frozen=True)
@@ -45,13 +50,36 @@ class Factored:
     """D = V_d (L⁻¹)_d of every width, d being what goes: the last inputs in the order in which they stay."""
 
     reach: Tensor  # V (O, C)
-    factor: Tensor | None  # L (C, C), lower; None: 1
+    inverse: Tensor | None  # L⁻¹ (C, C), lower; None: 1
 
     def over(self, columns: Tensor) -> Tensor:
         """L⁻¹ M of columns M (C, n)."""
-        if self.factor is None:
-            return columns
-        return torch.linalg.solve_triangular(self.factor, columns, upper=False)
+        columns = columns.to(self.reach)
+        return columns if self.inverse is None else self.inverse @ columns
+
+    def spread(self, covariance: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """L⁻¹ C L⁻ᵀ on and below its diagonal, some rows (n) up to the last of them (n, m) at a time."""
+        size = len(covariance)
+        for first in range(0, size, ROWS):
+            rows, upto = slice(first, first + ROWS), min(first + ROWS, size)
+            part = covariance[:upto, :upto].to(self.reach)
+            if self.inverse is None:
+                yield rows, part[first:]
+                continue
+            yield rows, self.inverse[rows, :upto] @ part @ self.inverse[:upto, :upto].t()
+
+
+def inverted(factor: Tensor) -> Tensor:
+    """L⁻¹ of a lower triangle (C, C), by halves, so that nearly all of it is products."""
+    size = len(factor)
+    if size <= HALVES:
+        eye = torch.eye(size, dtype=factor.dtype, device=factor.device)
+        return torch.linalg.solve_triangular(factor, eye, upper=False)
+    half = size // 2
+    found = torch.zeros_like(factor)
+    found[:half, :half], found[half:, half:] = inverted(factor[:half, :half]), inverted(factor[half:, half:])
+    found[half:, :half] = -(found[half:, half:] @ factor[half:, :half] @ found[:half, :half])
+    return found
 
 
 def kept_at(places: Tensor, width: int) -> int:
@@ -66,7 +94,7 @@ def from_the_end(values: Tensor) -> Tensor:
 
 def blocks_of(axis: Axis, weight: Tensor, statistics: Source, places: Tensor, compensate: str) -> Iterator[Block]:
     """An axis's inputs block by block. weight (O, C); places (E, U) or (1, G·Q) of `unit_places`."""
-    weight = weight.double()
+    products, weight = torch.promote_types(weight.dtype, torch.float32), weight.double()
     moments = fitting(axis, statistics[axis.key])
     parts = moments.split()
     size = weight.shape[1] // len(parts)
@@ -78,7 +106,7 @@ def blocks_of(axis: Axis, weight: Tensor, statistics: Source, places: Tensor, co
         fit, held = (own.without_held(), own.held) if is_apart else (own, own)
         assert held is not None
         repaired = compensate in CLOSED_FORMS and tokens >= FEW_TOKENS
-        yield Block(columns[:, order], fit, held, order, place[order], repaired)
+        yield Block(columns[:, order], fit, held, order, place[order], repaired, products)
 
 
 def _tokens_seen(axis: Axis, statistics: Source, blocks: int) -> list[float]:

@@ -14,7 +14,8 @@ part: [−L_dk L_kk⁻¹, I] = L_dd (L⁻¹)_d, hence D = V_d (L⁻¹)_d with V 
 
     tr(F D C Dᵀ) = Σ_{i,j ∈ d} (Vᵀ F V)_ij (L⁻¹ C L⁻ᵀ)_ij
 
-so that the damage at all widths is one matrix summed up from its end. λ is over the mean variance of all inputs here,
+so that the damage at all widths is one matrix summed up from its end. Factors are made in float64, products of them
+in the dtype of the work. λ is over the mean variance of all inputs here,
 of the kept ones where a repair is made.
 
 Errors of different blocks of inputs (and of different experts) count as uncorrelated, and so do those of different
@@ -129,7 +130,7 @@ def damage_at(
         found, kept = block.factored(), block.num_kept(widths)
         spread += _weighed(found, information, block.held.covariance[block.order][:, block.order])[kept]
         drift = (block.held.mean - block.fit.mean if has_bias else block.held.mean)[block.order]
-        moved = found.reach * found.over(drift[:, None])[:, 0]
+        moved = (found.reach * found.over(drift[:, None])[:, 0]).double()
         for place, first in enumerate(kept):
             shift[:, place] += moved[:, first:].sum(1)
         if into is not None:
@@ -139,7 +140,12 @@ def damage_at(
 
 
 def _weighed(found: Factored, information: Tensor, covariance: Tensor) -> Tensor:
-    """(C + 1,): tr(F D C Dᵀ) of every number of inputs kept, of one block."""
-    product = found.over(found.over(covariance).t())
-    product.mul_(found.reach.t() @ (information @ found.reach))
-    return from_the_end(product.diagonal() + 2 * product.triu(1).sum(1))
+    """(C + 1,): tr(F D C Dᵀ) of every number of inputs kept, of one block; summed in float64."""
+    values = information.new_zeros(len(covariance))
+    weighed = information.to(found.reach) @ found.reach  # F V
+    for rows, spread in found.spread(covariance):
+        upto = spread.shape[1]
+        both = (spread * (found.reach[:, rows].t() @ weighed[:, :upto])).tril(rows.start)
+        values[:upto] += 2 * both.sum(0, dtype=values.dtype)
+        values[rows] -= both.diagonal(rows.start).double()  # once, where the others stand for two
+    return from_the_end(values)

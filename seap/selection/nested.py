@@ -27,8 +27,6 @@ from seap.scoring.score import Scores
 from seap.selection.blocks import Block, Factored, blocks_of, kept_at
 from seap.selection.mask import unit_places
 
-HALVES = 512  # inputs up to which a triangle is inverted at once
-
 
 @dataclass(frozen=True)
 class Nested:
@@ -42,7 +40,7 @@ class Nested:
 
     @classmethod
     def of(cls, block: Block, found: Factored) -> "Nested":
-        inverse = None if found.factor is None else inverted(found.factor).float()
+        inverse = None if found.inverse is None else found.inverse.float()
         return cls(block.order, block.places, block.fit.mean[block.order], found.reach.float(), inverse)
 
     def num_kept(self, width: int) -> int:
@@ -58,19 +56,6 @@ class Nested:
         if self.inverse is None:
             return self.reach.new_zeros(len(self.reach), kept)
         return self.reach[:, kept:] @ self.inverse[kept:, :kept]
-
-
-def inverted(factor: Tensor) -> Tensor:
-    """L⁻¹ of a lower triangle (C, C), by halves, so that nearly all of it is products."""
-    size = len(factor)
-    if size <= HALVES:
-        eye = torch.eye(size, dtype=factor.dtype, device=factor.device)
-        return torch.linalg.solve_triangular(factor, eye, upper=False)
-    half = size // 2
-    found = torch.zeros_like(factor)
-    found[:half, :half], found[half:, half:] = inverted(factor[:half, :half]), inverted(factor[half:, half:])
-    found[half:, :half] = -(found[half:, half:] @ factor[half:, :half] @ found[:half, :half])
-    return found
 
 
 def nested_of(axis: Axis, weight: Tensor, statistics: Source, places: Tensor, compensate: str) -> list[Nested]:

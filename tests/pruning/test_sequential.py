@@ -7,7 +7,7 @@ import torch
 from tiny import ALL, ids, model
 
 from seap.compensation.compensate import Repair, kept_inputs
-from seap.compensation.cross import CrossMoments, corrected_inputs, refit
+from seap.compensation.cross import DAMPING, CrossMoments, Fitting, corrected_inputs, refit
 from seap.models.arch import describe
 from seap.pruning.surgery import cut_
 from seap.selection.damage import simulated
@@ -48,6 +48,45 @@ def test_moments_give_the_errors_of_the_rows() -> None:
     left = t.double() - h.double() @ weight.t()
     assert moments.raw_error(weight) == pytest.approx(float(left.square().sum(1).mean()), rel=1e-5)
     assert moments.judging()(weight, bias) == pytest.approx(float((left - bias).square().sum(1).mean()), rel=1e-5)
+
+
+def test_dampings_are_chosen_by_some_outputs_and_used_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    h, noise = torch.randn(60, 40, generator=GENERATOR), torch.randn(60, 8, generator=GENERATOR)
+    fit, held = split(h, h @ torch.randn(40, 8, generator=GENERATOR) + 3 * noise)
+    old = Repair(torch.zeros(8).double(), torch.zeros(8, 40).double())
+    weight, tried = old.weight, list[int]()
+    assert weight is not None
+    real = Fitting.at
+    monkeypatch.setattr(Fitting, "at", lambda own, damping: (tried.append(len(own.old)), real(own, damping))[1])
+    by_all = refit(old, fit, held, weight)
+    assert by_all is not None and {*tried} == {8}
+    tried.clear()
+    monkeypatch.setattr("seap.compensation.compensate.JUDGED", 2)  # every fourth output
+    by_some = refit(old, fit, held, weight)
+    assert by_some is not None and by_some.weight is not None
+    assert {*tried[:-1]} == {2} and tried[-1] == 8
+    expected = real(Fitting.of(fit + held, weight), float(by_some.about.split()[1]))
+    torch.testing.assert_close(by_some.weight, expected.weight)
+    least = {damping: some_error(fit, held, weight, damping) for damping in DAMPING}
+    assert f"{min(least, key=lambda damping: least[damping]):g}" == by_some.about.split()[1]
+
+
+def some_error(fit: CrossMoments, held: CrossMoments, weight: torch.Tensor, damping: float) -> float:
+    """Of every fourth output on held-out rows, the fit being of all outputs."""
+    found = Fitting.of(fit, weight).at(damping)
+    assert found.weight is not None
+    return held.at(slice(0, None, 4)).judging()(found.weight[::4], found.bias[::4])
+
+
+def test_inputs_are_mapped_by_what_helps_some_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = torch.randn(400, 6, generator=GENERATOR)
+    drift = torch.eye(6) + 0.3 * torch.randn(6, 6, generator=GENERATOR)
+    expected = corrected_inputs(*split(dense @ drift.t(), dense))
+    monkeypatch.setattr("seap.compensation.compensate.JUDGED", 2)
+    found = corrected_inputs(*split(dense @ drift.t(), dense))
+    assert expected is not None and found is not None
+    torch.testing.assert_close(found, expected)
+    assert corrected_inputs(*split(dense, dense)) is None
 
 
 def test_a_refit_finds_the_targets_and_is_none_where_it_does_not_help() -> None:

@@ -17,7 +17,7 @@ from seap.models import shelf
 from seap.models.arch import describe
 from seap.models.shelf import Shelf
 from seap.selection.mask import choose_units, unit_places
-from seap.selection.nested import inverted, nested_bytes, nested_of, repaired
+from seap.selection.nested import nested_bytes, nested_of, repaired
 from seap.text.corpus import Corpus
 from seap.text.options import Calibration
 
@@ -54,14 +54,6 @@ def one_scale(moments: Moments, keep: torch.Tensor) -> Moments:
             moved[kept, kept] += more / (1 + 1e-2)  # what is added raises the mean again, by a hundredth of it
         parts.append(Moments(own.count, own.mean, own.m2, moved))
     return Moments.joined(parts)
-
-
-def test_a_triangle_is_inverted_by_halves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seap.selection.nested.HALVES", 4)
-    rows = torch.randn(60, 37, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    factor = torch.linalg.cholesky(rows.t() @ rows)
-    torch.testing.assert_close(inverted(factor) @ factor, torch.eye(37, dtype=torch.float64), rtol=0, atol=1e-9)
-    assert not inverted(factor).triu(1).any()
 
 
 def test_on_disk_a_network_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
