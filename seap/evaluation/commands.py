@@ -27,7 +27,7 @@ def evaluate_tasks(
     if not tasks:
         raise UserError("nothing to measure: add --task NAME or --task NAME=PATH, or --harness TASKS")
     tests = [load_test(spec, options) for spec in tasks]
-    model, tokenizer = loader.load_for_work(name, **(loading or {}))
+    model, tokenizer = loader.load_for_work(name, in_batches=True, **(loading or {}))
     reference, whole = loader.load_for_work(dense, **(loading or {})) if dense else (None, None)
     return measure(model, tokenizer, tests, options, reference, whole)
 
@@ -86,5 +86,5 @@ def run_harness(
     from seap.evaluation import harness
 
     harness.check(names, data, **limits)
-    model, tokenizer = loader.load_for_work(name, **(loading or {}))
+    model, tokenizer = loader.load_for_work(name, in_batches=True, **(loading or {}))
     return harness.evaluate(model, tokenizer, names, data=data, chat=chat, **limits)

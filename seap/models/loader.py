@@ -120,6 +120,7 @@ def load(
     code: dict[str, Any] = {"trust_remote_code": trust_remote_code, "skip_digests": skip_digests, "dtype": dtype}
     model, tokenizer = _load(name, Loading(device=device, **code), quantization_config)
     check_finite(model, name)
+    settle_threads(model)
     return model, tokenizer
 
 
@@ -148,9 +149,7 @@ def _load(
         )
         if str(opened.folder.path) != resolve_model(name):
             model.config._name_or_path = name  # what the report says, not the place in the Hub's cache
-    model = model.to(place).eval()
-    settle_threads(model)
-    return model, tokenizer
+    return model.to(place).eval(), tokenizer
 
 
 def _load_gguf(name: str, config: Any, dtype: str, quantization_config: Any) -> tuple[Any, Any]:
@@ -161,13 +160,18 @@ def _load_gguf(name: str, config: Any, dtype: str, quantization_config: Any) -> 
     return model, tokenizer
 
 
-def load_for_work(name: str, **loading: Any) -> tuple[Any, Any]:
+def load_for_work(name: str, *, in_batches: bool = False, **loading: Any) -> tuple[Any, Any]:
     """As `load`, for commands that compute a lot: auto is float32 where the checkpoint's own 16 bits would be slow.
 
-    loading: the fields of `Loading`. `model.config.dtype` still says the checkpoint's own.
+    in_batches: for one that reads text rather than writes it (`settle_threads`). loading: the fields of `Loading`.
+    `model.config.dtype` still says the checkpoint's own.
     """
-    given, (model, tokenizer) = Loading(**loading), load(name, **loading)
-    return model.float() if given.dtype == "auto" and slow_on_cpu(model) else model, tokenizer
+    given = Loading(**loading)
+    model, tokenizer = _load(name, given)
+    check_finite(model, name)
+    model = model.float() if given.dtype == "auto" and slow_on_cpu(model) else model
+    settle_threads(model, in_batches=in_batches)
+    return model, tokenizer
 
 
 def load_streamed(
@@ -195,6 +199,7 @@ def load_streamed(
     stacks = shards if find_family(decoders.text_config(opened.config)).experts is not None else None
     model, tokenizer = _load(name, replace(given, device="cpu", dtype="auto"), stacks=stacks)
     check_finite(model, name, in_files=True)
+    settle_threads(model, in_batches=True)
     own = model.dtype
     if given.dtype == "auto":
         working = torch.float32 if place.type == "cpu" and own in HALF and not has_16_bit() else own

@@ -14,7 +14,7 @@ from seap.activations.layerwise import HELD_PERIOD
 from seap.methods import FIRST_ORDER, MEASURED, RECONSTRUCTING, RUNNING, Method
 from seap.models.arch import Arch, choose_axes, describe, embedding_params
 from seap.models.axes import CHANNELS, Axis
-from seap.pruning.operations import TRIED, best_ridge, closed_form, inverses, removal, repaired_once, repairs, ridge
+from seap.pruning.operations import best_ridge, closed_form, refitting, removal, repaired_once, repairs, ridge
 from seap.pruning.work import NOTHING, Done, Stage, Text, merged
 from seap.selection.budgets import is_protected, least_kept, may_go, variants
 from seap.selection.damage import probe_widths
@@ -127,11 +127,9 @@ def ranking(shape: Shape, method: Method, options: Pruning, text: Text, moments:
         solves = sum(removal(shape, axis, method, moments) for axis in (*shape.arch.axes, *heads))
         stages.append(Stage(name="scores", solves=solves))
     if options.closed_curves:
-        each = [own for axis in shape.axes for own in variants(axis, options)]
-        solves = sum(closed_form(shape, axis, moments) for axis in each)
-        if method.allocate == "search":  # its trials' factors are inverted
-            solves += sum(inverses(axis, moments) for axis in each if not axis.usage_key)
-        stages.append(Stage(name="damage", solves=solves))
+        found = [closed_form(shape, own, moments) for axis in shape.axes for own in variants(axis, options)]
+        solves, products = (sum(part) for part in zip(*found, strict=True)) if found else (0.0, 0.0)
+        stages.append(Stage(name="damage", solves=solves, moments=products))
     elif method.allocate in MEASURED:
         stages.append(_probes(shape, method, options, text, moments))
     return stages
@@ -265,7 +263,8 @@ def _refit(shape: Shape, text: Text, kept: float) -> Stage:
         size, outputs = (shape.hidden, shape.hidden), (k, shape.hidden)
         for inputs, targets in (size, outputs):
             moments += 2.0 * text.tokens * (inputs**2 + targets * inputs)
-            square = 2 * targets * inputs**2  # a solution with a factor that is there, or its error
-            solves += (TRIED + 1) * inputs**3 / 3 + (2 * TRIED + 4) * square
-    passes = 4 * text.batches * shape.num_layers
-    return Stage(name="refit", forward=text.tokens * (2 + 1.9 * kept), passes=passes, moments=moments, solves=solves)
+            solves += refitting(shape, inputs)
+    passes, channels = 4 * text.batches * shape.num_layers, _channels(shape)
+    heads = 2.7 * (1 - channels)  # up to what their consumer reads, then twice for what the channels' linears read
+    forward = text.tokens * (1 + heads + kept * channels)
+    return Stage(name="refit", forward=forward, passes=passes, moments=moments, solves=solves)

@@ -6,6 +6,7 @@ In float64, but for products that are said to be in float32. Shapes: C inputs of
 from typing import TYPE_CHECKING
 
 from seap.activations.calibration import num_blocks
+from seap.compensation.compensate import judged
 from seap.methods import CLOSED_FORMS, Method
 from seap.models.axes import Axis
 from seap.selection.options import Pruning
@@ -16,18 +17,13 @@ if TYPE_CHECKING:
 TRIED = 3.5  # dampings of a ridge on the way to the best (`compensate.lowest`)
 
 
-def closed_form(shape: "Shape", axis: Axis, moments: str) -> float:
-    """Operations of an axis's damage in closed form (`selection/curves.py`)."""
-    blocks = num_blocks(axis, moments)
-    size, outputs = axis.num_inputs / blocks, shape.hidden
-    weighing = 4 * outputs * size**2 + 2 * outputs**2 * size  # V and Vᵀ F V
-    return blocks * (size**3 / 3 + 2 * size**3 + weighing)
-
-
-def inverses(axis: Axis, moments: str) -> float:
-    """Operations of an axis's inverted factors (`selection/nested.py`)."""
-    blocks = num_blocks(axis, moments)
-    return 2 / 3 * axis.num_inputs**3 / blocks**2
+def closed_form(shape: "Shape", axis: Axis, moments: str) -> tuple[float, float]:
+    """Operations of an axis's damage in closed form (`selection/curves.py`): in float64, and products in float32."""
+    blocks, outputs = num_blocks(axis, moments), shape.hidden
+    size = axis.num_inputs / blocks
+    weighing = outputs * size**2 + 2 * outputs**2 * size  # half of Vᵀ F V
+    products = 2 * outputs * size**2 + 4 / 3 * size**3 + weighing
+    return blocks * (size**3 / 3 + 2 / 3 * size**3), blocks * products
 
 
 def removal(shape: "Shape", axis: Axis, method: Method, moments: str) -> float:
@@ -69,8 +65,19 @@ def repaired_once(shape: "Shape", method: Method, options: Pruning, moments: str
 
 def best_ridge(shape: "Shape", axis: Axis, kept: float, moments: str) -> float:
     """The ridge solution whose damping is best on held-out rows, and what the bias alone would leave."""
-    blocks, outputs = num_blocks(axis, moments), shape.hidden
+    blocks, some = num_blocks(axis, moments), num_judged(shape.hidden)
     size = axis.num_inputs / blocks
     k, gone = kept * size, (1 - kept) * size
-    once = 2 * outputs * (2 * gone * k + gone**2 + size**2)
-    return blocks * (once + TRIED * (k**3 / 3 + 4 * outputs * k**2)) + ridge(shape, axis, kept, moments)
+    once = 2 * some * (2 * gone * k + gone**2 + size**2)
+    return blocks * (once + TRIED * (k**3 / 3 + 4 * some * k**2)) + ridge(shape, axis, kept, moments)
+
+
+def num_judged(outputs: int) -> int:
+    """Outputs by which a damping is chosen."""
+    return len(range(outputs)[judged(outputs)])
+
+
+def refitting(shape: "Shape", inputs: float) -> float:
+    """Operations of a fit between two streams with its best damping (`compensation/cross.py`)."""
+    one, some = 2 * shape.hidden * inputs**2, 2 * num_judged(shape.hidden) * inputs**2  # a solution, or its error
+    return (TRIED + 1) * inputs**3 / 3 + 2 * one + (2 * TRIED + 2) * some

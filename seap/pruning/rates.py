@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, log_softmax, scaled_dot_product_attention, silu
 
-from seap.activations.accumulator import Accumulator
+from seap.activations.accumulator import GATHERED, Accumulator
 from seap.allocation import give_back
 from seap.compensation.damped import solve_damped
 from seap.environment import clock
 from seap.models import solving
 from seap.models.axes import KV_GROUPS
-from seap.models.trial import OPERATIONS as TRIED_OPERATIONS
-from seap.models.trial import SURE_PARAMS
+from seap.models.trial import SURE_PARAMS, batch_of
 from seap.pruning.cost import HALF_OF_A_MATRIX, Shape
 from seap.pruning.work import Stage
 from seap.threads import settle
@@ -30,7 +29,6 @@ from seap.threads import settle
 CLIPPED = 4096  # inputs and outputs of a matrix that is measured
 OPERATIONS = 4e9  # of a measured product, at most
 REPEATS = 3
-PIECE_TOKENS = 256  # by which the number of threads is chosen
 LAYER_CALLS = 55  # small operations of a layer, Python between them
 DISK_BYTES_PER_S = 5e8  # read or written: not measured, since a file that is small enough stays in memory
 KNAPSACK = 1e-4  # seconds a variable; the solver's luck makes it a third or three times of that
@@ -122,23 +120,10 @@ def measure_rates(shape: Shape, *, device: str, dtype: torch.dtype, length: int,
 
 
 def _piece(meter: Meter, shape: Shape) -> Callable[[], float] | None:
-    """Seconds of some layers' products; None for a model so large that threads are sure to help.
-
-    Of many tokens, as batches are: on seven a second thread gains nothing, where it takes half of the time of these.
-    """
+    """Seconds of some layers' products; None for a model so large that threads are sure to help."""
     if shape.params > SURE_PARAMS:
         return None
-    layers = _fitting(TRIED_OPERATIONS / (PIECE_TOKENS * shape.layer_params), shape.num_layers, 1)
-    pieces = [(meter.numbers(PIECE_TOKENS, c), meter.numbers(o, c)) for o, c in _linear_sizes(shape)]
-
-    def seconds() -> float:
-        started = clock(meter.device)
-        for _ in range(layers):
-            for rows, weight in pieces:
-                silu(linear(rows, weight))
-        return clock(meter.device) - started
-
-    return seconds
+    return batch_of([meter.numbers(o, c) for o, c in _linear_sizes(shape)], most=shape.num_layers)
 
 
 def _forward(meter: Meter, shape: Shape, length: int, batch_tokens: int) -> Taken:
@@ -221,14 +206,15 @@ def _call(meter: Meter) -> Taken:
 
 def _moments(meter: Meter, shape: Shape) -> Taken:
     """An operation of second moments (or of another product in float32)."""
-    size = min(max((axis.num_inputs for axis in shape.arch.axes), default=1), 2048)
-    tokens = _fitting(OPERATIONS / size**2, 1024, 64)
+    size = min(max((axis.num_inputs for axis in shape.arch.axes), default=1), 1024)
+    tokens = 2 * GATHERED
     rows = meter.numbers(tokens, size)
     place = meter.device if meter.device.type in ("cuda", "cpu") else torch.device("cpu")
 
     def once() -> None:
         found = Accumulator(size, blocks=1, device=place)
         found.update_(rows)
+        found.moments()  # the last rows are multiplied by then
 
     return meter.taken(once).times(1 / (2 * HALF_OF_A_MATRIX * tokens * size**2))
 

@@ -12,12 +12,9 @@ from torch import Tensor
 
 from seap.activations.moments import Moments
 from seap.compensation.compensate import FEW_TOKENS, UNTESTED_DAMPING, Source, fitting
-from seap.compensation.damped import factor_damped
+from seap.compensation.damped import ROWS, factor_damped, inverted
 from seap.methods import CLOSED_FORMS
 from seap.models.axes import Axis
-
-HALVES = 512  # inputs up to which a triangle is inverted at once
-ROWS = 1024  # of a product of which only a triangle is wanted that are made at a time
 
 
 @dataclass(frozen=True)
@@ -67,19 +64,6 @@ class Factored:
                 yield rows, part[first:]
                 continue
             yield rows, self.inverse[rows, :upto] @ part @ self.inverse[:upto, :upto].t()
-
-
-def inverted(factor: Tensor) -> Tensor:
-    """L⁻¹ of a lower triangle (C, C), by halves, so that nearly all of it is products."""
-    size = len(factor)
-    if size <= HALVES:
-        eye = torch.eye(size, dtype=factor.dtype, device=factor.device)
-        return torch.linalg.solve_triangular(factor, eye, upper=False)
-    half = size // 2
-    found = torch.zeros_like(factor)
-    found[:half, :half], found[half:, half:] = inverted(factor[:half, :half]), inverted(factor[half:, half:])
-    found[half:, :half] = -(found[half:, half:] @ factor[half:, :half] @ found[:half, :half])
-    return found
 
 
 def kept_at(places: Tensor, width: int) -> int:

@@ -17,7 +17,7 @@ from seap.models.arch import Arch, describe
 from seap.models.axes import Axis
 from seap.scoring.score import score_inputs
 from seap.scoring.sensitivity import fisher
-from seap.selection.blocks import blocks_of, inverted
+from seap.selection.blocks import blocks_of
 from seap.selection.curves import closed_curves, closed_widths, damage_at
 from seap.selection.mask import choose_units, unit_places
 from seap.text.corpus import Corpus
@@ -94,14 +94,6 @@ def test_a_triangle_summed_in_pieces_is_the_whole(rows: int, compensate: str, mo
     rough = damage_at(blocks_of(axis, weight.float(), *given), information, widths, has_bias=True)  # its products too
     assert rough != expected
     assert rough == pytest.approx(expected, rel=1e-4)
-
-
-def test_a_triangle_is_inverted_by_halves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seap.selection.blocks.HALVES", 4)
-    rows = torch.randn(60, 37, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    factor = torch.linalg.cholesky(rows.t() @ rows)
-    torch.testing.assert_close(inverted(factor) @ factor, torch.eye(37, dtype=torch.float64), rtol=0, atol=1e-9)
-    assert not inverted(factor).triu(1).any()
 
 
 def test_in_blocks_the_errors_add_up() -> None:
