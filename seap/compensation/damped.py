@@ -53,3 +53,9 @@ def inverse_of(factor: Tensor) -> Tensor:
         found[first:upto, :upto] = half[first:, first:upto].t() @ half[first:, :upto]
         found[:first, first:upto] = found[first:upto, :first].t()
     return found
+
+
+def lower_times(lower: Tensor, columns: Tensor) -> Tensor:
+    """L M of a lower triangle L (k, k) and columns M (k, n), without most of the zeros."""
+    ends = range(ROWS, len(lower) + ROWS, ROWS)
+    return torch.cat([lower[end - ROWS : end, :end] @ columns[:end] for end in ends])

@@ -225,7 +225,7 @@ def _descents(shape: Shape, options: Pruning, text: Text, moments: str) -> Stage
     for axis in shape.axes:
         products += 2.0 * part.tokens * shape.hidden * axis.num_inputs
         size = axis.num_inputs / num_blocks(axis, moments)
-        products += len(variants(axis, options)) * 2.0 * shape.hidden * axis.num_inputs * size
+        products += len(variants(axis, options)) * shape.hidden * axis.num_inputs * size  # with a triangle
     return Stage(
         name="slopes",
         forward=(1 + 2 * steps) * part.tokens,  # the dense model once

@@ -6,7 +6,7 @@ on a busy machine the first says what it takes today, the second what it takes b
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -28,6 +28,7 @@ from seap.threads import settle
 
 CLIPPED = 4096  # inputs and outputs of a matrix that is measured
 OPERATIONS = 4e9  # of a measured product, at most
+FEW_TOKENS = 256  # at least, in a product: of fewer rows it is slower than those of a batch
 REPEATS = 3
 LAYER_CALLS = 55  # small operations of a layer, Python between them
 DISK_BYTES_PER_S = 5e8  # read or written: not measured, since a file that is small enough stays in memory
@@ -128,13 +129,23 @@ def _piece(meter: Meter, shape: Shape) -> Callable[[], float] | None:
 
 def _forward(meter: Meter, shape: Shape, length: int, batch_tokens: int) -> Taken:
     """A token through all layers: their products, attention within its row, and what is done number by number."""
-    rate = Taken(0.0, 0.0)
-    sizes = _linear_sizes(shape)
-    tokens = _fitting(OPERATIONS / (2 * sum(o * c for o, c in sizes)), min(batch_tokens, 512))
-    pieces = [(meter.numbers(tokens, c), meter.numbers(o, c)) for o, c in sizes]
-    rate = meter.taken(lambda: [linear(x, w) for x, w in pieces]).times(1 / (tokens * sum(o * c for o, c in sizes)))
+    sizes, most = _linear_sizes(shape), min(batch_tokens, 512)
+    tokens = _fitting(OPERATIONS / (2 * sum(o * c for o, c in sizes)), most, min(FEW_TOKENS, most))
+    some = _largest(sizes, OPERATIONS / (2 * tokens))
+    pieces = [(meter.numbers(tokens, c), meter.numbers(o, c)) for o, c in some]
+    rate = meter.taken(lambda: [linear(x, w) for x, w in pieces]).times(1 / (tokens * sum(o * c for o, c in some)))
     products = rate.times(shape.active)
-    return products + _attention(meter, shape, length) + _elements(meter, shape, min(batch_tokens, 512))
+    return products + _attention(meter, shape, length) + _elements(meter, shape, most)
+
+
+def _largest(sizes: Sequence[tuple[int, int]], most: float) -> list[tuple[int, int]]:
+    """The largest linears, one after the other, as long as they have no more than so many weights; at least one."""
+    found: list[tuple[int, int]] = []
+    for o, c in sorted(sizes, key=lambda size: -size[0] * size[1]):
+        if found and sum(x * y for x, y in found) + o * c > most:
+            break
+        found.append((o, c))
+    return found
 
 
 def _fitting(count: float, most: int, least: int = 16) -> int:
@@ -178,8 +189,7 @@ def _elements(meter: Meter, shape: Shape, tokens: int) -> Taken:
 
 def _head(meter: Meter, shape: Shape) -> Taken:
     """The output layer at one position."""
-    outputs, inputs = min(shape.vocabulary, 4 * CLIPPED), min(shape.hidden, CLIPPED)
-    tokens = _fitting(OPERATIONS / (2 * outputs * inputs), 128)
+    outputs, inputs, tokens = min(shape.vocabulary, CLIPPED), min(shape.hidden, CLIPPED), FEW_TOKENS
     rows, weight = meter.numbers(tokens, inputs), meter.numbers(outputs, inputs)
     taken = meter.taken(lambda: linear(rows, weight))
     return taken.times(shape.vocabulary * shape.hidden / (outputs * inputs * tokens))
@@ -206,7 +216,7 @@ def _call(meter: Meter) -> Taken:
 
 def _moments(meter: Meter, shape: Shape) -> Taken:
     """An operation of second moments (or of another product in float32)."""
-    size = min(max((axis.num_inputs for axis in shape.arch.axes), default=1), 1024)
+    size = min(max((axis.num_inputs for axis in shape.arch.axes), default=1), 2048)
     tokens = 2 * GATHERED
     rows = meter.numbers(tokens, size)
     place = meter.device if meter.device.type in ("cuda", "cpu") else torch.device("cpu")

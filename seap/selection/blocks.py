@@ -12,7 +12,7 @@ from torch import Tensor
 
 from seap.activations.moments import Moments
 from seap.compensation.compensate import FEW_TOKENS, UNTESTED_DAMPING, Source, fitting
-from seap.compensation.damped import ROWS, factor_damped, inverted
+from seap.compensation.damped import ROWS, factor_damped, inverted, lower_times
 from seap.methods import CLOSED_FORMS
 from seap.models.axes import Axis
 
@@ -52,7 +52,7 @@ class Factored:
     def over(self, columns: Tensor) -> Tensor:
         """L⁻¹ M of columns M (C, n)."""
         columns = columns.to(self.reach)
-        return columns if self.inverse is None else self.inverse @ columns
+        return columns if self.inverse is None else lower_times(self.inverse, columns)
 
     def spread(self, covariance: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """L⁻¹ C L⁻ᵀ on and below its diagonal, some rows (n) up to the last of them (n, m) at a time."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from seap.activations.stats import Statistics
 from seap.compensation.compensate import Repair, Source, weight_of
+from seap.compensation.damped import lower_times
 from seap.models.arch import Arch
 from seap.models.axes import Axis
 from seap.models.shelf import Shelf, shelf_for
@@ -48,7 +49,7 @@ class Nested:
 
     def over(self, columns: Tensor) -> Tensor:
         """L⁻¹ M of columns M (C, n)."""
-        return columns if self.inverse is None else self.inverse @ columns.to(self.inverse)
+        return columns if self.inverse is None else lower_times(self.inverse, columns.to(self.inverse))
 
     def missing(self, width: int) -> Tensor:
         """V_d (L⁻¹)_dk (O, k) of a width: what a repair takes from the kept columns."""
