@@ -74,9 +74,7 @@ class Moments:
             if other.co.shape != self.co.shape:
                 raise UserError("the statistics' second moments are of blocks of different size; measure both alike")
             self.co += other.co
-            parts, deltas = self.co.view(self.num_blocks, -1, self.co.shape[-1]), delta.view(self.num_blocks, -1)
-            deltas = deltas.to(parts.dtype)
-            parts.baddbmm_(deltas[:, :, None], deltas[:, None, :], alpha=weight)  # `outer`, in place
+            _add_outer_(self.co, delta, weight, self.num_blocks)
         self.mean = self.mean + delta * (other.count / total)
         self.count = total
 
@@ -116,7 +114,7 @@ class Moments:
     def covariance(self) -> Tensor:
         """Cov(h) (C, C) float64, divided by the count. Of moments in blocks, ask each of `split`."""
         assert self.co is not None and self.co.ndim == 2, "measured without second moments, or in blocks"
-        return self.co.double() / max(self.count, 1)
+        return self.co.to(torch.float64, copy=True).div_(max(self.count, 1))
 
     def without_held(self) -> Moments:
         """The rows that aren't held out: what a fit may see whose error is then measured on the held-out ones."""
@@ -128,7 +126,8 @@ class Moments:
         delta = held.mean - mean
         co = None
         if self.co is not None and held.co is not None:
-            co = self.co.double() - held.co.double() - weight * outer(delta, self.num_blocks)
+            co = self.co.to(torch.float64, copy=True).sub_(held.co)
+            _add_outer_(co, delta, -weight, self.num_blocks)
         return Moments(count, mean, self.m2 - held.m2 - weight * delta.square(), co)
 
     def weighted(self, weight: float) -> Moments:
@@ -177,6 +176,12 @@ def outer(delta: Tensor, blocks: int) -> Tensor:
         return torch.outer(delta, delta)
     parts = delta.view(blocks, -1)
     return parts[:, :, None] * parts[:, None, :]
+
+
+def _add_outer_(co: Tensor, delta: Tensor, weight: float, blocks: int) -> None:
+    """Add weight · ddᵀ (`outer`), without a copy of it."""
+    parts, deltas = co.view(blocks, -1, co.shape[-1]), delta.view(blocks, -1).to(co.dtype)
+    parts.baddbmm_(deltas[:, :, None], deltas[:, None, :], alpha=weight)
 
 
 def _no_products(size: int, blocks: int, device: torch.device | str) -> Tensor:

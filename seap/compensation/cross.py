@@ -43,7 +43,8 @@ class CrossMoments:
     def centred(self) -> tuple[Tensor, Tensor]:
         """C_hh (k, k) and C_Th (D, k)."""
         h, t = self.means
-        return self.sums[2] / self.count - torch.outer(h, h), self.sums[3] / self.count - torch.outer(t, h)
+        inner, cross = (self.sums[i] / self.count for i in (2, 3))
+        return inner.addr_(h, h, alpha=-1), cross.addr_(t, h, alpha=-1)  # in place: a wide axis's take half a GB
 
     def judging(self) -> "Judging":
         (h, t), (inner, cross) = self.means, self.centred
@@ -67,8 +68,7 @@ class CrossMoments:
 
 
 def _added(sums: list[Tensor], new: list[Tensor]) -> list[Tensor]:
-    new = [part.double() for part in new]
-    return [a + b for a, b in zip(sums, new, strict=True)] if sums else new
+    return [a.add_(b) for a, b in zip(sums, new, strict=True)] if sums else [part.double() for part in new]
 
 
 @dataclass(frozen=True)
@@ -166,17 +166,17 @@ def refit(
     solver, old = fit.solver, (weight if start.weight is None else start.weight).double()
     if not held.count:
         return agreed(lambda: solver(_fitted, fit, held, old, DAMPING[-1]), ranks)
-    some = judged(len(old))
+    best = _best_fit(start, fit, held, old, ranks)
+    return agreed(lambda: None if best is None else solver(_fitted, fit, held, old, best), ranks)
+
+
+def _best_fit(start: Repair, fit: CrossMoments, held: CrossMoments, old: Tensor, ranks: Ranks) -> float | None:
+    """The damping of least error on held-out rows, None where that of what is there is less; by some outputs."""
+    solver, some = fit.solver, judged(len(old))
     fitted = solver(Fitting.of, fit.at(some), old[some], stays=True)
     judge = solver(CrossMoments.judging, held.at(some), stays=True)
     best, least = best_damping(lambda damping: solver(Fitting.error, fitted, damping, judge), ranks)
-
-    def better() -> Repair | None:
-        if least >= solver(Judging.__call__, judge, old[some], start.bias[some]):
-            return None
-        return solver(_fitted, fit, held, old, best)
-
-    return agreed(better, ranks)
+    return best if least < solver(Judging.__call__, judge, old[some], start.bias[some]) else None
 
 
 def _fitted(fit: CrossMoments, held: CrossMoments, old: Tensor, damping: float) -> Repair:
@@ -195,14 +195,16 @@ def corrected_inputs(
     """
     if not held.count:
         return None
+    best = _best_map(fit, held, ranks)
+    return agreed(lambda: None if best is None else fit.solver(_mapped, fit, held, best), ranks)
+
+
+def _best_map(fit: CrossMoments, held: CrossMoments, ranks: Ranks) -> float | None:
+    """The damping of least error on held-out rows, None where that of leaving h as it is is less; by some outputs."""
     solver, some = fit.solver, judged(len(fit.sums[2]))
     mapped, judge = solver(Mapping.of, fit, some, stays=True), held.at(some)
     best, least = best_damping(lambda damping: solver(Mapping.error, mapped, damping, judge), ranks)
-
-    def better() -> Tensor | None:
-        return solver(_mapped, fit, held, best) if least < solver(CrossMoments.raw_error, judge, mapped.same) else None
-
-    return agreed(better, ranks)
+    return best if least < solver(CrossMoments.raw_error, judge, mapped.same) else None
 
 
 def _mapped(fit: CrossMoments, held: CrossMoments, damping: float) -> Tensor:

@@ -18,10 +18,11 @@ def factor_damped(covariance: Tensor, damping: float) -> Tensor:
     """L (k, k), lower, with LLᵀ = C + λI and the same λ."""
     if not len(covariance):  # nothing is kept
         return covariance
-    scale = covariance.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    eye = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+    diagonal, damped = covariance.diagonal(), covariance.clone()  # the one copy: a wide axis's takes half a GB
+    scale = diagonal.mean().clamp_min(torch.finfo(torch.float64).tiny)
     for power in range(8):
-        factor, failed = torch.linalg.cholesky_ex(covariance + scale * damping * 10**power * eye)
+        damped.diagonal().copy_(diagonal + scale * damping * 10**power)
+        factor, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             found: Tensor = factor
             return found
@@ -40,14 +41,16 @@ def inverted(factor: Tensor) -> Tensor:
     half = size // 2
     found = torch.zeros_like(factor)
     found[:half, :half], found[half:, half:] = inverted(factor[:half, :half]), inverted(factor[half:, half:])
-    found[half:, :half] = -(found[half:, half:] @ factor[half:, :half] @ found[:half, :half])
+    below = lower_times(found[half:, half:], factor[half:, :half])
+    found[half:, :half] = times_lower(below, found[:half, :half]).neg_()
     return found
 
 
 def inverse_of(factor: Tensor) -> Tensor:
     """(LLᵀ)⁻¹ of a lower triangle L (k, k): in products, which take half as long as `torch.cholesky_inverse`."""
     size, half = len(factor), inverted(factor)
-    found = torch.empty_like(factor)
+    del factor
+    found = torch.empty_like(half)
     for first in range(0, size, ROWS):
         upto = min(first + ROWS, size)
         found[first:upto, :upto] = half[first:, first:upto].t() @ half[first:, :upto]
@@ -59,3 +62,9 @@ def lower_times(lower: Tensor, columns: Tensor) -> Tensor:
     """L M of a lower triangle L (k, k) and columns M (k, n), without most of the zeros."""
     ends = range(ROWS, len(lower) + ROWS, ROWS)
     return torch.cat([lower[end - ROWS : end, :end] @ columns[:end] for end in ends])
+
+
+def times_lower(rows: Tensor, lower: Tensor) -> Tensor:
+    """M L of rows M (n, k) and a lower triangle L (k, k), without most of the zeros."""
+    starts = range(0, len(lower), ROWS)
+    return torch.cat([rows[:, start:] @ lower[start:, start : start + ROWS] for start in starts], 1)

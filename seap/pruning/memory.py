@@ -28,6 +28,7 @@ from seap.text.options import Calibration
 from seap.vocabulary.measuring import LOGITS as BATCH_LOGITS
 
 LOGITS = 5  # copies of a batch's logits at a time, where there is a gradient; 4 without
+FITTING = 6  # matrices of a consumer's inputs in float64, where all of them stay and it is fitted anew
 FLOAT = 4  # bytes of activations and logits
 LIBRARIES = 4e8  # Python, torch, transformers
 
@@ -62,7 +63,8 @@ def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Ca
         stages.append(stages.pop() + _descending(shape, min(DESCENT * spent.probe_tokens, tokens)))
     stages.append(ROOM * _weights_left(shape, options))
     if method.sequential:
-        stages.append(4 * hidden + sum(8.0 * shape.hidden * a.num_inputs * (1 - options.sparsity) for a in shape.axes))
+        repairs = sum(8.0 * shape.hidden * a.num_inputs * (1 - options.sparsity) for a in shape.axes)
+        stages.append(4 * hidden + repairs + FITTING * max((8.0 * a.num_inputs**2 for a in shape.axes), default=0.0))
     factors = factors_of(shape, options, calibration)
     disk = [("second moments", on_disk, Path(tempfile.gettempdir()))] if on_disk else []
     if factors > LARGE:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from seap.compensation.damped import inverse_of, inverted, lower_times
+from seap.compensation.damped import inverse_of, inverted, lower_times, times_lower
 
 
 def test_a_triangle_is_inverted_by_halves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,3 +32,4 @@ def test_zeros_of_a_triangle_are_left_out(rows: int, monkeypatch: pytest.MonkeyP
     lower, columns = (torch.randn(37, n, generator=generator, dtype=torch.float64) for n in (37, 3))
     lower = lower.tril()
     torch.testing.assert_close(lower_times(lower, columns), lower @ columns)
+    torch.testing.assert_close(times_lower(columns.t(), lower), columns.t() @ lower)
