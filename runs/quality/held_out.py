@@ -1,12 +1,13 @@
 """What a setting of the default method is worth on text that decides nothing else.
 
     python runs/quality/held_out.py SMOLLM2 --task arc_easy=TASKS/arc_easy gsm8k=DATA/gsm8k \\
-        --settings fisher_tokens=4096 heads=query --sparsity 0.2 0.5 --out FILE
+        --settings fisher_tokens=4096 heads=query --sparsity 0.2 0.5 [--than FILE] --out FILE
 
 Fits on one half of a task's training texts and tests on the other, so that a setting may follow from it. A row for
 each setting (`key=value,…`, options of `seap.prune`), the default first; beside each other setting's KL and loss the
 difference from the default's with its standard error over the same texts. The file is written after every row, and a
-second run goes on where it stopped.
+second run goes on where it stopped. With --than a file that another state of the code made, rows are held against its
+rows of the same setting, texts and seed.
 """
 
 import argparse
@@ -44,6 +45,11 @@ def options_of(setting: str) -> dict[str, Any]:
     return {key: yaml.safe_load(value) for key, value in pairs}
 
 
+def rows_of(path: Path) -> dict[str, dict[str, Any]]:
+    """By their keys."""
+    return {row["key"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
+
+
 def told(row: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
     """A row with how far it is from the default's, per token over the same texts."""
     found = {}
@@ -76,20 +82,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--task", nargs="+", required=True, metavar="NAME=PATH")
-    parser.add_argument("--settings", nargs="+", required=True, metavar="KEY=VALUE,…")
+    parser.add_argument("--settings", nargs="*", default=[], metavar="KEY=VALUE,…")
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--num-texts", type=int, default=10**6)
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.2, 0.5])
     parser.add_argument("--test-items", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--than", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args()
     model, tokenizer = loader.load_for_work(a.model)
     reading = Calibration(num_texts=a.num_texts, max_tokens=a.tokens, seq_len=512, second_moments=True, seed=a.seed)
     seq_len = longest_sequence(model, reading)
-    made: dict[str, dict[str, Any]] = {}
-    if a.out.exists():
-        made = {row["key"]: row for row in json.loads(a.out.read_text(encoding="utf-8"))["rows"]}
+    made = rows_of(a.out) if a.out.exists() else {}
     for spec in a.task:
         task, (fit, held) = parse_spec(spec).name, halves(spec)
         test = Evaluation(num_items=a.test_items, window=512)
@@ -114,6 +119,10 @@ def main() -> None:
                 shown = {k: v for k, v in made[key].items() if k not in ("sums", "key", "data_hash", "test_hash")}
                 print({k: round(v, 4) if isinstance(v, float) else v for k, v in shown.items()}, flush=True)
                 write_json(a.out, {"kind": "held out", "rows": list(made.values())} | provenance())
+    if a.than:
+        others = rows_of(a.than)
+        rows = [told(row, others[key]) if key in others else row for key, row in made.items()]
+        write_json(a.out, {"kind": "held out", "rows": rows} | provenance())
 
 
 if __name__ == "__main__":
