@@ -7,7 +7,7 @@ Fits on one half of a task's training texts and tests on the other, so that a se
 each setting (`key=value,…`, options of `seap.prune`), the default first; beside each other setting's KL and loss the
 difference from the default's with its standard error over the same texts. The file is written after every row, and a
 second run goes on where it stopped. With --than a file that another state of the code made, rows are held against its
-rows of the same setting, texts and seed.
+rows of the same setting, texts and seed too (`kl_less_than`, `loss_less_than`).
 """
 
 import argparse
@@ -50,11 +50,11 @@ def rows_of(path: Path) -> dict[str, dict[str, Any]]:
     return {row["key"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
 
 
-def told(row: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    """A row with how far it is from the default's, per token over the same texts."""
+def told(row: dict[str, Any], base: dict[str, Any], less: str = "default") -> dict[str, Any]:
+    """A row with how far it is from another one, by default the default's, per token over the same texts."""
     found = {}
     for name in ("kl", "loss"):
-        found |= named(f"{name}_less_default", added(row["sums"][name], base["sums"][name]))
+        found |= named(f"{name}_less_{less}", added(row["sums"][name], base["sums"][name]))
     return row | found
 
 
@@ -121,7 +121,7 @@ def main() -> None:
                 write_json(a.out, {"kind": "held out", "rows": list(made.values())} | provenance())
     if a.than:
         others = rows_of(a.than)
-        rows = [told(row, others[key]) if key in others else row for key, row in made.items()]
+        rows = [told(row, others[key], "than") if key in others else row for key, row in made.items()]
         write_json(a.out, {"kind": "held out", "rows": rows} | provenance())
 
 

@@ -105,10 +105,10 @@ class Fitting:
         new = self.old + solve_damped(self.inner, self.missing, damping)
         return Repair(self.t - new @ self.h, new, f"sequential {damping:g}")
 
-    def error(self, damping: float, judged: Judging) -> float:
+    def error(self, damping: float, judge: Judging) -> float:
         tried = self.at(damping)
         assert tried.weight is not None
-        return judged(tried.weight, tried.bias)
+        return judge(tried.weight, tried.bias)
 
 
 @dataclass(frozen=True)
@@ -121,15 +121,15 @@ class Mapping:
 
     @classmethod
     def of(cls, moments: CrossMoments, outputs: slice = ALL) -> "Mapping":
-        inner, cross = moments.sums[2] / moments.count, moments.sums[3] / moments.count
+        inner, cross = moments.sums[2] / moments.count, moments.sums[3][outputs] / moments.count
         same = torch.eye(len(inner), dtype=inner.dtype, device=inner.device)[outputs]
-        return cls(inner, (cross - inner)[outputs], same)
+        return cls(inner, cross - inner[outputs], same)
 
     def at(self, damping: float) -> Tensor:
         return self.same + solve_damped(self.inner, self.missing, damping)
 
-    def error(self, damping: float, judged: CrossMoments) -> float:
-        return judged.raw_error(self.at(damping))
+    def error(self, damping: float, judge: CrossMoments) -> float:
+        return judge.raw_error(self.at(damping))
 
 
 def over(moments: CrossMoments, ranks: Ranks) -> CrossMoments:
