@@ -101,11 +101,11 @@ class Products:
     """
 
     def __init__(self, size: int, blocks: int, device: torch.device | str) -> None:
-        self.size, self.blocks = size, blocks
+        self.size, self.blocks, self.device = size, blocks, device
         inner = size // blocks
         self.exact = inner <= EXACT_SIZE
         self.tile = max(TILE, inner // 16)
-        self._total = torch.zeros(blocks, inner, inner, dtype=torch.float64, device=device)
+        self._total: Tensor | None = None  # (B, n, n) float64
         self._pending: Tensor | None = None  # (B, n, n) float32, not in the total yet
         self._rows: Tensor | None = None  # not multiplied yet; the first `_num_rows` of them
         self._num_rows = self._num_pending = 0
@@ -127,17 +127,19 @@ class Products:
         self._multiply_()
         self._fold_()
         self._rows = None
+        total = self._matrices() if self._total is None else self._total
         for i, end in self._tiles():
-            self._total[:, end:, i:end] = self._total[:, i:end, end:].transpose(1, 2)
-        return self._total[0] if self.blocks == 1 else self._total
+            total[:, end:, i:end] = total[:, i:end, end:].transpose(1, 2)
+        return total[0] if self.blocks == 1 else total
 
     def _multiply_(self) -> None:
         if self._rows is None or not self._num_rows:
             return
         parts = self._rows[: self._num_rows].view(-1, self.blocks, self.size // self.blocks).transpose(0, 1)
-        if self._pending is None and not self.exact:
-            self._pending = torch.zeros_like(self._total, dtype=torch.float32)
-        into = self._total if self._pending is None else self._pending
+        into = self._total if self.exact else self._pending
+        if into is None:
+            into = self._matrices(parts.dtype)
+            self._total, self._pending = (into, None) if self.exact else (self._total, into)
         if len(self._tiles()) == 1:
             into.baddbmm_(parts.transpose(1, 2), parts)
         else:
@@ -150,11 +152,17 @@ class Products:
             self._fold_()
 
     def _fold_(self) -> None:
-        if self._pending is not None:
+        if self._pending is not None and self._total is None:
+            self._total = self._pending.double()  # no sooner, since a wide axis's takes half a GB
+        elif self._pending is not None and self._total is not None:
             for block, pending in zip(self._total, self._pending, strict=True):
                 for i, end in self._tiles():
                     block[i:end, i:] += pending[i:end, i:]
         self._pending, self._num_pending = None, 0
+
+    def _matrices(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        size = self.size // self.blocks
+        return torch.zeros(self.blocks, size, size, dtype=dtype, device=self.device)
 
     def _tiles(self) -> list[tuple[int, int]]:
         inner = self.size // self.blocks

@@ -116,6 +116,16 @@ class Moments:
         assert self.co is not None and self.co.ndim == 2, "measured without second moments, or in blocks"
         return self.co.to(torch.float64, copy=True).div_(max(self.count, 1))
 
+    def between(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Cov(h) of some inputs (r,) and others (c,), both bool (C,): (r, c) float64. Not of moments in blocks."""
+        assert self.co is not None and self.co.ndim == 2, "measured without second moments, or in blocks"
+        return self.co[rows][:, columns].double().div_(max(self.count, 1))
+
+    def without_matrix(self) -> Moments:
+        """Means and variances alone."""
+        held = None if self.held is None else self.held.without_matrix()
+        return Moments(self.count, self.mean, self.m2, None, held)
+
     def without_held(self) -> Moments:
         """The rows that aren't held out: what a fit may see whose error is then measured on the held-out ones."""
         if self.held is None or self.held.count == 0:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from seap.activations.moments import Moments
-from seap.compensation.damped import solve_damped
+from seap.compensation.damped import factor_of, solve_damped
 from seap.models.arch import Arch
 from seap.models.axes import Axis, Masks
 from seap.models.residency import as_computed
@@ -94,9 +94,9 @@ def _ridge(weight: Tensor, moments: Moments, keep: Tensor, damping: float) -> Te
     """The kept columns (O, k), fitted."""
     if keep.all() or not keep.any():
         return weight[:, keep]
-    covariance = moments.covariance
-    cross = weight[:, ~keep] @ covariance[~keep][:, keep]
-    return weight[:, keep] + solve_damped(covariance[keep][:, keep], cross, damping)
+    cross = weight[:, ~keep] @ moments.between(~keep, keep)
+    factor = factor_of(lambda: moments.between(keep, keep), damping)
+    return weight[:, keep] + torch.cholesky_solve(cross.t(), factor).t()
 
 
 def output_error(weight: Tensor, moments: Moments, keep: Tensor, repair: Repair) -> float:
@@ -159,10 +159,10 @@ class _Kept:
 
     @classmethod
     def of(cls, weight: Tensor, fit: Moments, held: Moments, keep: Tensor) -> "_Kept":
-        gone, own, other = weight[:, ~keep], fit.covariance, held.covariance
-        left = float(((gone @ other[~keep][:, ~keep]) * gone).sum())
-        to, held_to = (gone @ covariance[~keep][:, keep] for covariance in (own, other))
-        return cls(to, own[keep][:, keep], held_to, other[keep][:, keep], left)
+        gone = weight[:, ~keep]
+        left = float(((gone @ held.between(~keep, ~keep)) * gone).sum())
+        to, held_to = (gone @ moments.between(~keep, keep) for moments in (fit, held))
+        return cls(to, fit.between(keep, keep), held_to, held.between(keep, keep), left)
 
     def added(self, damping: float) -> Tensor:
         """R (O, k)."""

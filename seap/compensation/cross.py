@@ -22,7 +22,10 @@ ALL = slice(None)  # outputs
 
 @dataclass
 class CrossMoments:
-    """Sums of inputs h (k), targets t (D) and their products, centred when read; float64, where systems are solved."""
+    """Sums of inputs h (k), targets t (D) and their products, where systems are solved; centred when read, in float64.
+
+    Products of h are float32, as they are made.
+    """
 
     count: int = 0
     sums: list[Tensor] = field(default_factory=list)  # h, t, hhᵀ, thᵀ, t² of each output
@@ -31,7 +34,8 @@ class CrossMoments:
     def update_(self, h: Tensor, t: Tensor) -> None:
         h = h.float()
         t = t.to(h.device).float()
-        new = [h.double().sum(0), t.double().sum(0), h.t() @ h, t.t() @ h, t.double().square().sum(0)]
+        sums = (h.sum(0, dtype=torch.float64), t.sum(0, dtype=torch.float64))
+        new = [*sums, h.t() @ h, t.t() @ h, t.double().square().sum(0)]
         self.sums = self.solver(_added, self.sums, new, stays=True)
         self.count += len(h)
 
@@ -43,8 +47,14 @@ class CrossMoments:
     def centred(self) -> tuple[Tensor, Tensor]:
         """C_hh (k, k) and C_Th (D, k)."""
         h, t = self.means
-        inner, cross = (self.sums[i] / self.count for i in (2, 3))
+        inner, cross = self.about_zero
         return inner.addr_(h, h, alpha=-1), cross.addr_(t, h, alpha=-1)  # in place: a wide axis's take half a GB
+
+    @property
+    def about_zero(self) -> tuple[Tensor, Tensor]:
+        """E[h hᵀ] (k, k) and E[t hᵀ] (D, k)."""
+        inner, cross = (self.sums[i].to(torch.float64, copy=True).div_(self.count) for i in (2, 3))
+        return inner, cross
 
     def judging(self) -> "Judging":
         (h, t), (inner, cross) = self.means, self.centred
@@ -52,8 +62,9 @@ class CrossMoments:
 
     def raw_error(self, weight: Tensor) -> float:
         """E‖t − W h‖², without means."""
-        explained = ((weight @ self.sums[2]) * weight).sum() - 2 * (weight * self.sums[3]).sum()
-        return float(self.sums[4].sum() + explained) / self.count
+        inner, cross = self.about_zero
+        explained = ((weight @ inner) * weight).sum() - 2 * (weight * cross).sum()
+        return float(self.sums[4].sum()) / self.count + float(explained)
 
     def at(self, outputs: slice) -> "CrossMoments":
         """The same of some of the targets."""
@@ -68,7 +79,7 @@ class CrossMoments:
 
 
 def _added(sums: list[Tensor], new: list[Tensor]) -> list[Tensor]:
-    return [a.add_(b) for a, b in zip(sums, new, strict=True)] if sums else [part.double() for part in new]
+    return [a.add_(b) for a, b in zip(sums, new, strict=True)] if sums else new
 
 
 @dataclass(frozen=True)
@@ -121,7 +132,7 @@ class Mapping:
 
     @classmethod
     def of(cls, moments: CrossMoments, outputs: slice = ALL) -> "Mapping":
-        inner, cross = moments.sums[2] / moments.count, moments.sums[3][outputs] / moments.count
+        inner, cross = moments.at(outputs).about_zero
         same = torch.eye(len(inner), dtype=inner.dtype, device=inner.device)[outputs]
         return cls(inner, cross - inner[outputs], same)
 
@@ -136,10 +147,10 @@ def over(moments: CrossMoments, ranks: Ranks) -> CrossMoments:
     """All ranks' sums together, on every one of them; a rank may have none."""
     if ranks.size == 1:
         return moments
-    told = exchanged((moments.count, [part.shape for part in moments.sums]), ranks)
-    shapes = next((shapes for _, shapes in told if shapes), [])
+    told = exchanged((moments.count, [(part.shape, part.dtype) for part in moments.sums]), ranks)
+    like = next((kinds for _, kinds in told if kinds), [])
     own = [part.cpu() for part in moments.sums]  # a rank whose GPU is full has them there
-    parts = own or [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
+    parts = own or [torch.zeros(shape, dtype=dtype) for shape, dtype in like]
     return CrossMoments(sum(count for count, _ in told), [summed(part, ranks) for part in parts], moments.solver)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from seap.activations.moments import Moments
-from seap.compensation.damped import factor_damped, inverse_of
+from seap.compensation.damped import factor_of, inverse_of
 
 DAMPING = 1e-3  # over the mean of the covariance's diagonal
 ROUNDS = 48  # a round removes at most one 48th of what is left, at least one unit
@@ -39,9 +39,9 @@ class Removal:
 def removal(weight: Tensor, moments: Moments, unit_inputs: int, *, rounds: int | None = None) -> Removal:
     """Remove all units of an axis one after the other. weight (O, C) float64."""
     units, place = weight.shape[1] // unit_inputs, weight.device
-    if not moments.covariance.any():  # an expert that no token was routed to
+    if not moments.m2.any():  # an expert that no token was routed to
         return Removal(torch.arange(units, device=place), torch.zeros(units, dtype=torch.float64, device=place))
-    inverse = inverse_of(factor_damped(moments.covariance, DAMPING))
+    inverse = inverse_of(factor_of(lambda: moments.covariance, DAMPING))
     weight = weight.clone()
     rounds = rounds or (ROUNDS if units <= FEW_UNITS else ROUNDS // 2)
     left, there = torch.arange(units, device=place), torch.ones(units, dtype=torch.bool, device=place)

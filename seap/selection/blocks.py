@@ -12,7 +12,7 @@ from torch import Tensor
 
 from seap.activations.moments import Moments
 from seap.compensation.compensate import FEW_TOKENS, UNTESTED_DAMPING, Source, fitting
-from seap.compensation.damped import ROWS, factor_damped, inverted, lower_times
+from seap.compensation.damped import ROWS, factor_of, invert_, lower_times
 from seap.methods import CLOSED_FORMS
 from seap.models.axes import Axis
 
@@ -22,8 +22,8 @@ class Block:
     """Inputs of a consumer whose second moments are known together, in the order in which they stay."""
 
     weight: Tensor  # (O, C) float64
-    fit: Moments  # what a repair is fitted on
-    held: Moments  # what its error is measured on
+    moments: Moments  # of all rows, and of the held-out ones apart where `is_apart`
+    is_apart: bool
     order: Tensor  # int64 (C,): from that order to the moments' own
     places: Tensor  # int64 (C,): an input stays at every width above its place
     is_repaired: bool
@@ -33,13 +33,36 @@ class Block:
         """How many of the inputs stay at each width."""
         return [kept_at(self.places, width) for width in widths]
 
+    @property
+    def mean(self) -> Tensor:
+        """(C,) of the rows that a repair is fitted on, in the order in which the inputs stay."""
+        return self._fit(self.moments.without_matrix()).mean[self.order]
+
+    @property
+    def held(self) -> Moments:
+        """Of the rows that its error is measured on."""
+        apart = self.moments.held if self.is_apart else None
+        return self.moments if apart is None else apart
+
+    def _fit(self, moments: Moments) -> Moments:
+        return moments.without_held() if self.is_apart else moments
+
     def factored(self) -> "Factored":
         """With L where what goes is predicted from what stays, else as it is."""
         weight = self.weight.to(self.products)
         if not self.is_repaired:
             return Factored(weight, None)
-        factor = factor_damped(self.fit.covariance[self.order][:, self.order], UNTESTED_DAMPING)
-        return Factored(weight @ factor.to(self.products), inverted(factor).to(self.products))
+        factor = factor_of(lambda: self.ordered(self._fit(self.moments), torch.float64), UNTESTED_DAMPING)
+        reach = weight @ factor.to(self.products)
+        return Factored(reach, invert_(factor).to(self.products))
+
+    def ordered(self, moments: Moments, dtype: torch.dtype) -> Tensor:
+        """The covariance (C, C) in the order in which the inputs stay; some rows at a time."""
+        assert moments.co is not None
+        found = moments.co.new_empty(moments.co.shape, dtype=dtype)
+        for into, some in zip(found.split(ROWS), self.order.split(ROWS), strict=True):
+            into.copy_(moments.co.index_select(0, some).index_select(1, self.order))
+        return found.div_(max(moments.count, 1))
 
 
 @dataclass(frozen=True)
@@ -87,10 +110,8 @@ def blocks_of(axis: Axis, weight: Tensor, statistics: Source, places: Tensor, co
     for columns, own, place, tokens in zip(weight.split(size, 1), parts, each, seen, strict=True):
         order = torch.sort(place, stable=True).indices
         is_apart = own.held is not None and own.held.count > 0 and bool(own.held.m2.any())
-        fit, held = (own.without_held(), own.held) if is_apart else (own, own)
-        assert held is not None
         repaired = compensate in CLOSED_FORMS and tokens >= FEW_TOKENS
-        yield Block(columns[:, order], fit, held, order, place[order], repaired, products)
+        yield Block(columns[:, order], own, is_apart, order, place[order], repaired, products)
 
 
 def _tokens_seen(axis: Axis, statistics: Source, blocks: int) -> list[float]:

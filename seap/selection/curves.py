@@ -128,9 +128,8 @@ def damage_at(
     shift = information.new_zeros(len(information), len(widths))
     for block in blocks:
         found, kept = block.factored(), block.num_kept(widths)
-        covariance = block.held.covariance.to(block.products)[block.order][:, block.order]
-        spread += _weighed(found, information, covariance)[kept]
-        drift = (block.held.mean - block.fit.mean if has_bias else block.held.mean)[block.order]
+        spread += _weighed(found, information, block.ordered(block.held, block.products))[kept]
+        drift = block.held.mean[block.order] - (block.mean if has_bias else 0.0)
         moved = (found.reach * found.over(drift[:, None])[:, 0]).double()
         for place, first in enumerate(kept):
             shift[:, place] += moved[:, first:].sum(1)

@@ -42,7 +42,7 @@ class Nested:
     @classmethod
     def of(cls, block: Block, found: Factored) -> "Nested":
         inverse = None if found.inverse is None else found.inverse.float()
-        return cls(block.order, block.places, block.fit.mean[block.order], found.reach.float(), inverse)
+        return cls(block.order, block.places, block.mean, found.reach.float(), inverse)
 
     def num_kept(self, width: int) -> int:
         return kept_at(self.places, width)
