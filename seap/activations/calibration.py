@@ -3,22 +3,21 @@
 Shapes: B rows, T tokens, C inputs of a consumer.
 """
 
-import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from seap.activations.accumulator import Accumulator, ExpertAccumulator
 from seap.activations.checks import check_axes
 from seap.activations.layerwise import Walk, model_inputs
 from seap.activations.moments import Moments
+from seap.activations.recording import accumulator_of, check_finite, moments_of, recording
 from seap.activations.stats import IN_MEMORY_BYTES, Statistics
 from seap.disk.place import check_space
 from seap.environment import versions
@@ -26,13 +25,12 @@ from seap.errors import UserError
 from seap.files import digest
 from seap.models.arch import Arch, describe
 from seap.models.axes import Axis
-from seap.models.experts import Routed
 from seap.models.loader import name_of
 from seap.models.modes import evaluation
 from seap.models.residency import release, resident, streamed
 from seap.models.shelf import offloading
 from seap.schema import needed
-from seap.text.corpus import Batch, Corpus, batches, num_batches
+from seap.text.corpus import Corpus, batches, num_batches
 from seap.text.options import Calibration
 
 
@@ -53,15 +51,15 @@ def calibrate(model: Any, corpus: Corpus, options: Calibration, *, progress: boo
 
 
 def _in_one_pass(arch: Arch, corpus: Corpus, options: Calibration, *, progress: bool) -> dict[str, Moments]:
-    into = {axis.key: _accumulator(arch, axis) for axis in arch.axes}
+    into = {axis.key: accumulator_of(arch, axis) for axis in arch.axes}
     total = num_batches(corpus.rows, batch_tokens=options.batch_tokens)
     stream = batches(corpus.rows, batch_tokens=options.batch_tokens)
     bar = tqdm(stream, total=total, desc=f"calibrate {corpus.name}", unit="batch", disable=not progress, leave=False)
     for batch in bar:
-        with _recording(arch, arch.axes, into, batch):
+        with recording(arch, arch.axes, into, batch):
             arch.model.base_model(**model_inputs(arch, batch))
-        _check_finite(arch.axes, into)
-    return _moments_of(arch.axes, into)
+        check_finite(arch.axes, into)
+    return moments_of(arch.axes, into)
 
 
 def _by_layer(arch: Arch, corpus: Corpus, options: Calibration, *, progress: bool) -> Statistics:
@@ -93,12 +91,12 @@ def measure_layer(
     blocks = {axis.key: num_blocks(axis, options.moments) if options.second_moments else 0 for axis in axes}
     parts: list[dict[str, Moments]] = []
     for held in (False, True):
-        into = {axis.key: _accumulator(arch, axis, blocks[axis.key]) for axis in axes}
+        into = {axis.key: accumulator_of(arch, axis, blocks[axis.key]) for axis in axes}
         for index in [index for index, is_held in enumerate(walk.held) if is_held == held]:
-            with _recording(arch, axes, into, walk.batches[index]):
+            with recording(arch, axes, into, walk.batches[index]):
                 walk.hidden[index] = offload(index, walk.run(layer, index))
-        _check_finite(axes, into)
-        parts.append(_moments_of(axes, into))
+        check_finite(axes, into)
+        parts.append(moments_of(axes, into))
     for key in list(parts[0]):
         found[key] = _with_held(parts[0].pop(key), parts[1].pop(key))
 
@@ -155,72 +153,6 @@ def check_room(arch: Arch, corpora: Mapping[str, Corpus], options: Calibration, 
     if too_large(arch, options) and parent.stat().st_dev == Path(tempfile.gettempdir()).stat().st_dev:
         files += file_bytes(arch, options) / 2
     check_space(out, files, "the statistics")
-
-
-Into = Mapping[str, Accumulator | ExpertAccumulator]  # by axis key
-
-
-def _accumulator(arch: Arch, axis: Axis, blocks: int = 0) -> Accumulator | ExpertAccumulator:
-    """blocks: of co-moments; none are kept with 0."""
-    device = arch.weights(axis)[0].device
-    place = device if device.type in ("cuda", "cpu") else torch.device("cpu")  # MPS has no float64
-    if axis.usage_key:
-        return ExpertAccumulator(axis.experts, axis.units, blocks=blocks // axis.experts, device=place)
-    return Accumulator(axis.num_inputs, blocks=blocks, device=place)
-
-
-def _moments_of(axes: Sequence[Axis], into: Into) -> dict[str, Moments]:
-    """What was accumulated, by axis key; and how experts are used, by usage key."""
-    found = {}
-    for axis in axes:
-        accumulator = into[axis.key]
-        if isinstance(accumulator, ExpertAccumulator):
-            found[axis.usage_key] = accumulator.usage.moments()
-        found[axis.key] = accumulator.moments()
-    return found
-
-
-@contextlib.contextmanager
-def _recording(arch: Arch, axes: Sequence[Axis], into: Into, batch: Batch) -> Iterator[None]:
-    """Takes in what the axes' consumers read of one batch's tokens that count, padding never."""
-    real = None if batch.counted.all() else batch.counted.flatten()
-    with contextlib.ExitStack() as stack:
-        for axis in axes:
-            accumulator = into[axis.key]
-            if isinstance(accumulator, ExpertAccumulator):
-                stack.enter_context(arch.experts_of(axis).watched(_of_experts(accumulator, real)))
-            else:
-                handle = arch.consumer(axis).register_forward_pre_hook(_of_linear(accumulator, real))
-                stack.callback(handle.remove)
-        yield
-
-
-def _of_linear(accumulator: Accumulator, real: Tensor | None) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        rows = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
-        accumulator.update_(rows, None if real is None else real.to(rows.device))
-
-    return record
-
-
-def _of_experts(accumulator: ExpertAccumulator, real: Tensor | None) -> Callable[[int, list[Routed]], None]:
-    return lambda num_tokens, seen: accumulator.update_(num_tokens, seen, real)
-
-
-def _check_finite(axes: Sequence[Axis], into: Into) -> None:
-    if not axes:  # of a layer that has none
-        return
-    finite = torch.stack([into[axis.key].is_finite.cpu() for axis in axes])
-    bad = (~finite).nonzero().flatten().tolist()
-    if bad:
-        raise not_finite(axes[bad[0]])
-
-
-def not_finite(axis: Axis) -> UserError:
-    return UserError(
-        f"NaN or infinite activations at the input of layer {axis.layer} {axis.consumer}; "
-        "try --dtype bfloat16 or float32, and check the model's weights"
-    )
 
 
 def structure(model: Any) -> str:

@@ -11,9 +11,11 @@ from typing import Any
 from seap.errors import UserError
 from seap.files import outlines
 from seap.models.arch import Arch
-from seap.models.axes import AXIS_NAMES, BLOCK, EXPERTS, QUERY_HEADS
+from seap.models.axes import AXIS_NAMES, BLOCK, EXPERTS, NORMED, QUERY_HEADS
 
-AXIS_KEY = re.compile(rf"layers\.\d{{1,5}}\.({'|'.join((*AXIS_NAMES, EXPERTS, QUERY_HEADS, BLOCK))})")
+AXIS_KEY = re.compile(
+    rf"layers\.\d{{1,5}}\.({'|'.join((*AXIS_NAMES, EXPERTS, QUERY_HEADS, BLOCK))}|({'|'.join(AXIS_NAMES)})\.{NORMED})"
+)
 ROW_TENSORS = ("row", "right_row", "wrong_row")  # token rows, and those of right and wrong choices
 ROW_PARTS = ("s", "_lengths", "_counted", "_places")
 SEEN_KEY = re.compile(r"row_seen\.(\d{1,9})\.[a-z_]{1,60}")  # of a row with images, by its number
@@ -84,9 +86,9 @@ def _check_axis(path: Path, found: Outlines, key: str, size: tuple[int, ...] | N
 
 def check_axes(path: Path, keys: Iterable[str], sizes: Mapping[str, int], arch: Arch) -> None:
     """Raise UserError unless statistics have this model's axes, each with as many inputs."""
-    own = {axis.key: axis.num_inputs for axis in arch.axes}
-    own |= {axis.usage_key: 2 * axis.experts for axis in arch.axes if axis.usage_key}
-    for key in sorted({*keys} ^ own.keys()):
+    given = {*keys}
+    own = arch.measured(given)
+    for key in sorted(given ^ own.keys()):
         raise UserError(f"{path}: {key} is {'missing' if key in own else 'no axis of the model'}; make it again")
     for key, size in sizes.items():
         if size != own[key]:

@@ -149,7 +149,10 @@ class Moments:
     def about_zero(self) -> Moments:
         """As if the mean were 0 and all that was seen lay around it: what a fit without a bias goes by."""
         held = None if self.held is None else self.held.about_zero()
-        co = None if self.co is None else self.co + self.count * outer(self.mean, self.num_blocks)
+        co = None
+        if self.co is not None:
+            co = self.co.to(torch.float64, copy=True)
+            _add_outer_(co, self.mean, self.count, self.num_blocks)
         return Moments(self.count, torch.zeros_like(self.mean), self.m2 + self.count * self.mean.square(), co, held)
 
     @classmethod

@@ -23,7 +23,7 @@ from seap.disk.rooms import unlock
 from seap.disk.whole import lasting
 from seap.errors import UserError
 from seap.files import read_about, write_safetensors, write_tensors
-from seap.models.axes import EXPERTS
+from seap.models.axes import EXPERTS, NORMED
 from seap.text.contrast import NO_CONTRAST, Contrast
 from seap.text.rows import CountedRow, SeenRow, counted_of, places_of, seen_of
 
@@ -33,7 +33,8 @@ Rows = tuple[tuple[int, ...], ...]  # token ids, one text (or one packed sequenc
 class Statistics(MutableMapping[str, Moments]):
     """Axis key, such as layers.3.channels → moments of its consumer's input; and the token rows measured.
 
-    Under layers.3.experts: how often each expert is used, then how strongly (see `usage.py`), without co-moments.
+    Under layers.3.experts: how often each expert is used, then how strongly (see `usage.py`), without co-moments. Under
+    layers.3.channels.normed: the co-moments of an axis with a norm behind it (see `normed.py`), which has none itself.
 
     contrast: right and wrong choices of the same text, where it is of choices.
 
@@ -100,12 +101,16 @@ class Statistics(MutableMapping[str, Moments]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._kept)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._kept  # without reading it
+
     def __len__(self) -> int:
         return len(self._kept)
 
     @property
     def has_second_moments(self) -> bool:
-        return all(self[key].co is not None for key in self if not key.endswith(f".{EXPERTS}"))
+        whose = (key for key in self if not key.endswith(f".{EXPERTS}") and f"{key}.{NORMED}" not in self)
+        return all(self[key].co is not None for key in whose)
 
 
 def _remove(folder: Path, handle: int | None) -> None:

@@ -12,7 +12,7 @@ Shapes: C inputs of the consumer, k of them kept, O outputs. W_k and W_d are its
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -56,8 +56,14 @@ Compensation = Callable[[Tensor, Moments, Tensor], Repair]  # weight (O, C), its
 Source = Mapping[str, Moments]  # axis key → moments, read one axis at a time
 
 
-def fitting(axis: Axis, moments: Moments) -> Moments:
+def fitting_key(axis: Axis, source: Container[str]) -> str:
+    """Under which a source has an axis's second moments."""
+    return axis.normed_key if axis.normed_key and axis.normed_key in source else axis.key
+
+
+def fitting(axis: Axis, source: Source) -> Moments:
     """The moments that reconstruction goes by: about zero where the consumer has no bias to carry a mean."""
+    moments = source[fitting_key(axis, source)]
     return moments.about_zero() if axis.usage_key else moments
 
 
@@ -199,7 +205,7 @@ def repair_experts(axis: Axis, weight: Tensor, source: Source, keep: Tensor, rep
 
     An expert that saw too few tokens keeps its columns as they are. weight (O, C), keep bool (C,).
     """
-    moments, fitted, columns = fitting(axis, source[axis.key]), 0, []
+    moments, fitted, columns = fitting(axis, source), 0, []
     usage = source[axis.usage_key]
     num_tokens = (usage.mean[: axis.experts] * usage.count).round().tolist()
     parts = zip(weight.double().split(axis.units, 1), moments.split(axis.experts), keep.split(axis.units), strict=True)
@@ -253,4 +259,4 @@ def repair_axis(axis: Axis, weight: Tensor, source: Source, keep: Tensor, repair
     """The repair of one axis. weight (O, C), keep bool (C,)."""
     if axis.usage_key:
         return repair_experts(axis, weight, source, keep, repair)
-    return repair(weight, source[axis.key], keep)
+    return repair(weight, source[axis.key] if repair is mean_bias else fitting(axis, source), keep)

@@ -30,11 +30,12 @@ class CrossMoments:
     count: int = 0
     sums: list[Tensor] = field(default_factory=list)  # h, t, hhᵀ, thᵀ, t² of each output
     solver: Solver = field(default_factory=Solver)
+    has_means: bool = True  # otherwise all is about zero, and no bias is fitted
 
     def update_(self, h: Tensor, t: Tensor) -> None:
         h = h.float()
         t = t.to(h.device).float()
-        sums = (h.sum(0, dtype=torch.float64), t.sum(0, dtype=torch.float64))
+        sums = [part.sum(0, dtype=torch.float64).mul_(self.has_means) for part in (h, t)]
         new = [*sums, h.t() @ h, t.t() @ h, t.double().square().sum(0)]
         self.sums = self.solver(_added, self.sums, new, stays=True)
         self.count += len(h)
@@ -75,7 +76,7 @@ class CrossMoments:
         if not other.count:
             return self
         sums = [a + b for a, b in zip(self.sums, other.sums, strict=True)]
-        return CrossMoments(self.count + other.count, sums, self.solver)
+        return replace(self, count=self.count + other.count, sums=sums)
 
 
 def _added(sums: list[Tensor], new: list[Tensor]) -> list[Tensor]:
@@ -151,7 +152,7 @@ def over(moments: CrossMoments, ranks: Ranks) -> CrossMoments:
     like = next((kinds for _, kinds in told if kinds), [])
     own = [part.cpu() for part in moments.sums]  # a rank whose GPU is full has them there
     parts = own or [torch.zeros(shape, dtype=dtype) for shape, dtype in like]
-    return CrossMoments(sum(count for count, _ in told), [summed(part, ranks) for part in parts], moments.solver)
+    return replace(moments, count=sum(count for count, _ in told), sums=[summed(part, ranks) for part in parts])
 
 
 def best_damping(error: Callable[[float], float], ranks: Ranks) -> tuple[float, float]:

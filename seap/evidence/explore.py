@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from seap.activations.calibration import not_finite
 from seap.activations.layerwise import Walk, model_inputs
+from seap.activations.recording import not_finite
 from seap.environment import provenance, versions
 from seap.errors import UserError
 from seap.models.arch import Arch, describe

@@ -3,7 +3,7 @@
 Shape letters: C inputs of a consumer, O outputs.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -201,11 +201,15 @@ class Arch:
             found |= {axis.heads_key: axis.queries} if axis.heads_key and told else {}
         return found
 
-    @property
-    def measured(self) -> dict[str, int]:
-        """What statistics hold: the key of every axis, and of the use of experts → numbers per token."""
+    def measured(self, keys: Collection[str]) -> dict[str, int]:
+        """What statistics with these keys should hold: key → numbers per token.
+
+        The keys of every axis, of the use of experts, and of normed second moments where there are any.
+        """
         sizes = {axis.key: axis.num_inputs for axis in self.axes}
-        return sizes | {axis.usage_key: 2 * axis.experts for axis in self.axes if axis.usage_key}
+        sizes |= {axis.usage_key: 2 * axis.experts for axis in self.axes if axis.usage_key}
+        normed = {axis.normed_key: axis.num_inputs for axis in self.axes if axis.normed_key}
+        return sizes | (normed if normed.keys() & {*keys} else {})
 
     @cached_property
     def prunable_params(self) -> int:

@@ -15,6 +15,7 @@ from seap.models.experts import Cut
 KV_GROUPS, CHANNELS, EXPERT_CHANNELS, EXPERTS = "kv_groups", "channels", "expert_channels", "experts"
 QUERY_HEADS = "query_heads"  # of every KV group of a layer; in masks, where some groups lose part of theirs
 BLOCK = "block"  # a whole layer, in masks alone
+NORMED = "normed"  # an axis's second moments as the norm behind its consumer sees them, in statistics alone
 AXIS_NAMES = (KV_GROUPS, CHANNELS, EXPERT_CHANNELS)
 ATTENTION, MLP = "attention", "mlp"  # the sub-blocks of a layer, as transformers' `skip` names them
 WIDTH_NAMES = (KV_GROUPS, QUERY_HEADS, CHANNELS, EXPERTS, EXPERT_CHANNELS)  # what is said of a layer
@@ -91,6 +92,11 @@ class Axis:
     def usage_key(self) -> str:
         """`layers.3.experts`: how often and how strongly the layer's experts are used; empty for other axes."""
         return f"layers.{self.layer}.{EXPERTS}" if self.name == EXPERT_CHANNELS else ""
+
+    @property
+    def normed_key(self) -> str:
+        """`layers.3.channels.normed`: its second moments where a norm stands behind (see `normed.py`), else empty."""
+        return f"{self.key}.{NORMED}" if self.is_normed else ""
 
     @property
     def heads_key(self) -> str:

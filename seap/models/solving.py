@@ -87,6 +87,9 @@ class _Moved(Mapping[Any, Any]):
     def __iter__(self) -> Iterator[Any]:
         return iter(self._source)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._source
+
     def __len__(self) -> int:
         return len(self._source)
 

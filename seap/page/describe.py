@@ -14,7 +14,7 @@ from seap.errors import UserError
 from seap.files import read_about, read_tensors
 from seap.models import kinds
 from seap.models.arch import describe as describe_arch
-from seap.models.axes import EXPERTS, KV_GROUPS, WIDTH_NAMES
+from seap.models.axes import EXPERTS, KV_GROUPS, NORMED, WIDTH_NAMES
 from seap.models.blocks import blocks_refused, without
 from seap.models.gguf import is_gguf
 from seap.models.layer_config import stays_whole
@@ -73,7 +73,9 @@ def _content(path: Path, kind: str) -> dict[str, Any]:
         check_masks(path, tensors)
         return {"layers": _layers({key: f"{int(mask.sum())}/{mask.numel()}" for key, mask in tensors.items()})}
     means = {key.removesuffix(".mean"): value for key, value in tensors.items() if key.endswith(".mean")}
-    means = {key: value for key, value in means.items() if not key.startswith("held.")}
+    means = {
+        key: value for key, value in means.items() if not key.startswith("held.") and not key.endswith(f".{NORMED}")
+    }
     experts = {key: expert_use(mean) for key, mean in means.items() if key.endswith(f".{EXPERTS}")}
     told = {key: f"{mean.numel()} inputs" for key, mean in means.items() if key not in experts}
     for key, use in experts.items():

@@ -17,6 +17,7 @@ from seap.models.loader import free_memory
 from seap.models.shelf import LARGE
 from seap.pruning.cost import Shape
 from seap.pruning.probe import ROOM
+from seap.pruning.sequential import COPIES, READ_BYTES
 from seap.pruning.work import Text
 from seap.selection.budgets import variants
 from seap.selection.damage import CACHED_BYTES
@@ -28,7 +29,7 @@ from seap.text.options import Calibration
 from seap.vocabulary.measuring import LOGITS as BATCH_LOGITS
 
 LOGITS = 5  # copies of a batch's logits at a time, where there is a gradient; 4 without
-FITTING = 6  # matrices of a consumer's inputs in float64, where all of them stay and it is fitted anew
+FITTING = 4  # matrices of a consumer's inputs in float64, where all of them stay and it is fitted anew
 FLOAT = 4  # bytes of activations and logits
 LIBRARIES = 4e8  # Python, torch, transformers
 
@@ -58,13 +59,16 @@ def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Ca
     if method.score in FIRST_ORDER:
         stages.append(_gradients(shape, text, calibration))
     if method.allocate == "search" or (method.allocate in MEASURED and not options.closed_curves):
-        stages.append(_probing(shape, options, min(spent.probe_tokens, batch)))
-    if method.allocate == "search" and spent.descents:
-        stages.append(stages.pop() + _descending(shape, min(DESCENT * spent.probe_tokens, tokens)))
+        searches = method.allocate == "search" and spent.descents
+        descending = _descending(shape, min(DESCENT * spent.probe_tokens, tokens)) if searches else 0.0
+        trial = (LOGITS - 1) * _few_logits(shape, min(spent.probe_tokens, batch))
+        stages.append(_probing(shape, options, min(spent.probe_tokens, batch)) + max(trial, descending))
     stages.append(ROOM * _weights_left(shape, options))
     if method.sequential:
-        repairs = sum(8.0 * shape.hidden * a.num_inputs * (1 - options.sparsity) for a in shape.axes)
-        stages.append(4 * hidden + repairs + FITTING * max((8.0 * a.num_inputs**2 for a in shape.axes), default=0.0))
+        repairs = sum(FLOAT * shape.hidden * a.num_inputs * (1 - options.sparsity) for a in shape.axes)
+        widest = max((a.num_inputs for a in shape.axes), default=0)
+        read = min(FLOAT * tokens * (shape.hidden + widest * (1 - options.sparsity)), READ_BYTES)
+        stages.append(COPIES * hidden + read + repairs + FITTING * 8.0 * widest**2)
     factors = factors_of(shape, options, calibration)
     disk = [("second moments", on_disk, Path(tempfile.gettempdir()))] if on_disk else []
     if factors > LARGE:
@@ -113,7 +117,7 @@ def matrices_of(shape: Shape, options: Pruning, calibration: Calibration, tasks:
     entries = [axis.num_inputs**2 / num_blocks(axis, calibration.moments) for axis in shape.arch.axes]
     if 16 * sum(entries) <= IN_MEMORY_BYTES:
         return 16 * sum(entries) * tasks, 0.0
-    return 40 * max(entries), 8 * sum(entries) * tasks
+    return 24 * max(entries), 8 * sum(entries) * tasks
 
 
 def factors_of(shape: Shape, options: Pruning, calibration: Calibration) -> float:
@@ -125,7 +129,7 @@ def factors_of(shape: Shape, options: Pruning, calibration: Calibration) -> floa
 
 
 def _probing(shape: Shape, options: Pruning, tokens: int) -> float:
-    """States, logits, what the dense model says, and the repairs that are kept."""
+    """What trials look at: states, what the dense model says, and the repairs that are kept."""
     logits = float(FLOAT * tokens * shape.vocabulary)
     repairs = 0.0
     if options.resolved().compensate in CLOSED_FORMS:
@@ -133,16 +137,19 @@ def _probing(shape: Shape, options: Pruning, tokens: int) -> float:
         one = sum(FLOAT * shape.hidden * axis.num_inputs * kept for axis in shape.axes)
         repairs = REMEMBERED * one + max((8.0 * shape.hidden * axis.num_inputs for axis in shape.axes), default=0.0)
     states = FLOAT * tokens * shape.hidden * (shape.num_layers + 1)
-    few = float(FLOAT * shape.vocabulary * few_logits(shape.vocabulary, tokens))
-    return states + (LOGITS - 1) * few + min(logits, CACHED_BYTES) + repairs
+    return states + min(logits, CACHED_BYTES) + repairs
+
+
+def _few_logits(shape: Shape, tokens: int) -> float:
+    return float(FLOAT * shape.vocabulary * few_logits(shape.vocabulary, tokens))
 
 
 def _descending(shape: Shape, tokens: int) -> float:
-    """States of the dense and of the cut model, logits of a batch, a layer's gradients and a factor."""
+    """States of the dense and of the cut model, logits of a batch, a layer's gradients and a factor; what lies free."""
     states = 2.0 * FLOAT * tokens * shape.hidden * (shape.num_layers + 1)
-    few = float(FLOAT * shape.vocabulary * few_logits(shape.vocabulary, tokens))
     gradients = max((8.0 * shape.hidden * axis.num_inputs for axis in shape.axes), default=0.0)
-    return states + LOGITS * few + 4 * gradients
+    found = states + LOGITS * _few_logits(shape, tokens) + 4 * gradients
+    return found + min(KEPT_END, found)
 
 
 def free(device: str) -> float:

@@ -53,7 +53,7 @@ def _check_own_weights(arch: Arch) -> None:
 
 def check_sizes(arch: Arch, statistics: Statistics) -> None:
     """Raise UserError unless the statistics have this model's axes."""
-    expected = arch.measured
+    expected = arch.measured(statistics.keys())
     found = {key: moments.mean.numel() for key, moments in statistics.items()}
     if expected != found:
         key = sorted(dict(expected.items() ^ found.items()))[0]

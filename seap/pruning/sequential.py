@@ -14,6 +14,7 @@ In a layer of experts only the attention's consumer is refitted; the experts kee
 
 The error is inherited only where the consumer's output is added to the residual stream as it is. Where a norm stands
 between (Gemma 2 and 3, OLMo 2) the target is the dense consumer's output alone; a first batch tells which it is.
+There each token counts by one over the size of that output, as the norm does, and no bias is fitted (`normed.py`).
 Shapes: N tokens, D hidden size (outputs of a consumer), k kept inputs.
 """
 
@@ -26,6 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from seap.activations.layerwise import Walk, input_of, taken
+from seap.activations.normed import sizes_of
 from seap.activations.ranks import Ranks
 from seap.activations.stats import Rows
 from seap.allocation import give_back
@@ -179,14 +181,17 @@ class Streams:
     def _refit_(self, axis: Axis, axes: Sequence[Axis], dense: Sequence[DenseRun]) -> None:
         """Fit the axis's consumer anew, where that helps on held-out rows."""
         keep = kept_inputs(axis, axis.mask_of(self.masks))
-        solver = solver_of(self.arch, axis.layer)
-        sums = [CrossMoments(solver=solver), CrossMoments(solver=solver)]
+        solver, place = solver_of(self.arch, axis.layer), self.arch.writers(axis.layer).index(axis.consumer)
+        sums = [CrossMoments(solver=solver, has_means=not axis.is_normed) for _ in range(2)]
         with self._cut(axes):
             for index in self._each():
                 inputs, target = self._fitted_to(axis, index, dense[index])
-                h = self.walk.real(index, inputs)
+                h, t = self.walk.real(index, inputs), self.walk.real(index, target)
                 h = h[:, keep.to(h.device)] if h.shape[1] == len(keep) else h  # channels that go are left out already
-                sums[self.walk.held[index]].update_(h, self.walk.real(index, target))
+                if axis.is_normed:
+                    size = sizes_of(self.walk.real(index, dense[index].outputs[place]).to(h.device))
+                    h, t = h / size, t / size
+                sums[self.walk.held[index]].update_(h, t)
         start = self._start(axis)
         fit, held = (over(one, self.ranks) for one in sums)
         better = refit(start, fit, held, weight_of(self.arch, axis).cpu()[:, keep], self.ranks)

@@ -81,7 +81,6 @@ def _wanda_sp(axis: Axis, weight: Tensor, moments: Moments) -> Tensor:
 
 
 def _obs(axis: Axis, weight: Tensor, moments: Moments) -> Tensor:
-    moments = fitting(axis, moments)
     columns = weight.double().split(axis.num_inputs // moments.num_blocks, 1)
     parts = zip(columns, moments.split(), strict=True)
     scores = torch.cat([removal(part, own, axis.unit_inputs).scores() for part, own in parts])
@@ -178,7 +177,7 @@ def score_inputs(
             if name in RECONSTRUCTING:
                 assert name != "obs-fisher" or sensitivity is not None, f"{name} needs the loss's sensitivity"
                 weighed = sensitivity[axis.key] if sensitivity is not None and name == "obs-fisher" else None
-                solver, moments = solver_of(arch, axis.layer), statistics[axis.key]
+                solver, moments = solver_of(arch, axis.layer), fitting(axis, statistics)
                 score = solver(_reconstructed, name, axis, weight, moments, weighed, by_head)
                 release(arch.model, [] if weighed is None else [weighed])
             else:

@@ -29,6 +29,7 @@ from seap.activations.layerwise import (
     taken,
     unchanged,
 )
+from seap.activations.normed import sizes_of
 from seap.activations.ranks import Ranks, summed
 from seap.activations.stats import Rows
 from seap.models.arch import Arch
@@ -89,21 +90,27 @@ def fisher(
     progress: bool,
     ranks: Ranks = Ranks(),  # noqa: B008
 ) -> Shelf:
-    """Axis key → Σ g gᵀ (O, O) at the consumer's output, over all real tokens; float32."""
-    keys = {(axis.layer, axis.consumer): axis.key for axis in arch.axes}
-    outputs = {place: arch.weight(*place).shape[0] for place in keys}
+    """Axis key → Σ g gᵀ (O, O) at the consumer's output, over all real tokens; float32.
+
+    Where a norm stands behind, of g · rms(output), as the errors that it weighs are over rms(output) (`normed.py`).
+    """
+    axes = {(axis.layer, axis.consumer): axis for axis in arch.axes}
+    outputs = {place: arch.weight(*place).shape[0] for place in axes}
     sums = shelf_for(arch.model, sum(4 * size**2 for size in outputs.values()), "the loss's sensitivities")
     walk = Walk.start(arch, rows, batch_tokens=batch_tokens, ranks=ranks)
     back = Backward.start(walk, partial(_sampled, walk, seed))
     for layer in back.layers(progress=progress):
-        own = {module: keys[at, module] for at, module in keys if at == layer}
+        own = {module: axis for (at, module), axis in axes.items() if at == layer}
         found: dict[str, Tensor] = {}
-        for module, _, grad in back.through(layer, [*own]):
+        for module, inputs, grad in back.through(layer, [*own]):
+            if own[module].is_normed:
+                linear = arch.linear(layer, module)
+                grad = grad * sizes_of(linear(inputs.to(linear.weight)))
             outer = grad.t() @ grad
             found[module] = found[module] + outer if module in found else outer
-        for module, key in own.items():
+        for module, axis in own.items():
             size = outputs[layer, module]
-            sums[key] = summed(found.pop(module).cpu() if module in found else torch.zeros(size, size), ranks)
+            sums[axis.key] = summed(found.pop(module).cpu() if module in found else torch.zeros(size, size), ranks)
     return sums
 
 

@@ -102,7 +102,7 @@ def from_the_end(values: Tensor) -> Tensor:
 def blocks_of(axis: Axis, weight: Tensor, statistics: Source, places: Tensor, compensate: str) -> Iterator[Block]:
     """An axis's inputs block by block. weight (O, C); places (E, U) or (1, G·Q) of `unit_places`."""
     products, weight = torch.promote_types(weight.dtype, torch.float32), weight.double()
-    moments = fitting(axis, statistics[axis.key])
+    moments = fitting(axis, statistics)
     parts = moments.split()
     size = weight.shape[1] // len(parts)
     each = places.flatten().repeat_interleave(axis.num_inputs // places.numel()).split(size)

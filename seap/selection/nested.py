@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from seap.activations.stats import Statistics
-from seap.compensation.compensate import Repair, Source, weight_of
+from seap.compensation.compensate import Repair, Source, fitting_key, weight_of
 from seap.compensation.damped import lower_times
 from seap.models.arch import Arch
 from seap.models.axes import Axis
@@ -100,7 +100,9 @@ class Nests:
     def put(self, axis: Axis, blocks: Sequence[Nested]) -> None:
         """Keep what was found of an axis on the way."""
         if self.shelf is None:
-            num_bytes = nested_bytes(self.arch, self.axes, lambda own: self.statistics.num_blocks(own.key))
+            num_bytes = nested_bytes(
+                self.arch, self.axes, lambda own: self.statistics.num_blocks(fitting_key(own, self.statistics))
+            )
             self.shelf = shelf_for(self.arch.model, num_bytes, "factors of second moments", whole=False)
         kept = []
         for number, block in enumerate(blocks):

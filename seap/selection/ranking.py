@@ -288,11 +288,12 @@ def with_second_moments(
     Raises UserError for statistics without rows, as seap before 0.2 wrote them.
     """
     rows_needed = options.needs_rows or options.needs_second_moments
+    normed = {axis.normed_key for axis in describe(model).axes if axis.normed_key}
     ready = dict(statistics)
     for task, part in statistics.items():
         if rows_needed and not part.rows:
             raise UserError(f"the statistics of {task} hold no token rows; make them again with seap calibrate")
-        if options.needs_second_moments and not part.has_second_moments:
+        if options.needs_second_moments and not (part.has_second_moments and normed <= {*part}):
             corpus = Corpus(task, part.rows, "statistics", contrast=part.contrast)
             ready[task] = calibrating.calibrate(model, corpus, Calibration(second_moments=True), progress=progress)
     return ready

@@ -16,6 +16,7 @@ from toy import TEXTS, WORDS, tokenizer
 from seap.activations import calibration
 from seap.activations.calibration import calibrate, check_same_model, identity, num_blocks
 from seap.activations.layerwise import Walk
+from seap.activations.moments import Moments
 from seap.activations.stats import merge
 from seap.errors import UserError
 from seap.models.arch import describe
@@ -52,14 +53,31 @@ def test_statistics_are_those_of_the_activations(name: str) -> None:
     dense, data = model(name), corpus()
     expected = recorded_one_by_one(dense, data.rows)
     statistics = calibrate(dense, data, replace(OPTIONS, batch_tokens=35, second_moments=True), progress=False)
-    assert statistics.keys() == expected.keys()
+    arch = describe(dense)
+    normed = {axis.key: axis for axis in arch.axes if axis.normed_key}
+    assert statistics.keys() == expected.keys() | {axis.normed_key for axis in normed.values()}
+    assert statistics.has_second_moments
     for key, activations in expected.items():
         found = statistics[key]
         assert found.count == data.num_tokens == len(activations)
         torch.testing.assert_close(found.mean, activations.mean(0), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(found.variance, activations.var(0), atol=1e-5, rtol=1e-3)
+        if key in normed:
+            assert found.co is None
+            check_normed(statistics[normed[key].normed_key], activations, arch.consumer(normed[key]))
+            continue
         assert found.co is not None
         torch.testing.assert_close(found.co / (found.count - 1), torch.cov(activations.t()), atol=1e-5, rtol=1e-2)
+
+
+def check_normed(found: Moments, activations: torch.Tensor, consumer: Any) -> None:
+    """They are of h / rms(W h), about zero."""
+    with torch.no_grad():
+        outputs = consumer(activations.to(consumer.weight)).double()
+    rows = activations / outputs.square().mean(1, keepdim=True).sqrt()
+    assert found.co is not None and found.count == len(rows) and not found.mean.any()
+    torch.testing.assert_close(found.co, rows.t() @ rows, atol=1e-4 * float(found.m2.max()), rtol=1e-3)
+    torch.testing.assert_close(found.co.diagonal(), found.m2, atol=1e-4 * float(found.m2.max()), rtol=1e-3)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 20, 10_000])

@@ -74,7 +74,7 @@ def test_moments_are_those_of_the_whole_models_forward_pass(kind: str, tmp_path:
             torch.testing.assert_close(found[key].mean, values.mean(0), atol=1e-5, rtol=1e-5)
             centred = values - values.mean(0)
             torch.testing.assert_close(found[key].m2, centred.square().sum(0), atol=1e-4, rtol=1e-4)
-            if second:
+            if second and f"{key}.normed" not in found:
                 torch.testing.assert_close(found[key].co.double(), centred.t() @ centred, atol=1e-4, rtol=1e-4)
     halves = [replace(corpus, rows=part) for part in (corpus.rows[:5], corpus.rows[5:])]
     both = seap.activations.stats.merge(calibrate(model, half, Calibration(), progress=False) for half in halves)

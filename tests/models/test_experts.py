@@ -103,7 +103,7 @@ def test_batches_parts_and_files_change_nothing(name: str, tmp_path: Path) -> No
     parts = [calibrate(dense, part, replace(OPTIONS, batch_tokens=1), progress=False) for part in (first, second)]
     save_statistics(tmp_path / "stats.safetensors", whole, {"task": "toy"})
     stored, _ = load_statistics(tmp_path / "stats.safetensors")
-    assert stored.keys() == whole.keys() == describe(dense).measured.keys() and stored.has_second_moments
+    assert stored.keys() == whole.keys() == describe(dense).measured(()).keys() and stored.has_second_moments
     for key, moments in merge(parts).items():
         assert moments.count == whole[key].count
         torch.testing.assert_close(moments.mean, whole[key].mean, atol=1e-6, rtol=1e-5)
@@ -134,12 +134,12 @@ def test_the_target_is_met_within_one_unit(name: str, experts: Any) -> None:
 @pytest.mark.parametrize("method", ["seap", "seap-paper", "flap", "magnitude", "random"])
 def test_every_family_is_pruned_saved_and_loaded(name: str, method: str, tmp_path: Path) -> None:
     dense = model(name)
-    before = dict(describe(dense).measured)
+    before = dict(describe(dense).measured(()))
     given: dict[str, Any] = {} if method in ("magnitude", "random") else {"statistics": {"toy": measured(name)}}
     few = {"search_evaluations": 3, "probe_tokens": 30, "fisher_tokens": 60}
     report = seap.prune(dense, method=method, sparsity=0.5, experts=3, **given, **few, **FEW)
     assert all(layer["experts"] == 3 for layer in report.layers if "experts" in layer)
-    assert describe(dense).measured != before
+    assert describe(dense).measured(()) != before
     with torch.no_grad():
         logits = dense(ids()).logits
         assert torch.isfinite(logits).all()
@@ -220,7 +220,7 @@ def test_compensation_never_makes_an_expert_worse_on_the_calibration_text(name: 
     better = 0
     for axis in of_experts(arch):
         weight, repair = weight_of(arch, axis).double(), repairs[axis.key]
-        moments, keep = fitting(axis, statistics[axis.key]), masks[axis.key]
+        moments, keep = fitting(axis, statistics), masks[axis.key]
         assert repair.weight is not None and not repair.bias.any()
         width, start = int(keep.sum()) // len(kept_experts(axis, keep)), 0
         tokens = statistics[axis.usage_key].mean[: axis.experts] * DATA.num_tokens

@@ -32,8 +32,10 @@ def test_layer_by_layer_it_is_the_gradient_of_the_whole_model(name: str) -> None
     sampled = drawn_words(logits.detach().softmax(-1), batch, 3)
     grads = torch.autograd.grad(cross_entropy(logits, sampled, reduction="sum"), list(outputs.values()))
     assert found.keys() == outputs.keys()
+    normed = {axis.key for axis in arch.axes if axis.is_normed}
     for key, grad in zip(outputs, grads, strict=True):
-        rows = grad.reshape(-1, grad.shape[-1])
+        rows = grad * outputs[key].square().mean(-1, keepdim=True).sqrt() if key in normed else grad
+        rows = rows.detach().reshape(-1, grad.shape[-1])
         torch.testing.assert_close(found[key], rows.t() @ rows, rtol=1e-3, atol=1e-4 * float(found[key].abs().max()))
 
 

@@ -83,7 +83,7 @@ def test_statistics_carry_them_through_files_and_sums(tmp_path: Path) -> None:
     assert merge([made, again]).contrast == made.contrast  # shards of a text have it all, which counts once
     bare = Statistics(dict(made), made.rows)
     assert not merge([made, bare]).contrast
-    assert describe(dense).measured.keys() == made.keys()
+    assert describe(dense).measured(()).keys() == made.keys()
 
 
 @pytest.mark.parametrize("parts", [[], [Contrast()]])
