@@ -26,7 +26,7 @@ from seap.models.axes import Masks
 from seap.models.modes import evaluation
 from seap.models.residency import modules_of, page_out, read_ahead, ready_, streamed
 from seap.pruning.sequential import Streams
-from seap.pruning.surgery import check_buildable, cut_layer_, finish_
+from seap.pruning.surgery import biased, check_buildable, cut_layer_, finish_
 from seap.selection.mask import check_fits
 from seap.selection.options import Pruning
 from seap.text.options import Calibration
@@ -82,8 +82,9 @@ def cut_streamed_(
     arch, plan = describe(model), streamed(model)
     assert plan is not None
     check_fits(arch, masks)
-    check_buildable(arch, masks, {} if method.compensate == "none" else dict.fromkeys(masks, Repair(torch.empty(0))))
+    check_buildable(arch, masks, () if method.compensate == "none" else masks.keys())
     told: Repairs = {}
+    added: set[str] = set()
     with evaluation(model):
         streams = None
         if method.sequential and not all(mask.all() for mask in masks.values()):
@@ -95,13 +96,14 @@ def cut_streamed_(
             repairs = repairs if streams is None else streams.refitted(layer, repairs)
             cut_layer_(arch, layer, masks, repairs)
             page_out(value for _, _, value in before)
+            added |= biased(repairs)
             told |= {key: Repair(torch.empty(0), about=repair.about) for key, repair in repairs.items()}
             if ranks.is_first:
                 path = plan.shards / f"layer-{layer}.safetensors"
                 _to_file_(arch.layers[layer], f"{arch.family.layers}.{layer}.", path, plan.save_dtype)
             else:
                 arch.layers[layer].to("meta")
-    finish_(arch, masks, told.keys())
+    finish_(arch, masks, added)
     return told
 
 

@@ -44,11 +44,17 @@ def cut_(model: Any, masks: Masks, repairs: Repairs | None = None) -> Arch:
         assert not repairs, "whole layers go without a repair"
         with partly_cut():
             return drop_layers_(arch, masks)
-    check_buildable(arch, masks, repairs or {})
+    added = biased(repairs or {})
+    check_buildable(arch, masks, added)
     with partly_cut():
         for layer in range(len(arch.layers)):
             cut_layer_(arch, layer, masks, repairs or {})
-        return finish_(arch, masks, (repairs or {}).keys())
+        return finish_(arch, masks, added)
+
+
+def biased(repairs: Repairs) -> set[str]:
+    """The keys of the axes whose consumer gets a bias; behind a norm nothing is added (`normed.py`)."""
+    return {key for key, repair in repairs.items() if repair.bias.any()}
 
 
 @contextlib.contextmanager
@@ -66,17 +72,18 @@ def partly_cut() -> Iterator[None]:
         raise
 
 
-def check_buildable(arch: Arch, masks: Masks, repairs: Repairs) -> None:
+def check_buildable(arch: Arch, masks: Masks, added: Collection[str]) -> None:
     """Raise UserError unless the layers' own constructor makes what the cut will make, weight by weight.
 
+    added: the keys of the axes whose consumer gets a bias.
     It doesn't where an option of the config gives a layer weights that the family's row doesn't know.
     """
     config = copy.deepcopy(arch.model.config)
     try:
-        _write_config_(arch, config, masks, repairs.keys())
+        _write_config_(arch, config, masks, added)
         for index in range(len(arch.layers)):
             built = dict(arch.built(config, index).named_parameters())
-            for name, shape in _shapes_after(arch, index, masks, repairs.keys()).items():
+            for name, shape in _shapes_after(arch, index, masks, added).items():
                 if name not in built or built[name].shape != shape:
                     made = tuple(built[name].shape) if name in built else "none"
                     raise UserError(
@@ -149,7 +156,7 @@ def cut_layer_(arch: Arch, layer: int, masks: Masks, repairs: Repairs) -> None:
 
 def _drop_blocks_(arch: Arch, layer: int, masks: Masks, repairs: Repairs) -> None:
     """Take whole sub-blocks out of a layer; what stays of one is its consumer's bias, with the repair's."""
-    written, blocks = _written_after(arch, layer, masks, repairs.keys()), blocks_of(arch, layer)
+    written, blocks = _written_after(arch, layer, masks, biased(repairs)), blocks_of(arch, layer)
     keys = {BLOCK_OF[axis.name]: axis.key for axis in arch.layer_axes(layer) if axis.name in BLOCK_OF}
     vectors = {}
     for kind, size in written.items():
@@ -169,7 +176,7 @@ def _drop_blocks_(arch: Arch, layer: int, masks: Masks, repairs: Repairs) -> Non
 
 
 def _cut_linears_(arch: Arch, axis: Axis, mask: Tensor, repair: Repair | None) -> None:
-    if repair is not None:
+    if repair is not None and repair.bias.any():
         _add_bias_(arch, axis, repair)
     if not mask.all():
         for part in axis.slices:

@@ -19,8 +19,7 @@ in the dtype of the work. λ is over the mean variance of all inputs here,
 of the kept ones where a repair is made.
 
 Errors of different blocks of inputs (and of different experts) count as uncorrelated, and so do those of different
-tokens. Where a norm stands behind the consumer (Gemma 2 and 3, OLMo 2), F differs from token to token with the output
-itself, and the mean says too much.
+tokens. Where a norm stands behind the consumer, F and the errors are those of `activations/normed.py`.
 Shapes: C inputs of the consumer, k of them kept and d removed, O outputs, E experts.
 """
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from seap.errors import UserError
+from seap.methods import CLOSED_FORMS
 from seap.models.arch import Arch, describe, embedding_params
 from seap.models.axes import ATTENTION, KV_GROUPS, Axis
 from seap.models.blocks import cached_tokens
@@ -149,7 +150,8 @@ def output_of(model: Any, options: Pruning, dtype: torch.dtype | None = None) ->
 def _line(arch: Arch, axis: Axis, options: Pruning, size: int, cached: float) -> Line:
     """Bytes of an axis; with its part of the KV cache where that is counted."""
     consumer = arch.consumer(axis)
-    adds_bias = options.resolved().compensate != "none" and not axis.usage_key
+    how = options.resolved().compensate
+    adds_bias = how != "none" and not axis.usage_key and not (axis.normed_key and how in CLOSED_FORMS)
     new = adds_bias and getattr(consumer, "bias", None) is None
     bias = arch.weight(axis.layer, axis.consumer).shape[0] * size + ENTRY
     keeps_cache = options.cost == "memory" and axis.name == KV_GROUPS
