@@ -105,7 +105,9 @@ class Products:
         inner = size // blocks
         self.exact = inner <= EXACT_SIZE
         self.tile = max(TILE, inner // 16)
-        self._total: Tensor | None = None  # (B, n, n) float64
+        self._total = (
+            self._matrices(torch.float64) if self.exact else None
+        )  # (B, n, n); of wide ones no sooner than needed
         self._pending: Tensor | None = None  # (B, n, n) float32, not in the total yet
         self._rows: Tensor | None = None  # not multiplied yet; the first `_num_rows` of them
         self._num_rows = self._num_pending = 0
@@ -127,7 +129,7 @@ class Products:
         self._multiply_()
         self._fold_()
         self._rows = None
-        total = self._matrices() if self._total is None else self._total
+        total = self._matrices(torch.float64) if self._total is None else self._total
         for i, end in self._tiles():
             total[:, end:, i:end] = total[:, i:end, end:].transpose(1, 2)
         return total[0] if self.blocks == 1 else total
@@ -138,8 +140,7 @@ class Products:
         parts = self._rows[: self._num_rows].view(-1, self.blocks, self.size // self.blocks).transpose(0, 1)
         into = self._total if self.exact else self._pending
         if into is None:
-            into = self._matrices(parts.dtype)
-            self._total, self._pending = (into, None) if self.exact else (self._total, into)
+            into = self._pending = self._matrices(torch.float32)
         if len(self._tiles()) == 1:
             into.baddbmm_(parts.transpose(1, 2), parts)
         else:
@@ -152,15 +153,15 @@ class Products:
             self._fold_()
 
     def _fold_(self) -> None:
-        if self._pending is not None and self._total is None:
-            self._total = self._pending.double()  # no sooner, since a wide axis's takes half a GB
-        elif self._pending is not None and self._total is not None:
+        if self._total is None:
+            self._total = None if self._pending is None else self._pending.double()
+        elif self._pending is not None:
             for block, pending in zip(self._total, self._pending, strict=True):
                 for i, end in self._tiles():
                     block[i:end, i:] += pending[i:end, i:]
         self._pending, self._num_pending = None, 0
 
-    def _matrices(self, dtype: torch.dtype = torch.float64) -> Tensor:
+    def _matrices(self, dtype: torch.dtype) -> Tensor:
         size = self.size // self.blocks
         return torch.zeros(self.blocks, size, size, dtype=dtype, device=self.device)
 

@@ -28,7 +28,7 @@ def accumulator_of(arch: Arch, axis: Axis, blocks: int = 0) -> AnyAccumulator:
     place = device if device.type in ("cuda", "cpu") else torch.device("cpu")  # MPS has no float64
     if axis.usage_key:
         return ExpertAccumulator(axis.experts, axis.units, blocks=blocks // axis.experts, device=place)
-    if axis.normed_key and blocks:
+    if axis.is_normed and blocks:
         return NormedAccumulator(axis.num_inputs, blocks=blocks, device=place)
     return Accumulator(axis.num_inputs, blocks=blocks, device=place)
 

@@ -58,7 +58,7 @@ Source = Mapping[str, Moments]  # axis key → moments, read one axis at a time
 
 def fitting_key(axis: Axis, source: Container[str]) -> str:
     """Under which a source has an axis's second moments."""
-    return axis.normed_key if axis.normed_key and axis.normed_key in source else axis.key
+    return axis.normed_key if axis.normed_key in source else axis.key
 
 
 def fitting(axis: Axis, source: Source) -> Moments:

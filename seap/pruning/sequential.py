@@ -181,17 +181,14 @@ class Streams:
     def _refit_(self, axis: Axis, axes: Sequence[Axis], dense: Sequence[DenseRun]) -> None:
         """Fit the axis's consumer anew, where that helps on held-out rows."""
         keep = kept_inputs(axis, axis.mask_of(self.masks))
-        solver, place = solver_of(self.arch, axis.layer), self.arch.writers(axis.layer).index(axis.consumer)
+        solver = solver_of(self.arch, axis.layer)
         sums = [CrossMoments(solver=solver, has_means=not axis.is_normed) for _ in range(2)]
         with self._cut(axes):
             for index in self._each():
                 inputs, target = self._fitted_to(axis, index, dense[index])
-                h, t = self.walk.real(index, inputs), self.walk.real(index, target)
+                h = self.walk.real(index, inputs)
                 h = h[:, keep.to(h.device)] if h.shape[1] == len(keep) else h  # channels that go are left out already
-                if axis.is_normed:
-                    size = sizes_of(self.walk.real(index, dense[index].outputs[place]).to(h.device))
-                    h, t = h / size, t / size
-                sums[self.walk.held[index]].update_(h, t)
+                sums[self.walk.held[index]].update_(h, self.walk.real(index, target))
         start = self._start(axis)
         fit, held = (over(one, self.ranks) for one in sums)
         better = refit(start, fit, held, weight_of(self.arch, axis).cpu()[:, keep], self.ranks)
@@ -199,7 +196,10 @@ class Streams:
             self.repairs[axis.key] = replace(better, inputs=start.inputs)
 
     def _fitted_to(self, axis: Axis, index: int, dense: DenseRun) -> tuple[Tensor, Tensor]:
-        """What the axis's consumer reads in the pruned model, and what it should write, for one batch."""
+        """What the axis's consumer reads in the pruned model, and what it should write, for one batch.
+
+        Both over the size of what the dense one writes, where a norm stands behind.
+        """
         writers = self.arch.writers(axis.layer)
         place, bias = writers.index(axis.consumer), self.arch.consumer(axis).bias
         earlier: list[Tensor] = []  # what the pruned layer's writers before this one write
@@ -218,7 +218,11 @@ class Streams:
             kept = sum(known.nbytes for _, known in self.read.values())
             if 0 < place == len(writers) - 1 and kept < READ_BYTES:
                 self.read[index] = (pruned + sum(output.view_as(pruned) for output in earlier), inputs)
-        return inputs, target if bias is None else target - bias
+        target = target if bias is None else target - bias
+        if not axis.is_normed:
+            return inputs, target
+        size = sizes_of(outputs[place])
+        return inputs / size, target / size
 
 
 def _adds_up(before: Tensor, outputs: Sequence[Tensor], after: Tensor) -> bool:

@@ -151,7 +151,7 @@ def _line(arch: Arch, axis: Axis, options: Pruning, size: int, cached: float) ->
     """Bytes of an axis; with its part of the KV cache where that is counted."""
     consumer = arch.consumer(axis)
     how = options.resolved().compensate
-    adds_bias = how != "none" and not axis.usage_key and not (axis.normed_key and how in CLOSED_FORMS)
+    adds_bias = how != "none" and not axis.usage_key and not (axis.is_normed and how in CLOSED_FORMS)
     new = adds_bias and getattr(consumer, "bias", None) is None
     bias = arch.weight(axis.layer, axis.consumer).shape[0] * size + ENTRY
     keeps_cache = options.cost == "memory" and axis.name == KV_GROUPS

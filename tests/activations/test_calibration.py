@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from normed_rows import check_normed
 from tiny import ROWS, ids, model
 from toy import TEXTS, WORDS, tokenizer
 
 from seap.activations import calibration
 from seap.activations.calibration import calibrate, check_same_model, identity, num_blocks
 from seap.activations.layerwise import Walk
-from seap.activations.moments import Moments
 from seap.activations.stats import merge
 from seap.errors import UserError
 from seap.models.arch import describe
@@ -68,16 +68,6 @@ def test_statistics_are_those_of_the_activations(name: str) -> None:
             continue
         assert found.co is not None
         torch.testing.assert_close(found.co / (found.count - 1), torch.cov(activations.t()), atol=1e-5, rtol=1e-2)
-
-
-def check_normed(found: Moments, activations: torch.Tensor, consumer: Any) -> None:
-    """They are of h / rms(W h), about zero."""
-    with torch.no_grad():
-        outputs = consumer(activations.to(consumer.weight)).double()
-    rows = activations / outputs.square().mean(1, keepdim=True).sqrt()
-    assert found.co is not None and found.count == len(rows) and not found.mean.any()
-    torch.testing.assert_close(found.co, rows.t() @ rows, atol=1e-4 * float(found.m2.max()), rtol=1e-3)
-    torch.testing.assert_close(found.co.diagonal(), found.m2, atol=1e-4 * float(found.m2.max()), rtol=1e-3)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 20, 10_000])
