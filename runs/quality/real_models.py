@@ -38,7 +38,7 @@ from seap.files import write_json
 from seap.models import loader
 from seap.selection.options import Pruning
 from seap.text.items import Item
-from seap.text.options import Calibration, Weigh
+from seap.text.options import Calibration, Weigh, Wording
 from seap.text.tasks import load_items, parse_spec
 
 Rounds = list[list[Network]]
@@ -231,6 +231,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=16384, help="that are calibrated on, at most")
     parser.add_argument("--template", choices=("auto", "chat", "none"), default="auto", help="of the calibration text")
     parser.add_argument("--weigh", choices=get_args(Weigh), default=Calibration.weigh, help="of the calibration text")
+    parser.add_argument("--wording", choices=get_args(Wording), default=Calibration.wording, help="of the same")
     parser.add_argument("--effort", default=Pruning.effort)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--minutes", type=float, help="no row begins after so many")
@@ -248,7 +249,14 @@ def main() -> None:
     before = settings_there(a.out).get("settings", {"prompts": "lm-eval", "evaluation": {"say": "listed"}})
     say, prompts = a.say or before["evaluation"]["say"], a.prompts or before["prompts"]
     settings = Settings(
-        Calibration(num_texts=a.num_texts, seq_len=a.seq_len, max_tokens=a.tokens, template=a.template, weigh=a.weigh),
+        Calibration(
+            num_texts=a.num_texts,
+            seq_len=a.seq_len,
+            max_tokens=a.tokens,
+            template=a.template,
+            weigh=a.weigh,
+            wording=a.wording,
+        ),
         Evaluation(
             num_items=a.items, num_windows=a.windows, say_items=a.say_items, say=say, max_new_tokens=a.say_tokens
         ),

@@ -12,13 +12,13 @@ from pathlib import Path
 from statistics import median
 
 from seap.environment import provenance
-from seap.evaluation.answers import in_free_form
 from seap.files import digest, write_json
 from seap.models import continuing, loader
 from seap.models.continuing import continuations
 from seap.text.encode import prompt_ids
 from seap.text.options import Reading
 from seap.text.tasks import load_prompts
+from seap.text.wording import in_free_form
 
 
 def main() -> None:

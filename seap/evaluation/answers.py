@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -11,7 +10,7 @@ from seap.evaluation.metrics import Figure, mean_of
 from seap.evaluation.options import Evaluation
 from seap.text.encode import prompt_ids
 from seap.text.items import Item
-from seap.text.turns import asked_and_answered
+from seap.text.wording import in_free_form
 
 NUMBER = re.compile(r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?(?:[eE][-+]?[0-9]{1,3})?|[-+]?\.[0-9]+")
 ARTICLES = {"a", "an", "the"}
@@ -68,22 +67,6 @@ def matches(written: Sequence[Written], items: Sequence[Item], options: Evaluati
         wanted = extract_answer(gold, options.extract, gold)
         right.append(float(wanted != "" and same_answer(extract_answer(one.text, options.extract, gold), wanted)))
     return mean_of(right)
-
-
-def in_free_form(item: Item, *, listed: bool = False) -> Item:
-    """An item of multiple choice as a question to be answered in words; any other one as it is.
-
-    listed: with its choices, one a line; else without them.
-    """
-    if not item.choices or item.label is None:
-        return item
-    question, gold = item.question or item.contexts[item.label], item.choices[item.label]
-    if listed:
-        choices = "\n".join(f"- {choice}" for choice in item.choices)
-        question = f"{question}\nChoices:\n{choices}\nAnswer with one of the choices."
-    turns = asked_and_answered(question, gold) if item.turns else ()
-    prompt = f"Question: {question}\nAnswer:"
-    return replace(item, prompt=prompt, answer=f" {gold}", choices=(), question=None, contexts=(), turns=turns)
 
 
 def said(text: str, choices: Sequence[str]) -> int | None:

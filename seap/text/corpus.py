@@ -20,6 +20,7 @@ from seap.text.encode import encode
 from seap.text.items import Item
 from seap.text.options import Calibration
 from seap.text.rows import CountedRow, Seen, anchored, counted_of, look_of, num_counted, places_of, seen_of
+from seap.text.wording import worded
 
 log = logging.getLogger(__name__)
 
@@ -124,10 +125,10 @@ def build_corpus(
     random.Random(options.seed).shuffle(order)
     rows: list[tuple[int, ...]] = []
     skipped = uncounted = in_template = num_tokens = too_long = 0
-    for item in order:
+    for place, item in enumerate(order):
         if len(rows) == options.num_texts or num_tokens >= (options.max_tokens or math.inf):
             break
-        found = encode(tokenizer, item, options)
+        found = encode(tokenizer, worded(item, place, options.wording), options)
         if len(found.ids) < 8 and not found.in_template and _is_short(tokenizer, item.text):
             skipped += 1
             continue

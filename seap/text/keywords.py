@@ -2,7 +2,7 @@
 
 from typing import TypedDict
 
-from seap.text.options import Images, Template, Weigh
+from seap.text.options import Images, Template, Weigh, Wording
 
 
 class ReadingKeywords(TypedDict, total=False):
@@ -23,4 +23,5 @@ class CalibrationKeywords(ReadingKeywords, total=False):
     batch_tokens: int
     second_moments: bool
     moments: str
+    wording: Wording
     seed: int

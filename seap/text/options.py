@@ -12,6 +12,7 @@ from seap.errors import UserError, at_least, one_of
 Template = Literal["auto", "chat", "none"]
 Weigh = Literal["all", "answer", "generated"]
 Images = Literal["count", "context", "none"]
+Wording = Literal["plain", "listed", "both"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +51,15 @@ class Calibration(Reading):
     """Also collect the matrices of second moments (C² float64 numbers per axis)."""
     moments: str = "full"
     """full, or block:N for second moments within blocks of at most N inputs: less memory and time, somewhat worse."""
+    wording: Wording = "plain"
+    """Of multiple choice: plain, a question and its right choice; listed, asked with the choices, a line each, in the
+    chat template where there is one; both, every second text so, for a model that is to choose and to say."""
     seed: int = 0
     """Draws the texts and seeds the random score. Single files are split the same way whatever it is."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        one_of("wording", self.wording, Wording)
         at_least("num_texts", self.num_texts, 1)
         at_least("seq_len", self.seq_len, 2)
         at_least("batch_tokens", self.batch_tokens, 1)

@@ -9,13 +9,14 @@ import pytest
 from tiny import model
 from toy import TEXTS, WORDS, tokenizer
 
-from seap.evaluation.answers import extract_answer, in_free_form, recalled, said
+from seap.evaluation.answers import extract_answer, recalled, said
 from seap.evaluation.choices import choice_rows, multiple_choice
 from seap.evaluation.evaluate import evaluate, load_test, prepare
 from seap.evaluation.generations import Written, conduct, loops, written_after
 from seap.evaluation.options import Evaluation
 from seap.text.items import Item
 from seap.text.turns import asked_and_answered
+from seap.text.wording import in_free_form
 
 TURNS = asked_and_answered("Which?", "fire")
 

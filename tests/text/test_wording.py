@@ -1,0 +1,85 @@
+"""How multiple choice is calibrated on: as text, as it is asked, or every second one so."""
+
+from typing import Any
+
+import pytest
+from toy import WORDS, tokenizer
+
+from seap.errors import UserError
+from seap.text.corpus import build_corpus
+from seap.text.items import to_items
+from seap.text.options import Calibration
+from seap.text.readers import Row
+from seap.text.shapes import Item
+from seap.text.wording import in_free_form, worded
+
+TEMPLATE = "{% for m in messages %}w80 {{ m.content }} w81 {% endfor %}"
+
+
+def items(count: int = 8) -> list[Item]:
+    rows = [
+        {"question": f"{WORDS[i]} {WORDS[i + 1]}", "choices": [WORDS[i + 20], WORDS[i + 30]], "answer": i % 2}
+        for i in range(count)
+    ]
+    return to_items([Row(f"row {i}", row) for i, row in enumerate(rows)], "mine")
+
+
+def texts(template: str | None = None, **options: Any) -> list[str]:
+    words = tokenizer()
+    words.chat_template = template
+    corpus = build_corpus("mine", items(), words, Calibration(**options), source="test")
+    return [words.decode(row) for row in corpus.rows]
+
+
+def test_text_whose_choices_are_listed_has_them_before_its_answer() -> None:
+    (item,) = items(1)
+    found = worded(item, 0, "listed")
+    gold = item.choices[0]
+    lines = f"Choices:\n- {gold}\n- {item.choices[1]}\nAnswer with one of the choices."
+    assert found.text == f"Question: {item.question}\n{lines}\nAnswer: {gold}"
+    assert found.text == (found.prompt or "") + (found.answer or "") and not found.choices
+    assert found.answer_start == len(found.prompt or "")
+
+
+def test_every_second_text_is_listed_where_both_are_wanted() -> None:
+    drawn = items(4)
+    found = [worded(item, place, "both") for place, item in enumerate(drawn)]
+    assert [one is item for one, item in zip(found, drawn, strict=True)] == [True, False, True, False]
+    assert all(worded(item, place, "plain") is item for place, item in enumerate(drawn))
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        Item(text="a b", prompt="a", answer=" b"),
+        Item(text="a"),
+        Item(text="it is so", choices=("so", "so"), contexts=("he is", "it is"), label=1),  # contexts to tell apart
+        Item(text="a b", question="a", choices=("b", "c")),  # nothing says which one is right
+    ],
+)
+def test_what_has_no_question_with_a_right_choice_stays_as_it_is(item: Item) -> None:
+    assert worded(item, 1, "listed") is item and worded(item, 1, "both") is item
+
+
+def test_calibration_reads_items_as_they_are_worded() -> None:
+    plain, listed, both = (texts(wording=wording) for wording in ("plain", "listed", "both"))
+    assert len(plain) == len(listed) == len(both) == 8
+    assert both[::2] == plain[::2] and both[1::2] == listed[1::2]
+    assert all(len(long) > len(short) for long, short in zip(listed, plain, strict=True))
+
+
+def test_listed_text_is_in_the_template_and_plain_text_is_not() -> None:
+    found = texts(TEMPLATE, wording="both")
+    assert [text.startswith("w80") for text in found] == [False, True] * 4
+    assert all(text.startswith("w80") for text in texts(TEMPLATE, wording="listed"))
+    assert not any(text.startswith("w80") for text in texts(TEMPLATE))
+
+
+def test_an_open_question_has_no_choices_in_its_text() -> None:
+    (item,) = items(1)
+    assert in_free_form(item).text == f"Question: {item.question}\nAnswer: {item.choices[0]}"
+
+
+def test_another_wording_is_refused() -> None:
+    with pytest.raises(UserError, match="wording"):
+        Calibration(wording="open")  # type: ignore[arg-type]
