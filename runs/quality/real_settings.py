@@ -11,6 +11,8 @@ from seap.files import write_json
 from seap.selection.options import Pruning
 from seap.text.options import Calibration
 
+BEFORE = {"calibration": {"wording": "plain"}}  # what options were by default before a folder's settings named them
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -41,7 +43,7 @@ def settings_there(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text())
     before = {"prompts": "own"} | found["settings"]
     for name, kind in (("calibration", Calibration), ("evaluation", Evaluation), ("pruning", Pruning)):
-        before[name] = asdict(kind()) | before[name]
+        before[name] = asdict(kind()) | BEFORE.get(name, {}) | before[name]
     return found | {"settings": before}
 
 

@@ -51,7 +51,7 @@ class Calibration(Reading):
     """Also collect the matrices of second moments (C² float64 numbers per axis)."""
     moments: str = "full"
     """full, or block:N for second moments within blocks of at most N inputs: less memory and time, somewhat worse."""
-    wording: Wording = "plain"
+    wording: Wording = "both"
     """Of multiple choice: plain, a question and its right choice; listed, asked with the choices, a line each, in the
     chat template where there is one; both, every second text so, for a model that is to choose and to say."""
     seed: int = 0

@@ -14,6 +14,7 @@ from seap.text.options import Calibration
 from seap.text.rows import counted_of
 from seap.text.templates import render
 from seap.text.tokens import byte_counter
+from seap.text.wording import worded
 
 MOST_TEXTS = 20_000  # of a task that are counted
 HELD_SHARE = 5  # every fifth text is held out, up to
@@ -68,7 +69,7 @@ def count(tokenizer: Any, texts: Mapping[str, Sequence[Item]], reading: Calibrat
         if not drawn:
             raise UserError(f"--vocabulary: task {task} has no texts, by which its tokens are known")
         random.Random(reading.seed).shuffle(drawn)
-        drawn = drawn[:MOST_TEXTS]
+        drawn = [worded(item, place, reading.wording) for place, item in enumerate(drawn[:MOST_TEXTS])]
         held = hold_out(tokenizer, task, drawn, reading, tokens_held(len(texts)) // len(texts))
         apart = {text.item.text for text in held}
         found.held += [replace(text, item=shortened(text.item)) for text in held]
