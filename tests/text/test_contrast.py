@@ -36,7 +36,7 @@ def corpus(path: Path, **options: Any) -> Corpus:
 
 
 def test_the_choices_tokens_alone_count_and_the_right_ones_are_the_calibration_texts(tmp_path: Path) -> None:
-    found = corpus(tmp_path / "a.jsonl")
+    found = corpus(tmp_path / "a.jsonl", wording="plain")
     words = tokenizer()
     right, wrong = found.contrast.right, found.contrast.wrong
     assert right == found.rows[: len(right)] or [tuple(r) for r in right] == [

@@ -65,6 +65,7 @@ def test_calibration_reads_items_as_they_are_worded() -> None:
     plain, listed, both = (texts(wording=wording) for wording in ("plain", "listed", "both"))
     assert len(plain) == len(listed) == len(both) == 8
     assert both[::2] == plain[::2] and both[1::2] == listed[1::2]
+    assert texts() == both
     assert all(len(long) > len(short) for long, short in zip(listed, plain, strict=True))
 
 
@@ -72,7 +73,7 @@ def test_listed_text_is_in_the_template_and_plain_text_is_not() -> None:
     found = texts(TEMPLATE, wording="both")
     assert [text.startswith("w80") for text in found] == [False, True] * 4
     assert all(text.startswith("w80") for text in texts(TEMPLATE, wording="listed"))
-    assert not any(text.startswith("w80") for text in texts(TEMPLATE))
+    assert not any(text.startswith("w80") for text in texts(TEMPLATE, wording="plain"))
 
 
 def test_an_open_question_has_no_choices_in_its_text() -> None:
