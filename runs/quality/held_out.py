@@ -92,7 +92,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args()
     model, tokenizer = loader.load_for_work(a.model)
-    reading = Calibration(num_texts=a.num_texts, max_tokens=a.tokens, seq_len=512, second_moments=True, seed=a.seed)
+    reading = Calibration(
+        num_texts=a.num_texts,
+        max_tokens=a.tokens,
+        seq_len=512,
+        second_moments=True,
+        wording="plain",  # as the texts of the test are
+        seed=a.seed,
+    )
     seq_len = longest_sequence(model, reading)
     made = rows_of(a.out) if a.out.exists() else {}
     for spec in a.task:

@@ -126,7 +126,7 @@ def cut(layer: nn.Module, name: str, own: Running, keep: Tensor) -> None:
 
 
 def rows_of(a: argparse.Namespace, model: Any, tokenizer: Any) -> list[list[int]]:
-    options = Calibration(num_texts=NUM_TEXTS, seq_len=SEQ_LEN, max_tokens=a.tokens)
+    options = Calibration(num_texts=NUM_TEXTS, seq_len=SEQ_LEN, max_tokens=a.tokens, wording="plain")
     [corpus] = build_corpora(model, tokenizer, a.task, options).values()
     return [list(row) for row in corpus.rows]
 
