@@ -1,6 +1,6 @@
 """How multiple choice is calibrated on: as text, as it is asked, or every second one so."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from toy import WORDS, tokenizer
@@ -8,10 +8,11 @@ from toy import WORDS, tokenizer
 from seap.errors import UserError
 from seap.text.corpus import build_corpus
 from seap.text.items import to_items
-from seap.text.options import Calibration
+from seap.text.options import Calibration, Wording
 from seap.text.readers import Row
 from seap.text.shapes import Item
 from seap.text.wording import in_free_form, worded
+from seap.vocabulary.counts import count
 
 TEMPLATE = "{% for m in messages %}w80 {{ m.content }} w81 {% endfor %}"
 
@@ -84,3 +85,13 @@ def test_an_open_question_has_no_choices_in_its_text() -> None:
 def test_another_wording_is_refused() -> None:
     with pytest.raises(UserError, match="wording"):
         Calibration(wording="open")  # type: ignore[arg-type]
+
+
+def test_a_vocabulary_is_counted_in_the_same_wording() -> None:
+    words, texts = tokenizer(), {"mine": items()}
+    wrong = {token for item in items() for token in words(item.choices[1 - (item.label or 0)])["input_ids"]}
+    plain, listed, both = (
+        count(words, texts, Calibration(wording=w)).whole()["mine"].keys() for w in get_args(Wording)
+    )
+    assert not wrong & plain and wrong <= listed
+    assert wrong & both and not wrong <= both
