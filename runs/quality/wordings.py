@@ -4,7 +4,7 @@
         --wordings plain both listed [--sparsity 0.2 0.5] [--effort quick] --out FILE
 
 Fits on one half of a task's training texts and tests on the other, so that a setting may follow from it. Every method
-reads as many tokens of the same items, in the wording of its row. Tested: KL and added loss on the other half in both
+reads the same tokens, --tokens at most, in the wording of its row. Tested: KL and added loss on the other half in both
 wordings, which of the choices is the likeliest, and what is said in free form with the choices listed. A row each; the
 file is written after every one, and a second run goes on where it stopped.
 """

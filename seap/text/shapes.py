@@ -69,6 +69,8 @@ class Item:
     """An answer of a conversation, which no other answer need equal word by word."""
     is_generated: bool = False
     """The model itself wrote the last answer."""
+    has_own_text: bool = field(default=False, compare=False)
+    """The data says what calibration sees."""
     images: tuple[Picture, ...] = field(default=(), compare=False)
     """Of a column of their own; those of a message are parts of its turn."""
 
@@ -138,7 +140,7 @@ def made(shape: Shape, values: Values) -> Item | None:
     if item is None:
         return None
     item = replace(item, images=() if is_missing(values.get("images")) else pictures_of(values["images"]))
-    return item if is_missing(text) else replace(item, text=string("text", text))
+    return item if is_missing(text) else replace(item, text=string("text", text), has_own_text=True)
 
 
 def _text_item(values: Values) -> Item | None:

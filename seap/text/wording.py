@@ -30,9 +30,10 @@ def in_free_form(item: Item, *, listed: bool = False) -> Item:
 def worded(item: Item, place: int, wording: Wording) -> Item:
     """The item as calibration reads it. place: its place among those that are drawn, from 0.
 
-    What has no question of its own, such as contexts to be told apart, stays as it is.
+    What has no question of its own, such as contexts to be told apart, stays as it is, and so does a text that the data
+    gives beside the choices.
     """
-    if not item.choices or item.question is None or item.label is None:
+    if not item.choices or item.question is None or item.label is None or item.has_own_text:
         return item
     if wording == "plain" or (wording == "both" and place % 2 == 0):
         return item

@@ -62,6 +62,12 @@ def test_what_has_no_question_with_a_right_choice_stays_as_it_is(item: Item) -> 
     assert worded(item, 1, "listed") is item and worded(item, 1, "both") is item
 
 
+def test_a_text_that_the_data_gives_is_what_calibration_reads() -> None:
+    row = {"question": "w3", "choices": ["w4", "w5"], "answer": 1, "text": "w6 w7 w8"}
+    (item,) = to_items([Row("row", row)], "mine")
+    assert worded(item, 1, "listed") is item and item.text == "w6 w7 w8"
+
+
 def test_calibration_reads_items_as_they_are_worded() -> None:
     plain, listed, both = (texts(wording=wording) for wording in ("plain", "listed", "both"))
     assert len(plain) == len(listed) == len(both) == 8
