@@ -44,7 +44,13 @@ def choose_options(options: Sequence[Sequence[Option]], target: float) -> list[i
     if found is None:
         return chosen
     better = [int(own[place]) for own, place in zip(places, found, strict=True)]
-    return better if _sum(damage, better) < known else chosen
+    return better if _reaches(removed, better, target) and _sum(damage, better) < known else chosen
+
+
+def _reaches(removed: Sequence[Numbers], chosen: Sequence[int], target: float) -> bool:
+    """HiGHS takes a constraint as met that is short by a millionth of it, which a number of bytes or of milliseconds
+    isn't."""
+    return _sum(removed, chosen) >= target * (1 - 1e-12)
 
 
 def _sum(values: Sequence[Numbers], chosen: Sequence[int]) -> float:
@@ -60,16 +66,15 @@ def _at_a_price(removed: Sequence[Numbers], damage: Sequence[Numbers], target: f
         return [int(np.lexsort((-r, cost))[0]) for r, cost in zip(removed, costs, strict=True)]
 
     low, high = 0.0, 1e-12
-    while _sum(removed, best(high)) < target * (1 - 1e-12) and high < 1e30:
+    while not _reaches(removed, best(high), target) and high < 1e30:
         low, high = high, high * 4
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        reaches = _sum(removed, best(middle)) >= target * (1 - 1e-12)
-        low, high = (low, middle) if reaches else (middle, high)
+        low, high = (low, middle) if _reaches(removed, best(middle), target) else (middle, high)
         if high - low <= 1e-9 * high:
             break
     chosen = best(high)
-    if _sum(removed, chosen) < target * (1 - 1e-12):
+    if not _reaches(removed, chosen, target):
         chosen = [int(np.argmax(r)) for r in removed]
     bound = _sum(damage, chosen) - high * (_sum(removed, chosen) - target)
     return chosen, high, bound
@@ -98,7 +103,7 @@ def _solved(removed: Sequence[Numbers], damage: Sequence[Numbers], target: float
     sizes = [len(axis) for axis in removed]
     rows = np.repeat(np.arange(len(sizes)), sizes)
     one_each = csr_array((np.ones(len(rows)), (rows, np.arange(len(rows)))))
-    costs, parts, scale = np.concatenate(damage), np.concatenate(removed), max(float(target), 1.0)
+    costs, parts, scale = np.concatenate(damage), np.concatenate(removed), abs(float(target)) or 1.0
     with silent():
         found = milp(
             costs / max(costs.max(), 1e-30),

@@ -51,6 +51,19 @@ def test_of_convex_and_other_curves_nothing_better_is_left_out(seed: int) -> Non
         assert sum(axis[i][1] for axis, i in zip(options, chosen, strict=True)) <= best * (1 + 1e-3) + 1e-12
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e9])
+def test_the_target_is_reached_in_every_unit(scale: float) -> None:
+    """Milliseconds of a small model are far below 1, bytes far above; HiGHS has tolerances of its own."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        removed = (torch.rand(6, 8, generator=generator, dtype=torch.float64).cumsum(1) * scale).tolist()
+        damage = torch.rand(6, 8, generator=generator, dtype=torch.float64).cumsum(1).tolist()
+        options = [[(0.0, 0.0), *zip(gone, lost, strict=True)] for gone, lost in zip(removed, damage, strict=True)]
+        target = 0.4 * sum(axis[-1][0] for axis in options)
+        chosen = choose_options(options, target)
+        assert sum(axis[i][0] for axis, i in zip(options, chosen, strict=True)) >= target * (1 - 1e-12)
+
+
 def test_what_the_solver_prints_is_not_on_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
     say = ctypes.CDLL(None).puts
     with silent():
