@@ -1,7 +1,7 @@
-"""Tensors by name that a streamed model makes too many of for memory: each in a file of a folder that goes with them.
+"""Tensors by name that are made of a model and are too many for memory: each in a file of a folder that goes with them.
 
-What lies there is mapped: it takes memory once it is looked at, until it is told to rest. Of a model in memory, and
-where there is little, a shelf is a plain dict.
+What lies there is mapped: it takes memory once it is looked at, until it is told to rest. Where there is little, and
+where it lies on a GPU, a shelf is a plain dict.
 """
 
 import contextlib
@@ -21,6 +21,8 @@ from seap.errors import UserError
 from seap.models.residency import let_go, page_out, streamed
 
 LARGE = 1 << 30  # bytes of a streamed model's that stay in memory, unless it has a folder for what doesn't
+MUCH = 1 << 27  # of one in memory, where the disk has room for more
+ROOM = 1.05  # times the bytes: what a disk must have free
 
 
 class Shelf(MutableMapping[str, Tensor]):
@@ -103,25 +105,41 @@ def _remove(folder: Path, handle: int | None) -> None:
     unlock(handle)
 
 
-def shelf_for(model: nn.Module, num_bytes: float, what: str, *, whole: bool = True) -> Shelf:
-    """A shelf for so much that is made of a model: on disk for a streamed one, where that is much or was asked for.
+def shelf_for(model: nn.Module, num_bytes: float, what: str, *, on_host: bool = False) -> Shelf:
+    """A shelf for so much that is made of a model: on disk where that is much, or was asked for of a streamed one.
 
-    whole: of a model that is whole in memory, in memory too however much it is; otherwise what is much is on disk.
+    on_host: whether it lies in the computer's own memory wherever the model is, in which it won't fit; else it lies
+    where the model does, and of one in memory there too if the disk has no room.
 
     Raises UserError, which says what it is for, where the disk has no room for it.
     """
     plan = streamed(model)
-    much = num_bytes > LARGE
-    if (plan is None and (whole or not much)) or (plan is not None and plan.offload_dir is None and not much):
+    if plan is None:
+        own = next(model.parameters(), None)
+        on_cpu = on_host or own is None or own.device.type == "cpu"
+        on_disk = on_cpu and leaves_memory(num_bytes, on_host=on_host)
+    else:
+        on_disk = plan.offload_dir is not None or num_bytes > LARGE
+    if not on_disk:
         return Shelf()
     place = (plan and plan.offload_dir) or Path(tempfile.gettempdir())
     place.mkdir(parents=True, exist_ok=True)
-    if shutil.disk_usage(place).free < 1.05 * num_bytes:
+    if not _has_room(place, num_bytes):
         larger = "name a larger disk with --offload-dir"
         if plan is None:
             larger = "set TMPDIR to a larger disk, or use --moments block:1024"
         raise UserError(f"{what} need {num_bytes / 1e9:.1f} GB of disk in {place}, which has less; {larger}")
     return Shelf(place, out=let_go if plan is None else page_out)
+
+
+def leaves_memory(num_bytes: float, *, on_host: bool = False) -> bool:
+    """Whether so much that is made of a model in memory lies in the temporary folder. on_host: as of `shelf_for`."""
+    must = on_host and num_bytes > LARGE
+    return must or (num_bytes > MUCH and _has_room(Path(tempfile.gettempdir()), num_bytes))
+
+
+def _has_room(place: Path, num_bytes: float) -> bool:
+    return shutil.disk_usage(place).free >= ROOM * num_bytes
 
 
 @contextlib.contextmanager

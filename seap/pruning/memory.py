@@ -14,13 +14,12 @@ from seap.allocation import KEPT_END
 from seap.grants import granted_memory
 from seap.methods import CLOSED_FORMS, FIRST_ORDER, MEASURED
 from seap.models.loader import free_memory
-from seap.models.shelf import LARGE
+from seap.models.shelf import leaves_memory
 from seap.pruning.cost import Shape
 from seap.pruning.probe import ROOM
 from seap.pruning.sequential import COPIES, READ_BYTES
 from seap.pruning.work import Text
 from seap.selection.budgets import variants
-from seap.selection.damage import CACHED_BYTES
 from seap.selection.nested import nested_bytes
 from seap.selection.options import Pruning
 from seap.selection.repairing import REMEMBERED
@@ -48,36 +47,41 @@ def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Ca
     matrices, on_disk = matrices_of(shape, options, calibration, max(len(text), 1))
     hidden = float(FLOAT * tokens * shape.hidden)
     batch = min(calibration.batch_tokens, max(tokens, 1))
-    held = shape.weight_bytes + (0.0 if on_disk else matrices)
     sensitivities = FLOAT * len(shape.arch.axes) * float(shape.hidden) ** 2
-    stages = [hidden + 6.0 * FLOAT * batch * shape.hidden]
+    stages = [(hidden + 6.0 * FLOAT * batch * shape.hidden, 0.0)]
     if on_disk:
-        stages.append(matrices + sensitivities)
+        stages.append(_held(matrices, sensitivities))
     if options.needs_sensitivity:
         states = FLOAT * min(spent.fisher_tokens, tokens) * shape.hidden * (shape.num_layers + 1)
-        stages.append(states + logits_of(shape, text, calibration) + 2 * sensitivities)
+        stages.append(_held(logits_of(shape, text, calibration) + sensitivities, states, sensitivities))
     if method.score in FIRST_ORDER:
-        stages.append(_gradients(shape, text, calibration))
+        stages.append((_gradients(shape, text, calibration), 0.0))
     if method.allocate == "search" or (method.allocate in MEASURED and not options.closed_curves):
-        searches = method.allocate == "search" and spent.descents
-        descending = _descending(shape, min(DESCENT * spent.probe_tokens, tokens)) if searches else 0.0
-        trial = (LOGITS - 1) * _few_logits(shape, min(spent.probe_tokens, batch))
-        stages.append(_probing(shape, options, min(spent.probe_tokens, batch)) + max(trial, descending))
-    stages.append(ROOM * _weights_left(shape, options))
+        stages.append(_search(shape, options, tokens, batch))
+    stages.append((ROOM * _weights_left(shape, options), 0.0))
     if method.sequential:
         repairs = sum(FLOAT * shape.hidden * a.num_inputs * (1 - options.sparsity) for a in shape.axes)
         widest = max((a.num_inputs for a in shape.axes), default=0)
         read = min(FLOAT * tokens * (shape.hidden + widest * (1 - options.sparsity)), READ_BYTES)
-        stages.append(COPIES * hidden + read + repairs + FITTING * 8.0 * widest**2)
+        stages.append(_held(read + repairs + FITTING * 8.0 * widest**2, COPIES * hidden))
     factors = factors_of(shape, options, calibration)
-    disk = [("second moments", on_disk, Path(tempfile.gettempdir()))] if on_disk else []
-    if factors > LARGE:
-        disk.append(("factors of second moments", factors, Path(tempfile.gettempdir())))
-    else:
-        held += factors
-    most = max(stages)
+    away = leaves_memory(factors, on_host=True)
+    files = {
+        "second moments": on_disk,
+        "factors of second moments": away * factors,
+        "hidden states and repairs": max(disk for _, disk in stages),
+    }
+    held = shape.weight_bytes + (0.0 if on_disk else matrices) + (not away) * factors
+    most = max(memory for memory, _ in stages)
     kept = 0.0 if method.allocate == "search" else min(KEPT_END, most)  # its trials give back what lies free
-    return Needs(LIBRARIES + held + most + kept, tuple(disk))
+    place = Path(tempfile.gettempdir())
+    return Needs(LIBRARIES + held + most + kept, tuple((what, part, place) for what, part in files.items() if part))
+
+
+def _held(memory: float, *shelves: float) -> tuple[float, float]:
+    """Bytes in memory and on disk, with shelves of so much."""
+    disk = sum(part for part in shelves if leaves_memory(part))
+    return memory + sum(shelves) - disk, disk
 
 
 def of_tokens(shape: Shape) -> Needs:
@@ -128,28 +132,29 @@ def factors_of(shape: Shape, options: Pruning, calibration: Calibration) -> floa
     return nested_bytes(shape.arch, each, lambda axis: num_blocks(axis, calibration.moments))
 
 
-def _probing(shape: Shape, options: Pruning, tokens: int) -> float:
-    """What trials look at: states, what the dense model says, and the repairs that are kept."""
-    logits = float(FLOAT * tokens * shape.vocabulary)
-    repairs = 0.0
+def _search(shape: Shape, options: Pruning, tokens: int, batch: int) -> tuple[float, float]:
+    """What the dense model says, its states, the repairs that are kept, a layer that is cut, and a trial's logits or a
+    step down slopes: logits of a batch, a layer's gradients and a factor, both models' states, and what lies free."""
+    spent, searches = options.spent, options.resolved().allocate == "search"
+    probed, repairs, wide = min(spent.probe_tokens, batch), 0.0, 0.0
+    states = FLOAT * shape.hidden * (shape.num_layers + 1.0)
     if options.resolved().compensate in CLOSED_FORMS:
         kept = 1 - (options.sparsity if options.closed_curves else 0.5)  # measured at every width
-        one = sum(FLOAT * shape.hidden * axis.num_inputs * kept for axis in shape.axes)
-        repairs = REMEMBERED * one + max((8.0 * shape.hidden * axis.num_inputs for axis in shape.axes), default=0.0)
-    states = FLOAT * tokens * shape.hidden * (shape.num_layers + 1)
-    return states + min(logits, CACHED_BYTES) + repairs
+        repairs = REMEMBERED * sum(FLOAT * shape.hidden * axis.num_inputs * kept for axis in shape.axes)
+        wide = max((8.0 * shape.hidden * axis.num_inputs for axis in shape.axes), default=0.0)
+    cut = FLOAT * shape.layer_params * (1 - options.sparsity) + wide
+    shelves = [FLOAT * probed * float(shape.vocabulary), probed * states, repairs]
+    trial, descending = (LOGITS - 1) * _few_logits(shape, probed), 0.0
+    if searches and spent.descents:
+        further = min(DESCENT * spent.probe_tokens, tokens)
+        descending = LOGITS * _few_logits(shape, further) + 4 * wide
+        descending += min(KEPT_END, descending)
+        shelves += [further * states, further * states]
+    return _held(cut + max(trial, descending), *shelves)
 
 
 def _few_logits(shape: Shape, tokens: int) -> float:
     return float(FLOAT * shape.vocabulary * few_logits(shape.vocabulary, tokens))
-
-
-def _descending(shape: Shape, tokens: int) -> float:
-    """States of the dense and of the cut model, logits of a batch, a layer's gradients and a factor; what lies free."""
-    states = 2.0 * FLOAT * tokens * shape.hidden * (shape.num_layers + 1)
-    gradients = max((8.0 * shape.hidden * axis.num_inputs for axis in shape.axes), default=0.0)
-    found = states + LOGITS * _few_logits(shape, tokens) + 4 * gradients
-    return found + min(KEPT_END, found)
 
 
 def free(device: str) -> float:

@@ -17,7 +17,6 @@ from seap.pruning.cost import Shape
 from seap.pruning.memory import FLOAT, LOGITS, Needs, factors_of, logits_of, matrices_of
 from seap.pruning.sequential import COPIES, READ_BYTES
 from seap.pruning.work import Done, Stage, Text
-from seap.selection.damage import CACHED_BYTES
 from seap.selection.options import Pruning
 from seap.selection.repairing import REMEMBERED
 from seap.selection.slopes import DESCENT, can_descend
@@ -118,7 +117,8 @@ class _Stages:
         kept.add_(REMEMBERED * shape.itemsize * sum(float(shape.hidden) * axis.num_inputs for axis in shape.axes))
         logits = float(FLOAT * tokens * shape.vocabulary)
         few = float(FLOAT * shape.vocabulary * few_logits(shape.vocabulary, tokens))
-        kept.memory += (LOGITS - 1) * few + min(logits, CACHED_BYTES) + self.solving()
+        kept.add_(logits)
+        kept.memory += (LOGITS - 1) * few + self.solving()
         if spent.descents and can_descend(shape.axes):
             tokens = min(DESCENT * spent.probe_tokens, self.tokens)
             kept.add_(2 * self.states(tokens) * (shape.num_layers + 1))

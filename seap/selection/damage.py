@@ -22,12 +22,12 @@ from seap.compensation.compensate import Repair, map_inputs
 from seap.models.arch import Arch
 from seap.models.axes import CHANNELS, KV_GROUPS, Axis
 from seap.models.modes import evaluation
-from seap.models.residency import at_the_end, release, resident, streamed
+from seap.models.residency import at_the_end, resident, streamed
 from seap.models.shelf import Shelf, shelf_for
 from seap.text.rows import cut_to, num_counted
 
 KEPT_SHARES = (0.75, 0.5, 0.3, 0.15)  # of the channels, beside the least that must stay
-CACHED_BYTES = 1 << 30  # dense log-probabilities kept between probes; beyond it they are computed anew
+CACHED_BYTES = 1 << 30  # dense log-probabilities kept in memory between probes; beyond it they are computed anew
 
 
 @dataclass(frozen=True)
@@ -137,10 +137,10 @@ class Judge:
     arch: Arch
     walk: Walk
     states: list[list[Tensor]] = field(default_factory=list)  # per layer (and after the last), per batch
-    dense: dict[int, Tensor] = field(default_factory=dict)
     ranks: Ranks = field(default_factory=Ranks)
     shelf: Shelf = field(default_factory=Shelf)  # where the states are
     remembers: bool = True  # what the dense model says, which is asked for in every trial
+    dense: Shelf | None = None  # where that is
 
     @classmethod
     def on(
@@ -161,11 +161,18 @@ class Judge:
 
     def _expected(self, index: int) -> Tensor:
         """The dense model's log-probabilities (B, T, V) of a batch."""
-        if index in self.dense:
-            return self.dense[index]
+        name = f"{index}."
+        if self.dense is not None and name in self.dense:
+            return self.dense[name]
         found = log_softmax(finished(self.arch, self.walk.batches[index], self.states[-1][index]).float(), -1)
-        if self.remembers and sum(t.nbytes for t in self.dense.values()) + found.nbytes < CACHED_BYTES:
-            self.dense[index] = found
+        if not self.remembers:
+            return found
+        if self.dense is None:
+            tokens = sum(batch.ids.numel() for batch in self.walk.batches)
+            each = found.nbytes // found[..., 0].numel()
+            self.dense = shelf_for(self.arch.model, each * tokens, "what the dense model says")
+        if self.dense.on_disk or sum(t.nbytes for t in self.dense.values()) + found.nbytes < CACHED_BYTES:
+            return self.dense.put(name, found)
         return found
 
     def divergence(self, first_layer: int = 0) -> float:
@@ -177,13 +184,8 @@ class Judge:
         )
 
     def divergence_with(self, axes: Sequence[Axis], cut_to: Callable[[Axis], Cut]) -> float:
-        """KL(dense ‖ model with these axes cut) per token, without surgery; of a streamed model layer by layer."""
+        """KL(dense ‖ model with these axes cut) per token, without surgery, one layer cut at a time."""
         first = min((axis.layer for axis in axes), default=len(self.arch.layers))
-        if streamed(self.arch.model) is None:
-            with contextlib.ExitStack() as stack:
-                for axis in axes:
-                    stack.enter_context(simulated(self.arch, axis, *cut_to(axis)))
-                return self.divergence(first)
         walk, hidden = self.walk, list(self.states[first])
         for layer in range(first, len(self.arch.layers)):
             cuts = [(axis, *cut_to(axis)) for axis in axes if axis.layer == layer]
@@ -191,17 +193,18 @@ class Judge:
                 for axis, keep, repair in cuts:
                     stack.enter_context(simulated(self.arch, axis, keep, repair))
                 hidden = [walk.run(layer, index, states) for index, states in enumerate(hidden)]
-            weights = [repair.weight for _, _, repair in cuts if repair is not None and repair.weight is not None]
-            release(self.arch.model, weights)
         with at_the_end(self.arch):
             return self._per_token(finished(self.arch, walk.batches[i], states) for i, states in enumerate(hidden))
 
     def gradient(self, index: int, hidden: Tensor) -> Tensor:
         """Of KL, summed over a batch's tokens, at hidden states (B, T, D) after the last layer; at logits, q − p."""
+        expected = self._expected(index)
+        chances = expected.exp() if self.remembers else expected.exp_()
         with torch.enable_grad():
             leaf = hidden.detach().requires_grad_()
             logits = finished(self.arch, self.walk.batches[index], leaf)
-        slope = logits.detach().float().softmax(-1).sub_(self._expected(index).exp())
+        slope = logits.detach().float().softmax(-1).sub_(chances)
+        del expected, chances
         slope.mul_(self.walk.batches[index].said.to(slope.device)[..., None])
         [grad] = torch.autograd.grad(logits, [leaf], slope.to(logits.dtype))
         return grad
@@ -221,6 +224,8 @@ class Judge:
         """KL of logits (B, T, V) of a batch, summed over the tokens that count."""
         expected = self._expected(index)
         less = log_softmax(logits.float(), -1).sub_(expected).mul_(expected.exp()).sum(-1)  # large: one copy is enough
+        if self.dense is not None:
+            self.dense.rest(f"{index}.")
         return -(less.double() * self.walk.batches[index].said.to(less.device)).sum()
 
 

@@ -103,7 +103,7 @@ class Nests:
             num_bytes = nested_bytes(
                 self.arch, self.axes, lambda own: self.statistics.num_blocks(fitting_key(own, self.statistics))
             )
-            self.shelf = shelf_for(self.arch.model, num_bytes, "factors of second moments", whole=False)
+            self.shelf = shelf_for(self.arch.model, num_bytes, "factors of second moments", on_host=True)
         kept = []
         for number, block in enumerate(blocks):
             name = f"{axis.curve_key}.{number}"

@@ -1,7 +1,7 @@
 """How an axis cut to some width is repaired while networks are compared: once for each width, then remembered.
 
 Repairs of a whole model take as much as half of its weights. So only those of an axis's latest widths are kept, in the
-dtype that they are computed with in the end; of a streamed model they lie on a shelf.
+dtype that they are computed with in the end; where they are much they lie on disk, but those of the layer at hand.
 """
 
 import itertools
@@ -63,9 +63,13 @@ def _remembered(arch: Arch, found: RepairTo) -> RepairTo:
     shelf = shelf_for(arch.model, REMEMBERED * most * dtype.itemsize, "repairs")
     latest: dict[str, dict[tuple[Axis, int], Cut]] = {}  # by axis key; which experts an axis still has may differ
     names: dict[tuple[Axis, int], str] = {}
-    numbers = itertools.count()
+    numbers, at = itertools.count(), 0
 
     def remembered(axis: Axis, width: int) -> Cut:
+        nonlocal at
+        if axis.layer != at:
+            shelf.rest(f"{at}.")
+            at = axis.layer
         own, asked = latest.setdefault(axis.key, {}), (axis, width)
         if asked in own:
             own[asked] = own.pop(asked)  # the latest is the last
@@ -77,7 +81,7 @@ def _remembered(arch: Arch, found: RepairTo) -> RepairTo:
                 del shelf[names.pop(oldest)]
         keep, repair = found(axis, width)
         if repair is not None and repair.weight is not None:
-            names[asked] = f"{axis.key}.{next(numbers)}"
+            names[asked] = f"{axis.layer}.repair{next(numbers)}"
             repair = Repair(repair.bias, shelf.put(names[asked], repair.weight.to(dtype)), repair.about)
         own[asked] = keep, repair
         return own[asked]

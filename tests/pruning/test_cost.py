@@ -210,6 +210,16 @@ def test_moments_on_disk_are_not_in_memory(monkeypatch: pytest.MonkeyPatch) -> N
     assert more.memory < before.memory
 
 
+def test_what_a_search_looks_at_is_on_disk_where_it_is_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    options, settings = Pruning(), Calibration()
+    shape = shape_of(configs.on_meta(model().config), options, 4)
+    before = estimating.memory.of(shape, options, TEXT, settings)
+    monkeypatch.setattr("seap.models.shelf.MUCH", 0)
+    after = estimating.memory.of(shape, options, TEXT, settings)
+    assert [what for what, *_ in after.disk] == ["factors of second moments", "hidden states and repairs"]
+    assert before.disk == () and all(part > 0 for _, part, _ in after.disk) and after.memory < before.memory
+
+
 def test_memory_has_room_for_the_cut_model_that_is_looked_at() -> None:
     options, few = Pruning(method="flap", sparsity=0.5), Calibration(batch_tokens=1)
     shape = shape_of(configs.on_meta(model().config), options, 4)

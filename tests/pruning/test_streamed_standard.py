@@ -87,6 +87,20 @@ def test_one_layer_at_a_time_is_in_memory(tmp_path: Path, monkeypatch: pytest.Mo
     assert now() == set()
 
 
+def test_in_memory_too_one_layer_is_cut_at_a_time() -> None:
+    """Copies of all layers' linears would be half of a model."""
+    dense = model("llama")
+    arch, now, seen = describe(dense), moved_of(dense), []
+    for layer in arch.layers:
+        layer.register_forward_hook(lambda *_: seen.append(now()))
+    cut = {axis: (torch.arange(axis.num_inputs) % 2 == 0, None) for axis in arch.axes if axis.name == "channels"}
+    with evaluation(dense):
+        judge = damage.Judge.on(arch, [tuple(range(3, 12))], batch_tokens=16)
+        seen.clear()
+        assert judge.divergence_with(list(cut), cut.__getitem__) > 0
+    assert [part for part in seen if part] == [{f"model.layers.{i}"} for i in range(3)] and now() == set()
+
+
 def test_a_trial_costs_what_it_costs_in_memory(tmp_path: Path) -> None:
     """KL of any cuts, to the bit."""
     name = str(folder(tmp_path / "dense", "gemma3_text"))
@@ -144,7 +158,10 @@ def test_too_small_a_disk_is_said_before_anything_is_run(tmp_path: Path) -> None
     dense, _ = loader.load_streamed(str(folder(tmp_path / "dense")), tmp_path / "s", offload_dir=tmp_path / "states")
     with pytest.raises(loader.UserError, match=r"hidden states need .* GB of disk in .*states.*--offload-dir"):
         shelf_for(dense, 1e18, "hidden states")
-    assert not shelf_for(model("llama"), 1e18, "hidden states").on_disk  # a model in memory has its own in memory
+    with pytest.raises(loader.UserError, match=r"hidden states need .* set TMPDIR to a larger disk"):
+        shelf_for(model("llama"), 1e18, "hidden states", on_host=True)
+    assert not shelf_for(model("llama"), 1e18, "hidden states").on_disk  # a model in memory keeps its own there then
+    assert not shelf_for(model("llama"), shelf.MUCH, "hidden states").on_disk
 
 
 def test_a_disk_that_fills_up_ends_the_run_with_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Repairs of every width from one factor are ridge's own; kept on disk they are the same."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -56,27 +57,33 @@ def one_scale(moments: Moments, keep: torch.Tensor) -> Moments:
     return Moments.joined(parts)
 
 
+FACTORS, REPAIRS, WORDS = r".*\.inverse", r"\d+\.repair\d+", r"\d+\."
+
+
 def test_on_disk_a_network_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the factors are much they lie in files of a folder that goes with them."""
+    """What the search looks at again and again lies, where it is much, in files of folders that go with it: factors,
+    repairs, and what the dense model says. Where the disk has no room for it, it stays in memory."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     made, places = [], []
     real = Shelf.put
 
     def put(self: Shelf, name: str, value: torch.Tensor) -> torch.Tensor:
-        if name.endswith(".inverse"):
-            places.append(self.on_disk)
+        places[-1] |= {(kind, self.on_disk) for kind in (FACTORS, REPAIRS, WORDS) if re.fullmatch(kind, name)}
         return real(self, name, value)
 
     monkeypatch.setattr(Shelf, "put", put)
-    for large in (shelf.LARGE, 0):
-        monkeypatch.setattr(shelf, "LARGE", large)
+    for much, room in ((shelf.MUCH, True), (0, True), (0, False)):
+        monkeypatch.setattr(shelf, "MUCH", much)
+        monkeypatch.setattr(shelf, "_has_room", lambda *_, room=room: room)
+        places.append(set())
         net, options = model("llama", intermediate_size=80), {"search_evaluations": 4, "descents": 1}
         seap.prune(net, tokenizer(), task={"words": TEXTS}, sparsity=0.4, progress=False, **options)
         made.append(net.state_dict())
-    assert {*places} == {False, True}
-    assert made[0].keys() == made[1].keys() and all(torch.equal(made[0][key], made[1][key]) for key in made[0])
-    assert not [*tmp_path.rglob("*.inverse")]
+    assert places == [{(kind, where) for kind in (FACTORS, REPAIRS, WORDS)} for where in (False, True, False)]
+    for other in made[1:]:
+        assert made[0].keys() == other.keys() and all(torch.equal(made[0][key], other[key]) for key in other)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_what_all_factors_take_decides_where_they_lie(tmp_path: Path) -> None:
