@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from seap.activations.moments import Moments
-from seap.compensation.damped import factor_of, solve_damped
+from seap.compensation.damped import factor_of, solve_damped, solve_factored
 from seap.models.arch import Arch
 from seap.models.axes import Axis, Masks
 from seap.models.residency import as_computed
@@ -102,7 +102,7 @@ def _ridge(weight: Tensor, moments: Moments, keep: Tensor, damping: float) -> Te
         return weight[:, keep]
     cross = weight[:, ~keep] @ moments.between(~keep, keep)
     factor = factor_of(lambda: moments.between(keep, keep), damping)
-    return weight[:, keep] + torch.cholesky_solve(cross.t(), factor).t()
+    return weight[:, keep] + solve_factored(factor, cross)
 
 
 def output_error(weight: Tensor, moments: Moments, keep: Tensor, repair: Repair) -> float:

@@ -13,7 +13,13 @@ ROWS = 1024  # of a product of which only a triangle is wanted that are made at 
 
 def solve_damped(covariance: Tensor, right: Tensor, damping: float) -> Tensor:
     """X (O, k) with X (C + λI) = right (O, k), λ = damping · mean diag C, raised tenfold while C is too singular."""
-    return torch.cholesky_solve(right.t(), factor_damped(covariance, damping)).t() if len(covariance) else right
+    return solve_factored(factor_damped(covariance, damping), right) if len(covariance) else right
+
+
+def solve_factored(factor: Tensor, right: Tensor) -> Tensor:
+    """X with X LLᵀ = right (O, k), of a lower triangle L (k, k): as `torch.cholesky_solve`, which copies L."""
+    half = torch.linalg.solve_triangular(factor, right.t(), upper=False)
+    return torch.linalg.solve_triangular(factor.t(), half, upper=True).t()
 
 
 def factor_damped(covariance: Tensor, damping: float) -> Tensor:

@@ -63,7 +63,7 @@ def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Ca
         repairs = sum(FLOAT * shape.hidden * a.num_inputs * (1 - options.sparsity) for a in shape.axes)
         widest = max((a.num_inputs for a in shape.axes), default=0)
         read = min(FLOAT * tokens * (shape.hidden + widest * (1 - options.sparsity)), READ_BYTES)
-        stages.append(_held(read + repairs + FITTING * 8.0 * widest**2, COPIES * hidden))
+        stages.append(_held(read + FITTING * 8.0 * widest**2, COPIES * hidden, repairs))
     factors = factors_of(shape, options, calibration)
     away = leaves_memory(factors, on_host=True)
     files = {

@@ -245,13 +245,26 @@ def refit_layers(
 ) -> Repairs:
     """Repairs refitted layer after layer; those of axes left whole are new. rows: token rows, every fifth held out.
 
-    repairs_of: a layer's, asked for in its turn. Matrices come back in float32.
+    repairs_of: a layer's, asked for in its turn. Matrices come back in float32, mapped from disk where they are much.
     """
     done: Repairs = {}
+    outputs = {axis.key: arch.weight(axis.layer, axis.consumer).shape[0] for axis in arch.axes}
+    sizes = (outputs[axis.key] * int(kept_inputs(axis, axis.mask_of(masks)).sum()) for axis in arch.axes)
+    shelf = shelf_for(arch.model, 4 * (sum(sizes) + sum(size**2 for size in outputs.values())), "repairs")
     with evaluation(arch.model):
         streams = Streams.start(arch, masks, rows, batch_tokens=batch_tokens, ranks=ranks)
         layers = range(len(arch.layers))
         for layer in tqdm(layers, desc="refit", unit="layer", disable=not progress, leave=False):
-            done |= {key: repair.as_stored() for key, repair in streams.refitted(layer, repairs_of(layer)).items()}
+            found = streams.refitted(layer, repairs_of(layer))
+            done |= {key: _laid(shelf, key, repair.as_stored()) for key, repair in found.items()}
             give_back()
     return done
+
+
+def _laid(shelf: Shelf, key: str, repair: Repair) -> Repair:
+    """A repair whose matrices are on a shelf; its files go with it, what is mapped of them when nobody has it."""
+    weight, inputs = (
+        None if part is None else shelf.put(f"{key}.{name}", part)
+        for name, part in (("weight", repair.weight), ("inputs", repair.inputs))
+    )
+    return replace(repair, weight=weight, inputs=inputs)

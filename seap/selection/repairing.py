@@ -8,6 +8,7 @@ import itertools
 from functools import partial
 
 from seap.activations.stats import Statistics
+from seap.allocation import give_back
 from seap.compensation.compensate import (
     UNTESTED_DAMPING,
     Compensation,
@@ -80,6 +81,7 @@ def _remembered(arch: Arch, found: RepairTo) -> RepairTo:
             if oldest in names:
                 del shelf[names.pop(oldest)]
         keep, repair = found(axis, width)
+        give_back()  # a wide axis's repair leaves a hundred MB lying free
         if repair is not None and repair.weight is not None:
             names[asked] = f"{axis.layer}.repair{next(numbers)}"
             repair = Repair(repair.bias, shelf.put(names[asked], repair.weight.to(dtype)), repair.about)

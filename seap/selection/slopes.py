@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from seap.activations.ranks import summed
+from seap.allocation import give_back
 from seap.models.arch import Arch
 from seap.models.axes import Axis
 from seap.models.shelf import shelf_for
@@ -133,6 +134,7 @@ class Slopes:
         found: dict[str, Slope] = {}
         for axis, gradient in gradients_at(self.judge, self.axes, budgets, repair_to):
             found |= self.slopes(axis.shaped(budgets), gradient, budgets[axis.key], least[axis.key])
+            give_back()
         return found
 
     def slopes(self, hand: Axis, found: Gradient, here: int, least: int) -> dict[str, Slope]:

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from seap.compensation.damped import factor_damped, factor_of, inverse_of, invert_, lower_times, times_lower
+from seap.compensation.damped import (
+    factor_damped,
+    factor_of,
+    inverse_of,
+    invert_,
+    lower_times,
+    solve_factored,
+    times_lower,
+)
 from seap.errors import UserError
 
 
@@ -66,3 +74,13 @@ def test_zeros_of_a_triangle_are_left_out(rows: int, monkeypatch: pytest.MonkeyP
     lower = lower.tril()
     torch.testing.assert_close(lower_times(lower, columns), lower @ columns)
     torch.testing.assert_close(times_lower(columns.t(), lower), columns.t() @ lower)
+
+
+@pytest.mark.parametrize("outputs", [0, 1, 9])
+def test_what_is_solved_by_a_factor(outputs: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    rows = torch.randn(60, 23, generator=generator, dtype=torch.float64)
+    right = torch.randn(outputs, 23, generator=generator, dtype=torch.float64)
+    found = solve_factored(factor_damped(rows.t() @ rows, 0.1), right)
+    damped = rows.t() @ rows + 0.1 * (rows.t() @ rows).diagonal().mean() * torch.eye(23, dtype=torch.float64)
+    torch.testing.assert_close(found @ damped, right)
