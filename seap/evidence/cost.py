@@ -25,7 +25,7 @@ def plan_compare(name: str, plan: Comparison, out: Path, *, loading: Mapping[str
     """`seap compare --plan`: all networks and rows, also those that are there already."""
     seen = prospect(name, loading)
     plan = in_shares(plan, seen.model, seen.saved)
-    shape = shape_of(seen.model, plan.pruning, seen.dtype.itemsize)
+    shape = shape_of(seen.model, plan.pruning, seen.dtype.itemsize, seen.device)
     texts = seen.text([*plan.tasks, *([plan.general] if plan.general else [])], plan.calibration)
     smallest = min(texts.values(), key=lambda text: text.tokens)  # every network gets as much
     tests = {parse_spec(spec).name: load_test(spec, plan.evaluation) for spec in plan.tasks}
@@ -73,7 +73,7 @@ def plan_sweep(name: str, plan: Sweep, out: Path, *, loading: Mapping[str, Any] 
     """`seap sweep --plan`."""
     seen = prospect(name, loading)
     plan = in_shares(plan, seen.model, seen.saved)
-    shape = shape_of(seen.model, plan.pruning, seen.dtype.itemsize)
+    shape = shape_of(seen.model, plan.pruning, seen.dtype.itemsize, seen.device)
     text = seen.text(plan.tasks, plan.calibration) if plan.pruning.needs_text else {}
     tests = [load_test(spec, plan.evaluation) for spec in plan.tasks]
     sparsities = [sparsity for sparsity in set(plan.sparsities) if sparsity]

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 
 import torch
@@ -105,13 +105,19 @@ def _remove(folder: Path, handle: int | None) -> None:
     unlock(handle)
 
 
+def rest(source: Mapping[str, Tensor], start: str) -> None:
+    """`Shelf.rest`, where what tensors come from is a shelf."""
+    if isinstance(source, Shelf):
+        source.rest(start)
+
+
 def shelf_for(model: nn.Module, num_bytes: float, what: str, *, on_host: bool = False) -> Shelf:
     """A shelf for so much that is made of a model: on disk where that is much, or was asked for of a streamed one.
 
-    on_host: whether it lies in the computer's own memory wherever the model is, in which it won't fit; else it lies
-    where the model does, and of one in memory there too if the disk has no room.
+    on_host: that the CPU has it, wherever the model is; otherwise it is where the model is: on a GPU always in memory,
+    on a CPU where the disk has no room.
 
-    Raises UserError, which says what it is for, where the disk has no room for it.
+    Raises UserError, which says what it is for, where the disk has no room for what is too much for memory.
     """
     plan = streamed(model)
     if plan is None:

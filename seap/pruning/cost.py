@@ -36,6 +36,7 @@ class Shape:
     params: int
     itemsize: int  # bytes of a weight in the work's dtype
     solve_device: str = "auto"
+    device: str = "cpu"  # of the work
 
     @property
     def num_layers(self) -> int:
@@ -51,8 +52,8 @@ class Shape:
         return self.params * self.itemsize
 
 
-def shape_of(model: Any, options: Pruning, itemsize: int) -> Shape:
-    """Of a model, which may be on the meta device."""
+def shape_of(model: Any, options: Pruning, itemsize: int, device: str = "cpu") -> Shape:
+    """Of a model, which may be on the meta device. device: where it will be."""
     arch = describe(model)
     free = [a for a in choose_axes(arch, options.cut_axes) if not is_protected(a.layer, len(arch.layers), options)]
     params = sum(p.numel() for p in model.parameters())
@@ -64,7 +65,7 @@ def shape_of(model: Any, options: Pruning, itemsize: int) -> Shape:
             idle += share * experts.num_experts * experts.num_channels * experts.channel_params
     active = params - embedding_params(model) - idle
     own: dict[str, Any] = {"hidden": model.config.hidden_size, "vocabulary": model.config.vocab_size}
-    own["solve_device"] = options.solve_device
+    own |= {"solve_device": options.solve_device, "device": device}
     return Shape(arch=arch, axes=tuple(free), active=active, params=params, itemsize=itemsize, **own)
 
 

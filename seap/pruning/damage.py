@@ -45,10 +45,10 @@ class Dense:
             for batch, last in zip(self.walk.batches, self.last, strict=True):
                 dense = resume(self.walk.arch, batch, depth, last).float().log_softmax(-1)
                 pruned = model(**model_inputs(describe(model), batch)).logits.float().log_softmax(-1)
-                kl = (dense.exp() * (dense - pruned)).sum(-1).double()
-                sums["kl"] += float((kl * batch.said.to(kl.device)).sum())
                 sums["loss_before"] += _loss(dense, batch)
                 sums["loss_after"] += _loss(pruned, batch)
+                less = pruned.sub_(dense).mul_(dense.exp_()).sum(-1).double()  # in place: they are large
+                sums["kl"] -= float((less * batch.said.to(less.device)).sum())
                 count += int(batch.said.sum())
                 predicted += int(batch.predicting.sum())
         if not predicted:
@@ -80,7 +80,7 @@ def heard(
         return None
     with evaluation(model):
         arch = describe(model)
-        few = few_logits(vocabulary_size(arch), Calibration.batch_tokens)  # there are five copies of them
+        few = few_logits(vocabulary_size(arch), Calibration.batch_tokens)  # there are some copies of them
         walk = Walk.start(arch, rows, batch_tokens=few, apart=False)
         for layer in range(len(walk.arch.layers)):
             walk.hidden = [walk.run(layer, index) for index in range(len(walk.batches))]

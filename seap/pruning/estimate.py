@@ -172,7 +172,7 @@ def plan_prune(
     wanted = pruning
     pruning = as_planned(seen.model, pruning, seen.saved, vocabulary)
     to += f", about --sparsity {pruning.sparsity:.2f}" if to else ""
-    shape = shape_of(seen.model, pruning, seen.dtype.itemsize)
+    shape = shape_of(seen.model, pruning, seen.dtype.itemsize, seen.device)
     tokens_alone = vocabulary.is_cut and not pruning.sparsity and not is_masked
     if stats_files:
         text = {about["task"]: stored_text(about, calibration) for about in map(about_stats, stats_files)}

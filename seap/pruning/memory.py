@@ -50,10 +50,10 @@ def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Ca
     sensitivities = FLOAT * len(shape.arch.axes) * float(shape.hidden) ** 2
     stages = [(hidden + 6.0 * FLOAT * batch * shape.hidden, 0.0)]
     if on_disk:
-        stages.append(_held(matrices, sensitivities))
+        stages.append(_held(shape, matrices, sensitivities))
     if options.needs_sensitivity:
         states = FLOAT * min(spent.fisher_tokens, tokens) * shape.hidden * (shape.num_layers + 1)
-        stages.append(_held(logits_of(shape, text, calibration) + sensitivities, states, sensitivities))
+        stages.append(_held(shape, logits_of(shape, text, calibration) + sensitivities, states, sensitivities))
     if method.score in FIRST_ORDER:
         stages.append((_gradients(shape, text, calibration), 0.0))
     if method.allocate == "search" or (method.allocate in MEASURED and not options.closed_curves):
@@ -63,7 +63,7 @@ def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Ca
         repairs = sum(FLOAT * shape.hidden * a.num_inputs * (1 - options.sparsity) for a in shape.axes)
         widest = max((a.num_inputs for a in shape.axes), default=0)
         read = min(FLOAT * tokens * (shape.hidden + widest * (1 - options.sparsity)), READ_BYTES)
-        stages.append(_held(read + FITTING * 8.0 * widest**2, COPIES * hidden, repairs))
+        stages.append(_held(shape, FITTING * 8.0 * widest**2, COPIES * hidden + read, repairs))
     factors = factors_of(shape, options, calibration)
     away = leaves_memory(factors, on_host=True)
     files = {
@@ -78,9 +78,9 @@ def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Ca
     return Needs(LIBRARIES + held + most + kept, tuple((what, part, place) for what, part in files.items() if part))
 
 
-def _held(memory: float, *shelves: float) -> tuple[float, float]:
-    """Bytes in memory and on disk, with shelves of so much."""
-    disk = sum(part for part in shelves if leaves_memory(part))
+def _held(shape: Shape, memory: float, *shelves: float) -> tuple[float, float]:
+    """Bytes in memory and on disk, with shelves of so much, which of a model on a GPU are there too."""
+    disk = sum(part for part in shelves if shape.device == "cpu" and leaves_memory(part))
     return memory + sum(shelves) - disk, disk
 
 
@@ -150,7 +150,7 @@ def _search(shape: Shape, options: Pruning, tokens: int, batch: int) -> tuple[fl
         descending = LOGITS * _few_logits(shape, further) + 4 * wide
         descending += min(KEPT_END, descending)
         shelves += [further * states, further * states]
-    return _held(cut + max(trial, descending), *shelves)
+    return _held(shape, cut + max(trial, descending), *shelves)
 
 
 def _few_logits(shape: Shape, tokens: int) -> float:

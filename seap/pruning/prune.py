@@ -231,6 +231,7 @@ def cut_layers_(
         repairs = make_repairs(model, made, run.statistics, run.pruning, progress=progress, ranks=ranks)
         expected = probe.before_cut(describe(model), made, repairs)
         cut_(model, made, repairs)
+        give_back()
         probe.check_cut(model, expected)
     else:
         solving.settle_(model, run.pruning.solve_device)

@@ -41,7 +41,7 @@ from seap.models.solving import solver_of
 from seap.selection.damage import simulated
 
 COPIES = 8  # of the hidden states that are kept of a layer: before and after it, and what its linears read and write
-READ_BYTES = 1 << 30  # inputs of a layer's last consumer that are kept; beyond it the layer is run again
+READ_BYTES = 1 << 30  # inputs of a layer's last consumer that are kept in memory; beyond it the layer is run again
 
 
 @dataclass(frozen=True)
@@ -216,8 +216,9 @@ class Streams:
             target = target + whole - pruned
             target = target + sum(a - b.view_as(a) for a, b in zip(outputs, earlier, strict=False))
             kept = sum(known.nbytes for _, known in self.read.values())
-            if 0 < place == len(writers) - 1 and kept < READ_BYTES:
-                self.read[index] = (pruned + sum(output.view_as(pruned) for output in earlier), inputs)
+            if 0 < place == len(writers) - 1 and (self.shelf.on_disk or kept < READ_BYTES):
+                stream = pruned + sum(output.view_as(pruned) for output in earlier)
+                self.read[index] = (self._kept(index, "stream", stream), self._kept(index, "inputs", inputs))
         target = target if bias is None else target - bias
         if not axis.is_normed:
             return inputs, target

@@ -130,9 +130,9 @@ class _Stages:
         kept = self.kept()
         kept.memory += self.solving()
         if self.options.resolved().sequential:
-            kept.add_(COPIES * self.states(self.tokens))
             read = (1 - self.options.sparsity) * self.shape.itemsize * self.tokens * self.widest
-            kept.memory += min(read, READ_BYTES) + self.solving()
+            kept.add_(COPIES * self.states(self.tokens) + min(read, READ_BYTES))
+            kept.memory += self.solving()
         return kept
 
     def solving(self) -> float:

@@ -39,6 +39,7 @@ from seap.methods import RECONSTRUCTING, RUNNING
 from seap.models.arch import Arch
 from seap.models.axes import KV_GROUPS, Axis
 from seap.models.residency import as_computed, release
+from seap.models.shelf import rest
 from seap.models.solving import solver_of
 from seap.scoring.first_order import first_order, unit_size
 from seap.scoring.influence import block_influence
@@ -179,7 +180,7 @@ def score_inputs(
                 weighed = sensitivity[axis.key] if sensitivity is not None and name == "obs-fisher" else None
                 solver, moments = solver_of(arch, axis.layer), fitting(axis, statistics)
                 score = solver(_reconstructed, name, axis, weight, moments, weighed, by_head)
-                release(arch.model, [] if weighed is None else [weighed])
+                rest(sensitivity or {}, axis.key)
             else:
                 score = ACTIVATION_SCORES[name](axis, weight, statistics[axis.key])
         scores[axis.key] = _finite(arch, axis, name, score.cpu())

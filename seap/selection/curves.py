@@ -32,6 +32,7 @@ from seap.compensation.compensate import Source, weight_of
 from seap.models.arch import Arch
 from seap.models.axes import KV_GROUPS, Axis
 from seap.models.residency import release
+from seap.models.shelf import rest
 from seap.models.solving import solver_of
 from seap.scoring.score import Scores
 from seap.selection.blocks import Block, Factored, blocks_of, from_the_end
@@ -71,7 +72,8 @@ def closed_curves(
         curves[axis.curve_key] = whole_curve(axis, widths, damage)
         if nests is not None and keeps:
             nests.put(axis, nested)
-        release(arch.model, [sensitivity[axis.key], *arch.layers[axis.layer].parameters()])
+        rest(sensitivity, axis.key)
+        release(arch.model, arch.layers[axis.layer].parameters())
     return curves
 
 

@@ -203,7 +203,7 @@ class Judge:
         with torch.enable_grad():
             leaf = hidden.detach().requires_grad_()
             logits = finished(self.arch, self.walk.batches[index], leaf)
-        slope = logits.detach().float().softmax(-1).sub_(chances)
+        slope = logits.detach().float().softmax(-1).sub_(chances.to(logits.device))
         del expected, chances
         slope.mul_(self.walk.batches[index].said.to(slope.device)[..., None])
         [grad] = torch.autograd.grad(logits, [leaf], slope.to(logits.dtype))
@@ -222,7 +222,7 @@ class Judge:
 
     def _summed(self, index: int, logits: Tensor) -> Tensor:
         """KL of logits (B, T, V) of a batch, summed over the tokens that count."""
-        expected = self._expected(index)
+        expected = self._expected(index).to(logits.device)
         less = log_softmax(logits.float(), -1).sub_(expected).mul_(expected.exp()).sum(-1)  # large: one copy is enough
         if self.dense is not None:
             self.dense.rest(f"{index}.")

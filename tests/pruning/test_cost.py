@@ -218,6 +218,8 @@ def test_what_a_search_looks_at_is_on_disk_where_it_is_much(monkeypatch: pytest.
     after = estimating.memory.of(shape, options, TEXT, settings)
     assert [what for what, *_ in after.disk] == ["factors of second moments", "hidden states and repairs"]
     assert before.disk == () and all(part > 0 for _, part, _ in after.disk) and after.memory < before.memory
+    on_gpu = estimating.memory.of(replace(shape, device="cuda"), options, TEXT, settings)  # but factors stay there
+    assert [what for what, *_ in on_gpu.disk] == ["factors of second moments"] and on_gpu.memory > after.memory
 
 
 def test_memory_has_room_for_the_cut_model_that_is_looked_at() -> None:

@@ -164,7 +164,7 @@ def plan_pack(
     """`seap pack --plan`: one pruning per task; a source that is made already costs its file alone."""
     seen = prospect(name, loading)
     pruning = as_planned(seen.model, pruning, seen.saved, Vocabulary())
-    shape = shape_of(seen.model, pruning, seen.dtype.itemsize)
+    shape = shape_of(seen.model, pruning, seen.dtype.itemsize, seen.device)
     texts = seen.text(tasks, calibration) if pruning.needs_text else dict.fromkeys(tasks, Text(0, 1))
     rates = rates_for(seen, shape, texts, calibration)
     stages, needs = [], memory.Needs(float(shape.weight_bytes))
