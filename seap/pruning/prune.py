@@ -111,12 +111,16 @@ def make_repairs(
         return {}
     solving.settle_(model, options.solve_device)
     pooled = pool(statistics, options)
-    if not method.sequential:
-        return repair_axes(arch, masks, pooled, method.compensate)
 
     def repairs_of(layer: int) -> Repairs:
         return repair_axes(arch, masks, pooled, method.compensate, layer=layer)
 
+    if not method.sequential:
+        repairs: Repairs = {}
+        for layer in range(len(arch.layers)):
+            repairs |= repairs_of(layer)
+            give_back()
+        return repairs
     size = Calibration.batch_tokens
     return refit_layers(arch, masks, repairs_of, pooled.rows, batch_tokens=size, progress=progress, ranks=ranks)
 
