@@ -130,7 +130,7 @@ def shelf_for(model: nn.Module, num_bytes: float, what: str, *, on_host: bool = 
         return Shelf()
     place = (plan and plan.offload_dir) or Path(tempfile.gettempdir())
     place.mkdir(parents=True, exist_ok=True)
-    if not _has_room(place, num_bytes):
+    if not has_room(place, num_bytes):
         larger = "name a larger disk with --offload-dir"
         if plan is None:
             larger = "set TMPDIR to a larger disk, or use --moments block:1024"
@@ -141,10 +141,11 @@ def shelf_for(model: nn.Module, num_bytes: float, what: str, *, on_host: bool = 
 def leaves_memory(num_bytes: float, *, on_host: bool = False) -> bool:
     """Whether so much that is made of a model in memory lies in the temporary folder. on_host: as of `shelf_for`."""
     must = on_host and num_bytes > LARGE
-    return must or (num_bytes > MUCH and _has_room(Path(tempfile.gettempdir()), num_bytes))
+    return must or (num_bytes > MUCH and has_room(Path(tempfile.gettempdir()), num_bytes))
 
 
-def _has_room(place: Path, num_bytes: float) -> bool:
+def has_room(place: Path, num_bytes: float) -> bool:
+    """Whether a disk has so much free, and a little more."""
     return shutil.disk_usage(place).free >= ROOM * num_bytes
 
 

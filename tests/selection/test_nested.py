@@ -75,7 +75,7 @@ def test_on_disk_a_network_is_the_same(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Shelf, "put", put)
     for much, room in ((shelf.MUCH, True), (0, True), (0, False)):
         monkeypatch.setattr(shelf, "MUCH", much)
-        monkeypatch.setattr(shelf, "_has_room", lambda *_, room=room: room)
+        monkeypatch.setattr(shelf, "has_room", lambda *_, room=room: room)
         places.append(set())
         net, options = model("llama", intermediate_size=80), {"search_evaluations": 4, "descents": 1}
         seap.prune(net, tokenizer(), task={"words": TEXTS}, sparsity=0.4, progress=False, **options)
