@@ -96,7 +96,7 @@ def _make_room(path: Path, num_bytes: int) -> None:
         except OSError as error:
             raise UserError(
                 f"no room for {num_bytes / 1e9:.3f} GB in {path.parent.parent} ({error.strerror}); name a larger disk "
-                "with --offload-dir"
+                "(TMPDIR, or --offload-dir with --stream)"
             ) from error
 
 
