@@ -22,7 +22,7 @@ class HubTask:
     """One data set; `test` is its split with public labels, `needs` the columns and types it is known by.
 
     `train` is empty where there is none. `item` makes the whole item where columns don't say it. `part` says which part
-    a row belongs to, of a file that holds them all.
+    a row belongs to, of a file that holds them all. `is_continued` as of `Item`.
     """
 
     path: str
@@ -35,6 +35,7 @@ class HubTask:
     part: Callable[[Values], str | None] | None = None
     corpus: Callable[[Values, str], str] | None = None
     regroup: Callable[[list[Row]], list[Row]] | None = None
+    is_continued: bool = False
 
     @property
     def source(self) -> str:
@@ -206,6 +207,7 @@ TASKS: dict[str, HubTask] = {
         test="validation",
         needs={"ctx": (str,), "endings": (list, str), "label": (str, int)},
         columns=_hellaswag,
+        is_continued=True,
     ),
     "humaneval": HubTask(
         path="openai/openai_humaneval",
@@ -227,6 +229,7 @@ TASKS: dict[str, HubTask] = {
         needs={"question_stem": (str,), "choices": (dict, list, str), "answerKey": (str,)},
         columns=_openbookqa,
         corpus=_openbookqa_corpus,
+        is_continued=True,
     ),
     "piqa": HubTask(
         path="baber/piqa",  # the parquet copy that lm-evaluation-harness reads; ybisk/piqa is a script
@@ -249,5 +252,6 @@ TASKS: dict[str, HubTask] = {
         needs={"sentence": (str,), "option1": (str,), "option2": (str,), "answer": (str, int)},
         columns=_winogrande,
         corpus=_winogrande_corpus,
+        is_continued=True,
     ),
 }

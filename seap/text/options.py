@@ -12,7 +12,7 @@ from seap.errors import UserError, at_least, one_of
 Template = Literal["auto", "chat", "none"]
 Weigh = Literal["all", "answer", "generated"]
 Images = Literal["count", "context", "none"]
-Wording = Literal["plain", "listed", "both"]
+Wording = Literal["plain", "asked", "listed", "both"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,9 @@ class Calibration(Reading):
     moments: str = "full"
     """full, or block:N for second moments within blocks of at most N inputs: less memory and time, somewhat worse."""
     wording: Wording = "both"
-    """Of multiple choice: plain, a question and its right choice; listed, asked with the choices, a line each, in the
-    chat template where there is one; both, every second text so, for a model that is to choose and to say."""
+    """Of multiple choice: plain, a question and its right choice; asked, the same as `Question: ... Answer: ...`;
+    listed, asked with the choices, a line each, in the chat template where there is one; both, asked and listed by
+    turns, for a model that is to choose and to say."""
     seed: int = 0
     """Draws the texts and seeds the random score. Single files are split the same way whatever it is."""
 

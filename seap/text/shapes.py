@@ -55,6 +55,8 @@ class Item:
     """Multiple choice the other way round (WinoGrande): a context for each choice, all choices the same."""
     label: int | None = None
     """Index of the gold choice."""
+    is_continued: bool = field(default=False, compare=False)
+    """Choices go on with the question's text, and don't answer it."""
     turns: tuple[Turn, ...] = field(default=(), compare=False)
     """The same as a conversation, for models that have a chat template; none where it is plain text."""
     tools: str = ""

@@ -22,19 +22,31 @@ def in_free_form(item: Item, *, listed: bool = False) -> Item:
         choices = "\n".join(f"- {choice}" for choice in item.choices)
         question = f"{question}\nChoices:\n{choices}\nAnswer with one of the choices."
     turns = asked_and_answered(question, gold) if item.turns else ()
-    prompt, answer = f"Question: {question}\nAnswer:", f" {gold}"
+    prompt, answer = prompt_of(question), f" {gold}"
     asked = replace(item, text=prompt + answer, prompt=prompt, answer=answer, turns=turns)
     return replace(asked, choices=(), question=None, contexts=())
+
+
+def prompt_of(question: str) -> str:
+    """A question as it is put to a model that goes on with text; one behind a passage has its `Question:` already.
+
+    As EleutherAI's lm-evaluation-harness asks ARC, PIQA and BoolQ.
+    """
+    return f"{question}\nAnswer:" if "\nQuestion:" in question else f"Question: {question}\nAnswer:"
 
 
 def worded(item: Item, place: int, wording: Wording) -> Item:
     """The item as calibration reads it. place: its place among those that are drawn, from 0.
 
     What has no question of its own, such as contexts to be told apart, stays as it is, and so does a text that the data
-    gives beside the choices.
+    gives beside the choices. What is asked without its choices is weighed by them, and no chat of its own accord.
     """
     if not item.choices or item.question is None or item.label is None or item.has_own_text:
         return item
-    if wording == "plain" or (wording == "both" and place % 2 == 0):
+    if wording == "plain":
         return item
-    return in_free_form(item, listed=True)
+    if wording == "listed" or (wording == "both" and place % 2 == 1):
+        return in_free_form(item, listed=True)
+    if item.is_continued:
+        return item
+    return replace(item, text=f"{prompt_of(item.question)} {item.choices[item.label]}")
