@@ -1,18 +1,18 @@
-"""Multiple choice calibrated on as plain text, as asked with its choices listed, or both: what each is worth.
+"""Multiple choice calibrated on as plain text, as tests ask, with its choices listed, or by turns: what each is worth.
 
     python runs/quality/wordings.py MODEL --task arc_easy=TASKS/arc_easy --methods seap flap \\
-        --wordings plain both listed [--sparsity 0.2 0.5] [--effort quick] --out FILE
+        --wordings plain asked listed both [--sparsity 0.2 0.5] [--effort quick] --out FILE
 
 Fits on one half of a task's training texts and tests on the other, so that a setting may follow from it. Every method
-reads the same tokens, --tokens at most, in the wording of its row. Tested: KL and added loss on the other half in both
-wordings, which of the choices is the likeliest, and what is said in free form with the choices listed. A row each; the
-file is written after every one, and a second run goes on where it stopped.
+reads the same tokens, --tokens at most, in the wording of its row. Tested: KL and added loss on the other half, plain
+and listed, which of the choices is the likeliest (asked as tests ask), and what is said in free form with the choices
+listed. A row each; the file is written after every one, and a second run goes on where it stopped.
 """
 
 import argparse
 import time
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from seap.text.corpus import build_corpus, longest_sequence
 from seap.text.items import Item
 from seap.text.options import Calibration
 from seap.text.tasks import parse_spec
-from seap.text.wording import worded
+from seap.text.wording import prompt_of, worded
 
 Exams = dict[str, Exam]
 
@@ -53,13 +53,14 @@ class Task:
 
 
 def exams_of(task: str, held: list[Item], model: Any, tokenizer: Any, a: argparse.Namespace) -> Exams:
-    """By wording: choices and the loss on plain text, and the loss on text whose choices are listed."""
+    """By wording: choices, asked as tests ask, and the loss on plain text; the loss where choices are listed."""
     held = held[: a.items]
     test = Evaluation(num_items=a.items, num_windows=a.windows, say="listed", say_items=a.say_items, max_new_tokens=64)
-    asked = [worded(item, 0, "listed") for item in held]
+    asked = [item if item.is_continued else replace(item, question=prompt_of(item.question or "")) for item in held]
+    listed = [worded(item, 0, "listed") for item in held]
     return {
-        "plain": prepare(Test(task, tuple(held), "multiple-choice"), model, tokenizer, test),
-        "listed": prepare(Test(task, tuple(asked), "loss"), model, tokenizer, test),
+        "plain": prepare(Test(task, tuple(held), "multiple-choice"), model, tokenizer, test, questions=asked),
+        "listed": prepare(Test(task, tuple(listed), "loss"), model, tokenizer, test),
     }
 
 
@@ -127,7 +128,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--task", nargs="+", required=True, metavar="NAME=PATH")
     parser.add_argument("--methods", nargs="+", default=["seap", "flap"])
-    parser.add_argument("--wordings", nargs="+", default=["plain", "both", "listed"])
+    parser.add_argument("--wordings", nargs="+", default=["plain", "asked", "listed", "both"])
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.2, 0.5])
     parser.add_argument("--effort", default=Pruning.effort)
     parser.add_argument("--tokens", type=int, default=16384)
