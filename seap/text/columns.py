@@ -114,9 +114,14 @@ class LeftOut:
     @property
     def told(self) -> str:
         """`left out: system, options (read: prompt, answer)`; empty where nothing was left out."""
-        names = [str(column) for column in self.others if column not in self.used]
+        names = [column for column in self.others if column not in self.used]
         more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-        return f"left out: {', '.join(names[:20])}{more} (read: {', '.join(map(str, self.used))})" if names else ""
+        return f"left out: {listed(names[:20])}{more} (read: {listed(self.used)})" if names else ""
+
+
+def listed(columns: Iterable[Any]) -> str:
+    """Names of columns in one line, whatever is in them."""
+    return ", ".join(name if name.isprintable() else repr(name) for name in map(str, columns))
 
 
 def is_missing(value: Any) -> bool:

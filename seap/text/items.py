@@ -13,7 +13,7 @@ from typing import Any
 
 from seap.errors import UserError
 from seap.text import hub
-from seap.text.columns import Fields, LeftOut, fields_of, is_missing
+from seap.text.columns import Fields, LeftOut, fields_of, is_missing, listed
 from seap.text.decoding import say_once
 from seap.text.readers import Row
 from seap.text.shapes import SHAPES_TOLD, made, shape_of
@@ -128,5 +128,5 @@ def _upstream_item(values: dict[str, Any], task: hub.HubTask) -> Item | None:
 def _wrong_columns(columns: Iterable[str]) -> UserError:
     known = [name for name, task in hub.TASKS.items() if task.needs.keys() <= set(columns)]
     hint = f"; these are the columns of {' or '.join(known)}: give {known[0]}=PATH" if known else ""
-    found = ", ".join(map(str, columns)) or "none"
+    found = listed(columns) or "none"
     return UserError(f"wrong columns: {found}; accepted: {'; '.join(SHAPES_TOLD)}{hint}")

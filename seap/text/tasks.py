@@ -14,6 +14,7 @@ from typing import Any
 
 from seap.errors import UserError, unknown
 from seap.text import builtin, hub
+from seap.text.columns import listed
 from seap.text.folders import split_files
 from seap.text.items import Item, to_items
 from seap.text.readers import READERS, Row, kind_of, read_rows
@@ -189,7 +190,7 @@ def renamed(row: Row, columns: Sequence[tuple[str, str]]) -> Row:
         found: Any = values
         for part in [column] if column in values else column.split("."):
             if not isinstance(found, dict) or part not in found:
-                there = ", ".join(map(str, row.values))
+                there = listed(row.values)
                 raise UserError(f"{row.where}: --columns {field}={column}: no such column; the row has {there}")
             found = found[part]
         taken[field] = found

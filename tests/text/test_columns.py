@@ -9,7 +9,8 @@ import pytest
 
 from seap.errors import UserError
 from seap.text import decoding
-from seap.text.items import Item
+from seap.text.items import Item, to_items
+from seap.text.readers import Row
 from seap.text.tasks import TaskSpec, load_items
 
 CASES = paths.SHARED / "cases"
@@ -140,3 +141,9 @@ def test_cases_of_columns_that_carry_the_task() -> None:
     )
     chosen = load_items(f"t={CASES / 'd15_mmlu.csv'}", "train")
     assert all(len(item.choices) == 4 and item.label is not None for item in chosen)
+
+
+def test_a_column_s_name_with_a_line_break_is_told_in_one_line() -> None:
+    with pytest.raises(UserError, match=r"^row: wrong columns: 'que\\nstion', b;") as error:
+        to_items([Row("row", {"que\nstion": "a", "b": "c"})], "mine")
+    assert "\n" not in str(error.value)
