@@ -190,6 +190,29 @@ def test_rows_of_public_models_are_those_measured(file: str, model: str, task: s
         assert all(one <= most for one, most in zip(off, near, strict=True)), (share, method, shown, expected)
 
 
+def test_what_is_asked_as_tests_ask_is_what_was_measured() -> None:
+    """README's sentence and the rows of findings.md."""
+    found = json.loads((ROOT / "results" / "quality" / "real_asked.json").read_text())
+    cells = {(one["task"], one["method"], one["target_sparsity"]): one for one in found["cells"]}
+    findings = (ROOT / "docs" / "findings.md").read_text().split("**As tests ask.**")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (\d+)% \| [*`]*([\w-]+)[*`]* \| (.*) \|$", findings, re.MULTILINE)
+    assert len(rows) == len({(method, share) for _, method, share in cells}) == 16
+    for share, method, told in rows:
+        own = [cells.get((task, method, int(share) / 100)) for task in ("arc_easy", "piqa", "hellaswag")]
+        wanted = [one["added_loss"] for one in own if one and method != "dense"]
+        wanted += [100 * one[name] for one in own if one for name in ("acc", "acc_norm")]
+        said = [one["said"] for one in own if one]
+        shown = re.findall(r"\d+\.\d+", told)
+        near = [0.501 * 10.0 ** -len(number.split(".")[1]) for number in shown]
+        for number, value, most in zip(shown, [*wanted, 100 * sum(said) / len(said)], near, strict=True):
+            assert abs(float(number) - round(value, 6)) <= most, (share, method, number, value)
+    means = {(one["method"], one["sparsity"]): one for one in found["means"]}
+    for method, begins in (("seap", "HellaSwag loses"), ("flap", "30 and 50%, FLAP")):
+        lost = re.findall(r"\d+\.\d+", README.split(begins)[1][:24])[:3]
+        wanted = [-100 * means[method, share]["added_acc"] for share in (0.2, 0.3, 0.5)]
+        assert [float(one) for one in lost] == pytest.approx(wanted, abs=0.0501)
+
+
 def test_ifeval_is_what_was_measured() -> None:
     rows = json.loads((ROOT / "results" / "quality" / "ifeval.json").read_text())["rows"]
     findings = (ROOT / "docs" / "findings.md").read_text().split("**Doing as it is told.**")[1].split("Gemma-3-270M")[0]

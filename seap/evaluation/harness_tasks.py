@@ -14,6 +14,7 @@ from typing import Any
 
 from seap.errors import UserError, unknown
 from seap.evaluation.harness_data import LOCAL
+from seap.text.columns import listed
 from seap.text.folders import split_files
 from seap.text.hub import Values
 from seap.text.readers import read_rows
@@ -69,7 +70,7 @@ def converted(name: str, rows: Sequence[Values], where: Path | str) -> list[Valu
         raise UserError(f"{where}: {error}") from error
     for row in converted:
         if any(column not in row for column in task.needs):
-            found, needed = ", ".join(map(str, row)), ", ".join(task.needs)
+            found, needed = listed(row), ", ".join(task.needs)
             raise UserError(f"{where}: columns {found}; the harness's {name} reads {needed}")
     return [{column: row[column] for column in task.needs} for row in converted]
 

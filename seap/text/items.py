@@ -42,7 +42,8 @@ def to_items(rows: Iterable[Row], name: str, *, unanswered: bool = False) -> lis
         except UserError as error:
             raise UserError(f"{row.where}: {error}") from error
         if item is not None:
-            items.append(replace(item.at(row.where, row.folder), is_continued=bool(task and task.is_continued)))
+            item = item.at(row.where, row.folder)
+            items.append(replace(item, is_continued=True) if task and task.is_continued else item)
     dropped = len(rows) - len(items)
     if dropped:
         log.warning("task %s: dropped %d of %d rows: blank, or without a label", name, dropped, len(rows))

@@ -6,7 +6,7 @@ One place for calibration (`--wording`) and for tests (`--say`), so that both as
 from dataclasses import replace
 
 from seap.text.options import Wording
-from seap.text.shapes import Item
+from seap.text.shapes import QUESTION, Item
 from seap.text.turns import asked_and_answered
 
 
@@ -32,21 +32,22 @@ def prompt_of(question: str) -> str:
 
     As EleutherAI's lm-evaluation-harness asks ARC, PIQA and BoolQ.
     """
-    return f"{question}\nAnswer:" if "\nQuestion:" in question else f"Question: {question}\nAnswer:"
+    return f"{question}\nAnswer:" if "\nQuestion:" in question else QUESTION.format(question)
 
 
 def worded(item: Item, place: int, wording: Wording) -> Item:
     """The item as calibration reads it. place: its place among those that are drawn, from 0.
 
     What has no question of its own, such as contexts to be told apart, stays as it is, and so does a text that the data
-    gives beside the choices. What is asked without its choices is weighed by them, and no chat of its own accord.
+    gives beside the choices. A text that is asked without its choices is plain text, as choices are weighed, and one
+    whose choices go on with it stays plain.
     """
     if not item.choices or item.question is None or item.label is None or item.has_own_text:
         return item
-    if wording == "plain":
-        return item
-    if wording == "listed" or (wording == "both" and place % 2 == 1):
+    if wording == "both":
+        wording = "listed" if place % 2 else "asked"
+    if wording == "listed":
         return in_free_form(item, listed=True)
-    if item.is_continued:
+    if wording == "plain" or item.is_continued:
         return item
     return replace(item, text=f"{prompt_of(item.question)} {item.choices[item.label]}")
