@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import tomllib
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from guide import commands
@@ -165,16 +166,14 @@ def test_half_of_the_bytes_costs_what_was_measured() -> None:
     ("file", "model", "task", "begins", "ends"),
     [
         ("real_gemma", "gemma3", "arc_easy", "Gemma-3-270M (pretrained", "\n## "),
-        ("real_wordings", "smollm2", "arc_easy", "SmolLM2-135M-Instruct, ARC-Easy, in both", "\n\nSmolLM2"),
-        ("real_wordings", "smollm2", "piqa", "SmolLM2-135M-Instruct, PIQA, in both", "\n\nGemma"),
-        ("real_wordings", "gemma", "arc_easy", "Gemma-3-270M, ARC-Easy, in both", "\n\n**As tests ask"),
+        ("real_asked_gemma", "gemma", "arc_easy", "Gemma-3-270M, ARC-Easy, by the same", "\n\n`seap` adds"),
     ],
 )
 def test_rows_of_public_models_are_those_measured(file: str, model: str, task: str, begins: str, ends: str) -> None:
     cells = json.loads((ROOT / "results" / "quality" / f"{file}.json").read_text())["cells"]
     cells = [one for one in cells if (one["model"], one["task"]) == (model, task)]
     findings = (ROOT / "docs" / "findings.md").read_text().split(begins)[1].split(ends)[0]
-    rows = re.findall(r"^\| (\d+)% \| [*`]*([\w-]+)[*`]* \| (.*) \|$", findings, re.MULTILINE)
+    rows = re.findall(ROW, findings, re.MULTILINE)
     assert {(float(share) / 100, method) for share, method, _ in rows} == {
         (cell["target_sparsity"], cell["method"]) for cell in cells
     }
@@ -184,33 +183,59 @@ def test_rows_of_public_models_are_those_measured(file: str, model: str, task: s
         names = places if "loop" in findings.split("\n|---")[0] else [name for name in places if name != "loops"]
         known = [n for n in names if cell.get(n) is not None and (n, method) != ("kl", "dense")]
         expected = [round(cell[n] * 100 ** (places[n] == 1), 6) for n in known]
-        shown = re.findall(r"\d+\.\d+", told)
-        near = [0.501 * 10.0 ** -len(number.split(".")[1]) for number in shown]
-        off = [abs(float(number) - value) for number, value in zip(shown, expected, strict=True)]
-        assert all(one <= most for one, most in zip(off, near, strict=True)), (share, method, shown, expected)
+        assert_shown(told, expected)
+
+
+TOLD = ("added_loss", "acc", "acc_norm", "said")
+ROW = r"^\| (\d+)% \| [*`]*([\w-]+)[*`]* \| (.*) \|$"
+
+
+def assert_shown(told: str, wanted: list[float]) -> None:
+    """Every decimal number of `told`, in order, is the one wanted, to the places it is shown with."""
+    shown = re.findall(r"\d+\.\d+", told)
+    for number, value in zip(shown, wanted, strict=True):
+        assert abs(float(number) - round(value, 6)) <= 0.501 * 10.0 ** -len(number.split(".")[1]), (told, number, value)
 
 
 def test_what_is_asked_as_tests_ask_is_what_was_measured() -> None:
-    """README's sentence and the rows of findings.md."""
+    """The rows of findings.md, each over the draws that there are."""
     found = json.loads((ROOT / "results" / "quality" / "real_asked.json").read_text())
-    cells = {(one["task"], one["method"], one["target_sparsity"]): one for one in found["cells"]}
-    findings = (ROOT / "docs" / "findings.md").read_text().split("**As tests ask.**")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| (\d+)% \| [*`]*([\w-]+)[*`]* \| (.*) \|$", findings, re.MULTILINE)
-    assert len(rows) == len({(method, share) for _, method, share in cells}) == 16
+    draws: dict[tuple[str, str, float], list[dict[str, float]]] = {}
+    for one in found["cells"]:
+        draws.setdefault((one["task"], one["method"], one["target_sparsity"]), []).append(one)
+    findings = (ROOT / "docs" / "findings.md").read_text().split("**As tests ask.**")[1].split("\n\nGemma")[0]
+    rows = re.findall(ROW, findings, re.MULTILINE)
+    assert len(rows) == len({(method, share) for _, method, share in draws})
     for share, method, told in rows:
-        own = [cells.get((task, method, int(share) / 100)) for task in ("arc_easy", "piqa", "hellaswag")]
-        wanted = [one["added_loss"] for one in own if one and method != "dense"]
-        wanted += [100 * one[name] for one in own if one for name in ("acc", "acc_norm")]
-        said = [one["said"] for one in own if one]
-        shown = re.findall(r"\d+\.\d+", told)
-        near = [0.501 * 10.0 ** -len(number.split(".")[1]) for number in shown]
-        for number, value, most in zip(shown, [*wanted, 100 * sum(said) / len(said)], near, strict=True):
-            assert abs(float(number) - round(value, 6)) <= most, (share, method, number, value)
-    means = {(one["method"], one["sparsity"]): one for one in found["means"]}
-    for method, begins in (("seap", "HellaSwag loses"), ("flap", "30 and 50%, FLAP")):
-        lost = re.findall(r"\d+\.\d+", README.split(begins)[1][:24])[:3]
-        wanted = [-100 * means[method, share]["added_acc"] for share in (0.2, 0.3, 0.5)]
-        assert [float(one) for one in lost] == pytest.approx(wanted, abs=0.0501)
+        keys = [(task, method, int(share) / 100) for task in ("arc_easy", "piqa", "hellaswag")]
+        own = [{name: fmean(one.get(name) or 0 for one in draws[key]) for name in TOLD} for key in keys if key in draws]
+        wanted = [one["added_loss"] for one in own if method != "dense"]
+        wanted += [100 * one[name] for one in own for name in ("acc", "acc_norm")]
+        assert_shown(told, [*wanted, 100 * fmean(one["said"] for one in own)])
+
+
+@pytest.mark.parametrize(
+    ("file", "begins"), [("asked", "SmolLM2-135M-Instruct: mean"), ("asked_gemma", "Gemma-3-270M:")]
+)
+def test_the_first_screen_is_what_was_measured(file: str, begins: str) -> None:
+    means = json.loads((ROOT / "results" / "quality" / f"real_{file}.json").read_text())["means"]
+    table = README.split(f"| {begins}")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| [*`]*([\w-]+)[*`]*(?: \([a-z ]+\))? \| (\d+)% \| (.*) \|$", table, re.MULTILINE)
+    assert {("seap", "20"), ("seap", "50"), ("flap", "20"), ("flap", "50")} <= {row[:2] for row in rows}
+    for method, share, told in rows:
+        [one] = [one for one in means if (one["method"], one["sparsity"]) == (method, int(share) / 100)]
+        assert_shown(told, [one["added_loss"], one["added_loss_stderr"], one["kl"], *(100 * one[n] for n in TOLD[1:])])
+
+
+def test_how_far_a_network_keeps_what_dense_answers_is_what_was_measured() -> None:
+    keeps = json.loads((ROOT / "results" / "quality" / "real_asked.json").read_text())["keeps"]
+    kept = {(one["method"], one["by"]): [100 * one[name]["sparsity"] for name in ("95%", "90%")] for one in keeps}
+    told = re.search(
+        r"keeps 95% up to a sparsity of (\d+)% and 90% up to (\d+)% .*?, (\d+) and (\d+)%\).*?95% up to (\d+)%", README
+    )
+    assert told is not None
+    wanted = [*kept["seap", "choice"], *kept["seap-paper", "choice"], kept["seap", "generation"][0]]
+    assert [int(one) for one in told.groups()] == pytest.approx(wanted, abs=0.51)
 
 
 def test_ifeval_is_what_was_measured() -> None:
