@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 import torch
@@ -101,7 +102,7 @@ def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], about: M
 def tensors_as_bytes(kind: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
     """What `write_tensors` writes."""
     file = io.BytesIO()
-    _write_into(file, tensors, _metadata(kind, about), dtype=None, written=lambda pieces: None)
+    _write_into(file, tensors, _metadata(kind, about), dtype=None, dtypes={}, written=lambda pieces: None)
     return file.getvalue()
 
 
@@ -115,15 +116,17 @@ def write_safetensors(
     metadata: Mapping[str, str],
     *,
     dtype: torch.dtype | None = None,
+    dtypes: Mapping[str, torch.dtype] = MappingProxyType({}),
     written: Callable[[Sequence[Tensor]], None] = lambda pieces: None,
 ) -> None:
     """A safetensors file, written from where the tensors lie: `save_file` would copy all of them first.
 
-    dtype: what floating ones become, in pieces. written: called with each piece when it is in the file.
+    dtype: what floating ones become, in pieces. dtypes: what single ones do. written: called with each piece when it is
+    in the file.
     https://github.com/huggingface/safetensors#format
     """
     with path.open("wb") as file:
-        _write_into(file, tensors, metadata, dtype=dtype, written=written)
+        _write_into(file, tensors, metadata, dtype=dtype, dtypes=dtypes, written=written)
 
 
 def _write_into(
@@ -132,10 +135,12 @@ def _write_into(
     metadata: Mapping[str, str],
     *,
     dtype: torch.dtype | None,
+    dtypes: Mapping[str, torch.dtype],
     written: Callable[[Sequence[Tensor]], None],
 ) -> None:
     stored = {
-        name: dtype or value.dtype if value.is_floating_point() else value.dtype for name, value in tensors.items()
+        name: dtypes.get(name) or (dtype if dtype and value.is_floating_point() else value.dtype)
+        for name, value in tensors.items()
     }
     names = sorted(tensors, key=lambda name: (-stored[name].itemsize, name))  # so that all are aligned
     header: dict[str, Any] = {"__metadata__": dict(metadata)}

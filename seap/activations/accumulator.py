@@ -23,12 +23,15 @@ TILE = 256  # rows of a matrix that are computed at a time, from the diagonal on
 class Accumulator:
     """Takes in rows; `moments` says what they were.
 
-    blocks: of the co-moment matrix (see `Moments`); none is kept with 0.
+    blocks: of the co-moment matrix (see `Moments`); none is kept with 0. is_small: leave it in float32 where its
+    products are that and were never added up in float64.
     """
 
-    def __init__(self, size: int, *, blocks: int = 0, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, size: int, *, blocks: int = 0, device: torch.device | str = "cpu", is_small: bool = False
+    ) -> None:
         self._seen = Moments.zeros(size, device=device)
-        self._products = Products(size, blocks, device) if blocks else None
+        self._products = Products(size, blocks, device, is_small=is_small) if blocks else None
 
     @property
     def device(self) -> torch.device:
@@ -100,8 +103,8 @@ class Products:
     so float32 loses no digits by it. Up to 256 inputs (or in blocks of so many) all is float64.
     """
 
-    def __init__(self, size: int, blocks: int, device: torch.device | str) -> None:
-        self.size, self.blocks, self.device = size, blocks, device
+    def __init__(self, size: int, blocks: int, device: torch.device | str, *, is_small: bool = False) -> None:
+        self.size, self.blocks, self.device, self.is_small = size, blocks, device, is_small
         inner = size // blocks
         self.exact = inner <= EXACT_SIZE
         self.tile = max(TILE, inner // 16)
@@ -125,11 +128,14 @@ class Products:
         self._num_rows = end + 1
 
     def matrix(self) -> Tensor:
-        """(C, C) float64, or its diagonal blocks (B, n, n)."""
+        """(C, C), or its diagonal blocks (B, n, n); float64, of `is_small` float32 where it was no more until now."""
         self._multiply_()
-        self._fold_()
         self._rows = None
-        total = self._matrices(torch.float64) if self._total is None else self._total
+        if self.is_small and self._total is None and self._pending is not None:
+            total = self._pending
+        else:
+            self._fold_()
+            total = self._matrices(torch.float64) if self._total is None else self._total
         for i, end in self._tiles():
             total[:, end:, i:end] = total[:, i:end, end:].transpose(1, 2)
         return total[0] if self.blocks == 1 else total

@@ -19,6 +19,7 @@ from seap.activations.layerwise import Walk, model_inputs
 from seap.activations.moments import Moments
 from seap.activations.recording import accumulator_of, check_finite, moments_of, recording
 from seap.activations.stats import IN_MEMORY_BYTES, Statistics
+from seap.allocation import give_back
 from seap.disk.place import check_space
 from seap.environment import versions
 from seap.errors import UserError
@@ -91,11 +92,12 @@ def measure_layer(
     blocks = {axis.key: num_blocks(axis, options.moments) if options.second_moments else 0 for axis in axes}
     parts: list[dict[str, Moments]] = []
     for held in (False, True):
-        into = {axis.key: accumulator_of(arch, axis, blocks[axis.key]) for axis in axes}
+        into = {axis.key: accumulator_of(arch, axis, blocks[axis.key], is_small=found.on_disk) for axis in axes}
         for index in [index for index, is_held in enumerate(walk.held) if is_held == held]:
             with recording(arch, axes, into, walk.batches[index]):
                 walk.hidden[index] = offload(index, walk.run(layer, index))
         check_finite(axes, into)
+        give_back()  # what batches left lying free, before matrices are made
         parts.append(moments_of(axes, into))
     for key in list(parts[0]):
         found[key] = _with_held(parts[0].pop(key), parts[1].pop(key))

@@ -14,11 +14,12 @@ from torch import Tensor
 from seap.errors import UserError
 
 EXACT_SIZE = 256  # inputs up to which products are float64, and not sums of float32 ones
+ROWS = 1024  # of a wide matrix that are made at a time
 
 
 @dataclass
 class Moments:
-    """Moments of N vectors of size C, in float64.
+    """Moments of N vectors of size C, in float64; wide co-moments on their way to disk, and from it, are float32.
 
     mean (C,), m2 (C,) = Σ (h − mean)², and optionally co (C, C) = Σ (h − mean)(h − mean)ᵀ, whose diagonal is m2; or of
     it only the B blocks of n = C/B consecutive inputs along the diagonal, co (B, n, n).
@@ -73,8 +74,11 @@ class Moments:
                 raise UserError("one of the statistics has second moments and the other hasn't")
             if other.co.shape != self.co.shape:
                 raise UserError("the statistics' second moments are of blocks of different size; measure both alike")
-            self.co += other.co
-            _add_outer_(self.co, delta, weight, self.num_blocks)
+            if self.co.dtype == torch.float32:
+                _add_in_parts_(self.co, other.co, delta, weight, self.num_blocks)
+            else:
+                self.co += other.co
+                _add_outer_(self.co, delta, weight, self.num_blocks)
         self.mean = self.mean + delta * (other.count / total)
         self.count = total
 
@@ -117,9 +121,8 @@ class Moments:
         return self.co.to(torch.float64, copy=True).div_(max(self.count, 1))
 
     def between(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Cov(h) of some inputs (r,) and others (c,), both bool (C,): (r, c) float64. Not of moments in blocks."""
-        assert self.co is not None and self.co.ndim == 2, "measured without second moments, or in blocks"
-        return self.co[rows][:, columns].double().div_(max(self.count, 1))
+        """Cov(h) of some inputs and others, bool (C,) or int64 in any order: (r, c) float64. Not of blocks."""
+        return sums_between(self.co, places(rows), places(columns)).div_(max(self.count, 1))
 
     def without_matrix(self) -> Moments:
         """Means and variances alone."""
@@ -195,6 +198,30 @@ def _add_outer_(co: Tensor, delta: Tensor, weight: float, blocks: int) -> None:
     """Add weight · ddᵀ (`outer`), without a copy of it."""
     parts, deltas = co.view(blocks, -1, co.shape[-1]), delta.view(blocks, -1).to(co.dtype)
     parts.baddbmm_(deltas[:, :, None], deltas[:, None, :], alpha=weight)
+
+
+def _add_in_parts_(co: Tensor, more: Tensor, delta: Tensor, weight: float, blocks: int) -> None:
+    """co + more + weight · ddᵀ in the place of co, in float64 some rows at a time: float32 is rounded to once."""
+    parts, added = (matrix.view(blocks, -1, co.shape[-1]) for matrix in (co, more))
+    deltas = delta.view(blocks, -1)
+    for start in range(0, co.shape[-1], ROWS):
+        rows = slice(start, start + ROWS)
+        whole = parts[:, rows].double().add_(added[:, rows])
+        parts[:, rows] = whole.baddbmm_(deltas[:, rows, None], deltas[:, None, :], alpha=weight)
+
+
+def places(inputs: Tensor) -> Tensor:
+    """Inputs as int64, of bool (C,) or of what is that already."""
+    return inputs.nonzero().flatten() if inputs.dtype == torch.bool else inputs
+
+
+def sums_between(co: Tensor | None, rows: Tensor, columns: Tensor) -> Tensor:
+    """Of co-moments (C, C) those of some inputs (r,) and others (c,), both int64: (r, c) float64."""
+    assert co is not None and co.ndim == 2, "measured without second moments, or in blocks"
+    found = torch.empty(len(rows), len(columns), dtype=torch.float64, device=co.device)
+    for into, some in zip(found.split(ROWS), rows.split(ROWS), strict=True):
+        into.copy_(co.index_select(0, some).index_select(1, columns))
+    return found
 
 
 def _no_products(size: int, blocks: int, device: torch.device | str) -> Tensor:

@@ -22,15 +22,15 @@ AnyAccumulator = Accumulator | NormedAccumulator | ExpertAccumulator
 Into = Mapping[str, AnyAccumulator]  # by axis key
 
 
-def accumulator_of(arch: Arch, axis: Axis, blocks: int = 0) -> AnyAccumulator:
-    """blocks: of co-moments; none are kept with 0."""
+def accumulator_of(arch: Arch, axis: Axis, blocks: int = 0, *, is_small: bool = False) -> AnyAccumulator:
+    """blocks: of co-moments; none are kept with 0. is_small: see `Accumulator`."""
     device = arch.weights(axis)[0].device
     place = device if device.type in ("cuda", "cpu") else torch.device("cpu")  # MPS has no float64
     if axis.usage_key:
         return ExpertAccumulator(axis.experts, axis.units, blocks=blocks // axis.experts, device=place)
     if axis.is_normed and blocks:
         return NormedAccumulator(axis.num_inputs, blocks=blocks, device=place)
-    return Accumulator(axis.num_inputs, blocks=blocks, device=place)
+    return Accumulator(axis.num_inputs, blocks=blocks, device=place, is_small=is_small)
 
 
 def moments_of(axes: Sequence[Axis], into: Into) -> dict[str, Moments]:

@@ -92,7 +92,8 @@ class Statistics(MutableMapping[str, Moments]):
             self._kept[key] = moments.cpu()
             return
         path = self._folder / f"{key}.safetensors"
-        write_safetensors(path, _tensors_of(key, moments, small=True), {})
+        tensors = _tensors_of(key, moments)
+        write_safetensors(path, tensors, {}, dtypes=dict.fromkeys(_wide(tensors), torch.float32))
         self._kept[key] = path
 
     def __delitem__(self, key: str) -> None:
@@ -190,12 +191,16 @@ def _seen_from(file: Any, name: str, count: int) -> list[dict[str, Tensor]]:
     return found
 
 
-def _tensors_of(key: str, moments: Moments, *, small: bool = False) -> dict[str, Tensor]:
-    """small: large matrices in float32, whose products were float32 too."""
+def _wide(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Matrices whose products were float32, which they are stored in too."""
+    return [name for name, value in tensors.items() if name.endswith(".co") and value.shape[-1] > EXACT_SIZE]
+
+
+def _tensors_of(key: str, moments: Moments) -> dict[str, Tensor]:
     tensors = {f"{key}.count": torch.tensor(moments.count), f"{key}.mean": moments.mean, f"{key}.m2": moments.m2}
     if moments.co is not None:
-        tensors[f"{key}.co"] = moments.co.float() if small and moments.co.shape[-1] > EXACT_SIZE else moments.co
-    return tensors if moments.held is None else tensors | _tensors_of(f"held.{key}", moments.held, small=small)
+        tensors[f"{key}.co"] = moments.co
+    return tensors if moments.held is None else tensors | _tensors_of(f"held.{key}", moments.held)
 
 
 def _moments_from(names: Collection[str], read: Callable[[str], Tensor], key: str) -> Moments:

@@ -14,12 +14,14 @@ Shapes: C inputs of the consumer, k of them kept, O outputs. W_k and W_d are its
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from seap.activations.fitted import Fitted
 from seap.activations.moments import Moments
-from seap.compensation.damped import factor_of, solve_damped, solve_factored
+from seap.compensation.damped import factor_of, solve_factored
 from seap.models.arch import Arch
 from seap.models.axes import Axis, Masks
 from seap.models.residency import as_computed
@@ -127,20 +129,21 @@ def ridge_or_bias(weight: Tensor, moments: Moments, keep: Tensor) -> Repair:
     weight = weight.double()
     if moments.held is None or moments.held.count == 0:
         return ridge(weight, moments, keep, UNTESTED_DAMPING)
-    fit, held, some = moments.without_held(), moments.held, weight[judged(len(weight))]
-    plain = output_error(some, held, keep, mean_bias(some, fit, keep))
+    fit, held, some = Fitted.of(moments), moments.held, weight[judged(len(weight))]
+    plain = output_error(some, held, keep, mean_bias(some, fit.without_matrix, keep))
     best, least = lowest(DAMPING, held_out_error(some, fit, held, keep))
     return ridge(weight, moments, keep, best) if least <= plain else mean_bias(weight, moments, keep)
 
 
-def held_out_error(weight: Tensor, fit: Moments, held: Moments, keep: Tensor) -> Callable[[float], float]:
+def held_out_error(weight: Tensor, fit: Moments | Fitted, held: Moments, keep: Tensor) -> Callable[[float], float]:
     """damping → `output_error` on held-out moments of `ridge` on others: of what is kept alone, the rest once.
 
     With R = W_d C_dk (C_kk + λI)⁻¹ what ridge adds to the kept columns, and C' the held-out covariance,
     E‖W_d h_d − R h_k‖² = tr(W_d C'_dd W_dᵀ) − 2 tr(R C'_kd W_dᵀ) + tr(R C'_kk Rᵀ), and the shift of the means.
     """
     size = keep.numel() // fit.num_blocks
-    parts = list(zip(weight.split(size, 1), fit.split(), held.split(), keep.split(size), strict=True))
+    fits: Sequence[Moments | Fitted] = fit.split()
+    parts = zip(weight.split(size, 1), fits, held.split(), keep.split(size), strict=True)
     blocks = [_Kept.of(*part) for part in parts]
     drift = held.mean - fit.mean
     gone = weight[:, ~keep] @ drift[~keep]
@@ -157,22 +160,24 @@ def held_out_error(weight: Tensor, fit: Moments, held: Moments, keep: Tensor) ->
 class _Kept:
     """The second moments of a block's kept inputs, and what they share with what goes, on both kinds of rows."""
 
+    inner: Callable[[], Tensor]  # C_kk (k, k), made where it is factored
     fitted_to: Tensor  # W_d C_dk (O, k)
-    inner: Tensor  # C_kk (k, k)
     held_to: Tensor  # W_d C'_dk (O, k)
     held_inner: Tensor  # C'_kk (k, k)
     left: float  # tr(W_d C'_dd W_dᵀ)
 
     @classmethod
-    def of(cls, weight: Tensor, fit: Moments, held: Moments, keep: Tensor) -> "_Kept":
+    def of(cls, weight: Tensor, fit: Moments | Fitted, held: Moments, keep: Tensor) -> "_Kept":
         gone = weight[:, ~keep]
         left = float(((gone @ held.between(~keep, ~keep)) * gone).sum())
         to, held_to = (gone @ moments.between(~keep, keep) for moments in (fit, held))
-        return cls(to, fit.between(keep, keep), held_to, held.between(keep, keep), left)
+        return cls(partial(fit.between, keep, keep), to, held_to, held.between(keep, keep), left)
 
     def added(self, damping: float) -> Tensor:
         """R (O, k)."""
-        return solve_damped(self.inner, self.fitted_to, damping) if self.fitted_to.any() else self.fitted_to
+        if not self.fitted_to.any():
+            return self.fitted_to
+        return solve_factored(factor_of(self.inner, damping), self.fitted_to)
 
     def error(self, added: Tensor) -> float:
         return self.left + float(((added @ self.held_inner) * added).sum() - 2 * (added * self.held_to).sum())

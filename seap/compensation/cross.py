@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seap.activations.ranks import Ranks, agreed, exchanged, gathered, summed
 from seap.compensation.compensate import Repair, judged, lowest
-from seap.compensation.damped import solve_damped
+from seap.compensation.damped import ROWS, factor_of, solve_factored
 from seap.models.solving import Solver
 
 DAMPING = (1e-3, 1e-2, 1e-1, 1.0)  # λ over the mean of the covariance's diagonal
@@ -24,7 +24,8 @@ ALL = slice(None)  # outputs
 class CrossMoments:
     """Sums of inputs h (k), targets t (D) and their products, where systems are solved; centred when read, in float64.
 
-    Products of h are float32, as they are made.
+    Products of h are float32, as they are made. A wide axis's hhᵀ takes half a GB in float64: what needs the whole of
+    it makes a copy of its own (`inner`), and products with it are made in parts (`times_inner`).
     """
 
     count: int = 0
@@ -35,9 +36,7 @@ class CrossMoments:
     def update_(self, h: Tensor, t: Tensor) -> None:
         h = h.float()
         t = t.to(h.device).float()
-        sums = [part.sum(0, dtype=torch.float64).mul_(self.has_means) for part in (h, t)]
-        new = [*sums, h.t() @ h, t.t() @ h, t.double().square().sum(0)]
-        self.sums = self.solver(_added, self.sums, new, stays=True)
+        self.sums = self.solver(_added, self.sums, h, t, self.has_means, stays=True)
         self.count += len(h)
 
     @property
@@ -45,103 +44,112 @@ class CrossMoments:
         return self.sums[0] / self.count, self.sums[1] / self.count
 
     @property
-    def centred(self) -> tuple[Tensor, Tensor]:
-        """C_hh (k, k) and C_Th (D, k)."""
+    def cross(self) -> Tensor:
+        """C_Th (D, k)."""
         h, t = self.means
-        inner, cross = self.about_zero
-        return inner.addr_(h, h, alpha=-1), cross.addr_(t, h, alpha=-1)  # in place: a wide axis's take half a GB
+        return self.sums[3].to(torch.float64, copy=True).div_(self.count).addr_(t, h, alpha=-1)
 
-    @property
-    def about_zero(self) -> tuple[Tensor, Tensor]:
-        """E[h hᵀ] (k, k) and E[t hᵀ] (D, k)."""
-        inner, cross = (self.sums[i].to(torch.float64, copy=True).div_(self.count) for i in (2, 3))
-        return inner, cross
+    def inner(self) -> Tensor:
+        """C_hh (k, k)."""
+        h, _ = self.means
+        return self.sums[2].to(torch.float64, copy=True).div_(self.count).addr_(h, h, alpha=-1)
 
-    def judging(self) -> "Judging":
-        (h, t), (inner, cross) = self.means, self.centred
-        return Judging(h, t, inner, cross, float(self.sums[4].sum()) / self.count - float(t.square().sum()))
+    def times_inner(self, weight: Tensor) -> Tensor:
+        """W C_hh (O, k) of W (O, k)."""
+        h, _ = self.means
+        parts = [weight @ columns.double() for columns in self.sums[2].split(ROWS, 1)]
+        return torch.cat(parts, 1).div_(self.count).addr_(weight @ h, h, alpha=-1)
+
+    def about_zero(self) -> "CrossMoments":
+        """As if both means were 0."""
+        return replace(self, sums=[torch.zeros_like(self.sums[0]), torch.zeros_like(self.sums[1]), *self.sums[2:]])
+
+    def error(self, weight: Tensor, bias: Tensor) -> float:
+        """E‖t − W h − b‖². weight: (D, k). bias: (D,)."""
+        h, t = self.means
+        spread = float(self.sums[4].sum()) / self.count - float(t.square().sum())
+        explained = (self.times_inner(weight) * weight).sum() - 2 * (weight * self.cross).sum()
+        return spread + float(explained) + float((t - weight @ h - bias).square().sum())
 
     def raw_error(self, weight: Tensor) -> float:
         """E‖t − W h‖², without means."""
-        inner, cross = self.about_zero
-        explained = ((weight @ inner) * weight).sum() - 2 * (weight * cross).sum()
-        return float(self.sums[4].sum()) / self.count + float(explained)
+        return self.about_zero().error(weight, weight.new_zeros(len(weight)))
 
     def at(self, outputs: slice) -> "CrossMoments":
         """The same of some of the targets."""
         h, t, inner, cross, squares = self.sums
         return replace(self, sums=[h, t[outputs], inner, cross[outputs], squares[outputs]])
 
-    def __add__(self, other: "CrossMoments") -> "CrossMoments":
-        if not other.count:
-            return self
-        sums = [a + b for a, b in zip(self.sums, other.sums, strict=True)]
-        return replace(self, count=self.count + other.count, sums=sums)
+    def take_(self, other: "CrossMoments") -> "CrossMoments":
+        """Its rows too; it has none left."""
+        if other.count:
+            self.sums = [a.add_(b.to(a.device)) for a, b in zip(self.sums, other.sums, strict=True)]
+            self.count += other.count
+            other.sums, other.count = [], 0
+        return self
 
 
-def _added(sums: list[Tensor], new: list[Tensor]) -> list[Tensor]:
-    return [a.add_(b) for a, b in zip(sums, new, strict=True)] if sums else new
+def _added(sums: list[Tensor], h: Tensor, t: Tensor, has_means: bool) -> list[Tensor]:
+    """With a batch's more; in place, once all that takes memory is made."""
+    small = [*(part.sum(0, dtype=torch.float64).mul_(has_means) for part in (h, t)), t.double().square().sum(0)]
+    if not sums:
+        return [*small[:2], h.t() @ h, t.t() @ h, small[2]]
+    sums[2].addmm_(h.t(), h)
+    sums[3].addmm_(t.t(), h)
+    for place, part in zip((0, 1, 4), small, strict=True):
+        sums[place] += part
+    return sums
 
 
-@dataclass(frozen=True)
-class Judging:
-    """E‖t − W h − b‖² of any W, b: centred moments of held-out rows."""
-
-    h: Tensor  # (k,)
-    t: Tensor  # (D,)
-    inner: Tensor  # C_hh (k, k)
-    cross: Tensor  # C_Th (D, k)
-    spread: float
-
-    def __call__(self, weight: Tensor, bias: Tensor) -> float:
-        explained = ((weight @ self.inner) * weight).sum() - 2 * (weight * self.cross).sum()
-        return self.spread + float(explained) + float((self.t - weight @ self.h - bias).square().sum())
+def _solved(moments: CrossMoments, right: Tensor, damping: float) -> Tensor:
+    """right (O, k) (C_hh + λI)⁻¹."""
+    return solve_factored(factor_of(moments.inner, damping), right) if right.shape[1] else right
 
 
 @dataclass(frozen=True)
 class Fitting:
     """What is missing of targets at a weight that is there, and what it is fitted on."""
 
-    h: Tensor  # (k,)
-    t: Tensor  # (D,)
-    inner: Tensor  # C_hh (k, k)
+    moments: CrossMoments
     missing: Tensor  # C_Th − W₀ C_hh (D, k)
     old: Tensor  # W₀ (D, k)
 
     @classmethod
     def of(cls, moments: CrossMoments, old: Tensor) -> "Fitting":
-        (h, t), (inner, cross) = moments.means, moments.centred
-        return cls(h, t, inner, cross - old @ inner, old)
+        return cls(moments, moments.cross.sub_(moments.times_inner(old)), old)
 
     def at(self, damping: float) -> Repair:
-        new = self.old + solve_damped(self.inner, self.missing, damping)
-        return Repair(self.t - new @ self.h, new, f"sequential {damping:g}")
+        h, t = self.moments.means
+        new = self.old + _solved(self.moments, self.missing, damping)
+        return Repair(t - new @ h, new, f"sequential {damping:g}")
 
-    def error(self, damping: float, judge: Judging) -> float:
+    def error(self, damping: float, held: CrossMoments) -> float:
+        """Of the fit on held-out rows."""
         tried = self.at(damping)
         assert tried.weight is not None
-        return judge(tried.weight, tried.bias)
+        return held.error(tried.weight, tried.bias)
 
 
 @dataclass(frozen=True)
 class Mapping:
     """M = I + (E[t hᵀ] − E[h hᵀ])(E[h hᵀ] + λI)⁻¹ of any λ."""
 
-    inner: Tensor  # E[h hᵀ] (D, D)
+    moments: CrossMoments  # about zero
     missing: Tensor  # rows of E[t hᵀ] − E[h hᵀ] (D, D)
     same: Tensor  # these rows of I
 
     @classmethod
     def of(cls, moments: CrossMoments, outputs: slice = ALL) -> "Mapping":
-        inner, cross = moments.at(outputs).about_zero
-        same = torch.eye(len(inner), dtype=inner.dtype, device=inner.device)[outputs]
-        return cls(inner, cross - inner[outputs], same)
+        moments = moments.at(outputs).about_zero()
+        inner = moments.sums[2]
+        same = torch.eye(len(inner), dtype=torch.float64, device=inner.device)[outputs]
+        return cls(moments, moments.cross.sub_(inner[outputs].double().div_(moments.count)), same)
 
     def at(self, damping: float) -> Tensor:
-        return self.same + solve_damped(self.inner, self.missing, damping)
+        return self.same + _solved(self.moments, self.missing, damping)
 
-    def error(self, damping: float, judge: CrossMoments) -> float:
-        return judge.raw_error(self.at(damping))
+    def error(self, damping: float, held: CrossMoments) -> float:
+        return held.raw_error(self.at(damping))
 
 
 def over(moments: CrossMoments, ranks: Ranks) -> CrossMoments:
@@ -174,25 +182,26 @@ def refit(
 
     weight: the kept columns (D, k) of the dense consumer, in place where the repair has none. The repair's bias here is
     the whole bias that the consumer gets on top of the dense one. ranks: that all have these sums, and get one answer.
+    Ends the sums: in the end all rows are fitted, and those held out go to the others.
     """
     solver, old = fit.solver, (weight if start.weight is None else start.weight).double()
     if not held.count:
-        return agreed(lambda: solver(_fitted, fit, held, old, DAMPING[-1]), ranks)
+        return agreed(lambda: solver(_fitted, fit, old, DAMPING[-1]), ranks)
     best = _best_fit(start, fit, held, old, ranks)
-    return agreed(lambda: None if best is None else solver(_fitted, fit, held, old, best), ranks)
+    return agreed(lambda: None if best is None else solver(_fitted, fit.take_(held), old, best), ranks)
 
 
 def _best_fit(start: Repair, fit: CrossMoments, held: CrossMoments, old: Tensor, ranks: Ranks) -> float | None:
     """The damping of least error on held-out rows, None where that of what is there is less; by some outputs."""
     solver, some = fit.solver, judged(len(old))
     fitted = solver(Fitting.of, fit.at(some), old[some], stays=True)
-    judge = solver(CrossMoments.judging, held.at(some), stays=True)
+    judge = held.at(some)
     best, least = best_damping(lambda damping: solver(Fitting.error, fitted, damping, judge), ranks)
-    return best if least < solver(Judging.__call__, judge, old[some], start.bias[some]) else None
+    return best if least < solver(CrossMoments.error, judge, old[some], start.bias[some]) else None
 
 
-def _fitted(fit: CrossMoments, held: CrossMoments, old: Tensor, damping: float) -> Repair:
-    return Fitting.of(fit + held, old).at(damping)
+def _fitted(moments: CrossMoments, old: Tensor, damping: float) -> Repair:
+    return Fitting.of(moments, old).at(damping)
 
 
 def corrected_inputs(
@@ -203,12 +212,12 @@ def corrected_inputs(
     """M (D, D) so that M h is near t, h being what linears read in the pruned model and t in the dense one.
 
     M = I + (E[t hᵀ] − E[h hᵀ])(E[h hᵀ] + λI)⁻¹, without means, since most such linears have no bias to carry them. None
-    where no λ is better than leaving h as it is on held-out rows, or where none are held out.
+    where no λ is better than leaving h as it is on held-out rows, or where none are held out. Ends the sums.
     """
     if not held.count:
         return None
     best = _best_map(fit, held, ranks)
-    return agreed(lambda: None if best is None else fit.solver(_mapped, fit, held, best), ranks)
+    return agreed(lambda: None if best is None else fit.solver(_mapped, fit.take_(held), best), ranks)
 
 
 def _best_map(fit: CrossMoments, held: CrossMoments, ranks: Ranks) -> float | None:
@@ -219,5 +228,5 @@ def _best_map(fit: CrossMoments, held: CrossMoments, ranks: Ranks) -> float | No
     return best if least < solver(CrossMoments.raw_error, judge, mapped.same) else None
 
 
-def _mapped(fit: CrossMoments, held: CrossMoments, damping: float) -> Tensor:
-    return Mapping.of(fit + held).at(damping)
+def _mapped(moments: CrossMoments, damping: float) -> Tensor:
+    return Mapping.of(moments).at(damping)

@@ -58,14 +58,15 @@ def invert_(factor: Tensor) -> Tensor:
 
 
 def inverse_of(factor: Tensor) -> Tensor:
-    """(LLᵀ)⁻¹ of a lower triangle L (k, k), which is inverted too: in half the time of `torch.cholesky_inverse`."""
-    size, half = len(factor), invert_(factor)
-    found = torch.empty_like(half)
-    for first in range(0, size, ROWS):
-        upto = min(first + ROWS, size)
-        found[first:upto, :upto] = half[first:, first:upto].t() @ half[first:, :upto]
-        found[:first, first:upto] = found[first:upto, :first].t()
-    return found
+    """(LLᵀ)⁻¹ in the place of a lower triangle L (k, k): in half the time of `torch.cholesky_inverse`."""
+    half = invert_(factor)
+    for first in range(0, len(half), ROWS):  # rows above are not needed by those below
+        rows = slice(first, first + ROWS)
+        found = half[first:, rows].t() @ half[first:, : first + ROWS]
+        half[rows, :first] = found[:, :first]
+        half[rows, rows] = found[:, first:].t()  # as it stands in what is returned
+        half[:first, rows] = found[:, :first].t()
+    return half.t()  # row after row, where LAPACK's order is column after column
 
 
 def lower_times(lower: Tensor, columns: Tensor) -> Tensor:

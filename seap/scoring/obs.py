@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from seap.activations.moments import Moments
-from seap.compensation.damped import factor_of, inverse_of
+from seap.compensation.damped import ROWS, factor_of, inverse_of
 
 DAMPING = 1e-3  # over the mean of the covariance's diagonal
 ROUNDS = 48  # a round removes at most one 48th of what is left, at least one unit
@@ -55,7 +55,7 @@ def removal(weight: Tensor, moments: Moments, unit_inputs: int, *, rounds: int |
         there[chosen] = False
         if there.sum() < 0.7 * len(there):  # what is gone is dropped now and then, since copies cost more than sums
             stays = there.repeat_interleave(unit_inputs)
-            weight, inverse = weight[:, stays], inverse[stays][:, stays]
+            weight, inverse = weight[:, stays], _left(inverse, stays)
             left, there = left[there], there[there]
     return Removal(torch.cat(order), torch.cat(added))
 
@@ -69,6 +69,15 @@ def removal_costs(weight: Tensor, inverse: Tensor, unit_inputs: int) -> Tensor:
         inputs = slice(unit * unit_inputs, (unit + 1) * unit_inputs)
         costs[unit] = (columns * torch.linalg.solve(inverse[inputs, inputs], columns.t()).t()).sum()
     return costs
+
+
+def _left(matrix: Tensor, stays: Tensor) -> Tensor:
+    """Rows and columns (C, C) of a contiguous matrix that stay, in its own memory: a wide axis's takes half a GB."""
+    kept = stays.nonzero().flatten()
+    left = matrix.view(-1)[: len(kept) ** 2].view(len(kept), len(kept))
+    for start in range(0, len(kept), ROWS):  # what is written has been read: no row moves down
+        left[start : start + ROWS] = matrix[kept[start : start + ROWS]][:, kept]
+    return left
 
 
 def _remove_(weight: Tensor, inverse: Tensor, chosen: Tensor, unit_inputs: int) -> None:

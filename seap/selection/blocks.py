@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from seap.activations.fitted import Fitted
 from seap.activations.moments import Moments
 from seap.compensation.compensate import FEW_TOKENS, UNTESTED_DAMPING, Source, fitting
 from seap.compensation.damped import ROWS, factor_of, invert_, lower_times
@@ -36,7 +37,7 @@ class Block:
     @property
     def mean(self) -> Tensor:
         """(C,) of the rows that a repair is fitted on, in the order in which the inputs stay."""
-        return self._fit(self.moments.without_matrix()).mean[self.order]
+        return self._fitted.mean[self.order]
 
     @property
     def held(self) -> Moments:
@@ -44,25 +45,28 @@ class Block:
         apart = self.moments.held if self.is_apart else None
         return self.moments if apart is None else apart
 
-    def _fit(self, moments: Moments) -> Moments:
-        return moments.without_held() if self.is_apart else moments
+    @property
+    def _fitted(self) -> Moments | Fitted:
+        return Fitted.of(self.moments) if self.is_apart else self.moments
 
     def factored(self) -> "Factored":
         """With L where what goes is predicted from what stays, else as it is."""
         weight = self.weight.to(self.products)
         if not self.is_repaired:
             return Factored(weight, None)
-        factor = factor_of(lambda: self.ordered(self._fit(self.moments), torch.float64), UNTESTED_DAMPING)
+        factor = factor_of(lambda: self._fitted.between(self.order, self.order), UNTESTED_DAMPING)
         reach = weight @ factor.to(self.products)
         return Factored(reach, invert_(factor).to(self.products))
 
-    def ordered(self, moments: Moments, dtype: torch.dtype) -> Tensor:
-        """The covariance (C, C) in the order in which the inputs stay; some rows at a time."""
-        assert moments.co is not None
-        found = moments.co.new_empty(moments.co.shape, dtype=dtype)
+    @property
+    def held_covariance(self) -> Tensor:
+        """(C, C) of the held-out rows, in the order in which the inputs stay; some rows at a time."""
+        held = self.held
+        assert held.co is not None
+        found = held.co.new_empty(held.co.shape, dtype=self.products)
         for into, some in zip(found.split(ROWS), self.order.split(ROWS), strict=True):
-            into.copy_(moments.co.index_select(0, some).index_select(1, self.order))
-        return found.div_(max(moments.count, 1))
+            into.copy_(held.co.index_select(0, some).index_select(1, self.order))
+        return found.div_(max(held.count, 1))
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ def damage_at(
     shift = information.new_zeros(len(information), len(widths))
     for block in blocks:
         found, kept = block.factored(), block.num_kept(widths)
-        spread += _weighed(found, information, block.ordered(block.held, block.products))[kept]
+        spread += _weighed(found, information, block.held_covariance)[kept]
         drift = block.held.mean[block.order] - (block.mean if has_bias else 0.0)
         moved = (found.reach * found.over(drift[:, None])[:, 0]).double()
         for place, first in enumerate(kept):

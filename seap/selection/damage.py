@@ -159,8 +159,8 @@ class Judge:
             shelf = shelf_for(arch.model, walk.state_bytes * (len(arch.layers) + 1), "hidden states")
             return cls(arch, walk, walk.states(shelf), ranks=ranks, shelf=shelf, remembers=remembers)
 
-    def _expected(self, index: int) -> Tensor:
-        """The dense model's log-probabilities (B, T, V) of a batch."""
+    def expected(self, index: int) -> Tensor:
+        """The dense model's log-probabilities (B, T, V) of a batch, to `rest` when they are looked at."""
         name = f"{index}."
         if self.dense is not None and name in self.dense:
             return self.dense[name]
@@ -174,6 +174,11 @@ class Judge:
         if self.dense.on_disk or sum(t.nbytes for t in self.dense.values()) + found.nbytes < CACHED_BYTES:
             return self.dense.put(name, found)
         return found
+
+    def rest(self, index: int) -> None:
+        """Give back the memory of what the dense model says of a batch, where it is on disk."""
+        if self.dense is not None:
+            self.dense.rest(f"{index}.")
 
     def divergence(self, first_layer: int = 0) -> float:
         """KL(dense ‖ model as it is now) per token, when no layer before `first_layer` has changed."""
@@ -196,19 +201,6 @@ class Judge:
         with at_the_end(self.arch):
             return self._per_token(finished(self.arch, walk.batches[i], states) for i, states in enumerate(hidden))
 
-    def gradient(self, index: int, hidden: Tensor) -> Tensor:
-        """Of KL, summed over a batch's tokens, at hidden states (B, T, D) after the last layer; at logits, q − p."""
-        expected = self._expected(index)
-        chances = expected.exp() if self.remembers else expected.exp_()
-        with torch.enable_grad():
-            leaf = hidden.detach().requires_grad_()
-            logits = finished(self.arch, self.walk.batches[index], leaf)
-        slope = logits.detach().float().softmax(-1).sub_(chances.to(logits.device))
-        del expected, chances
-        slope.mul_(self.walk.batches[index].said.to(slope.device)[..., None])
-        [grad] = torch.autograd.grad(logits, [leaf], slope.to(logits.dtype))
-        return grad
-
     def _per_token(self, logits: Iterable[Tensor]) -> float:
         """The mean KL of what is found for each batch, over the ranks."""
         found = sum(float(self._summed(index, own)) for index, own in enumerate(logits))
@@ -222,10 +214,9 @@ class Judge:
 
     def _summed(self, index: int, logits: Tensor) -> Tensor:
         """KL of logits (B, T, V) of a batch, summed over the tokens that count."""
-        expected = self._expected(index).to(logits.device)
+        expected = self.expected(index).to(logits.device)
         less = log_softmax(logits.float(), -1).sub_(expected).mul_(expected.exp()).sum(-1)  # large: one copy is enough
-        if self.dense is not None:
-            self.dense.rest(f"{index}.")
+        self.rest(index)
         return -(less.double() * self.walk.batches[index].said.to(less.device)).sum()
 
 

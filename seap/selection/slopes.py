@@ -19,11 +19,13 @@ Shapes: C inputs of the consumer, O outputs, N tokens.
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from seap.activations.layerwise import finished
 from seap.activations.ranks import summed
 from seap.allocation import give_back
 from seap.models.arch import Arch
@@ -95,7 +97,7 @@ def gradients_at(
             yield
 
     walk.hidden = list(judge.states[0])
-    back = Backward.of(walk, walk.states(shelf, cut), judge.gradient, shelf=shelf, changed=cut)
+    back = Backward.of(walk, walk.states(shelf, cut), partial(_ending, judge), shelf=shelf, changed=cut)
     count = float(summed(torch.tensor([float(judge.num_tokens)]), judge.ranks))
     for layer in back.layers(progress=False):
         found = {axis.consumer: axis for axis in axes if axis.layer == layer}
@@ -106,6 +108,26 @@ def gradients_at(
         for module, axis in found.items():
             product, mean = sums.pop(module) if module in sums else _nothing(arch, axis)
             yield axis, Gradient(summed(product, judge.ranks) / count, summed(mean, judge.ranks) / count)
+
+
+def _ending(judge: Judge, index: int, hidden: Tensor) -> Tensor:
+    """Of KL, summed over a batch's tokens, at hidden states (B, T, D) after the last layer; at logits, q − p.
+
+    Row by row: there are five copies of the logits that are looked at together, the most of a whole pruning where the
+    vocabulary is large.
+    """
+    whole, expected = judge.walk.batches[index], judge.expected(index)
+    grads: list[Tensor] = []
+    for row in (slice(place, place + 1) for place in range(len(hidden))):
+        batch = whole.part(row)
+        with torch.enable_grad():
+            leaf = hidden[row].detach().requires_grad_()
+            logits = finished(judge.arch, batch, leaf)
+        slope = logits.detach().float().softmax(-1).sub_(expected[row].exp().to(logits.device))
+        slope.mul_(batch.said.to(slope.device)[..., None])
+        grads += torch.autograd.grad(logits, [leaf], slope.to(logits.dtype))
+    judge.rest(index)
+    return torch.cat(grads)
 
 
 def _grown(before: tuple[Tensor, Tensor] | None, product: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
