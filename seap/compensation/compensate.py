@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from seap.activations.fitted import Fitted
-from seap.activations.moments import Moments
+from seap.activations.moments import ROWS, Moments
+from seap.allocation import give_back
 from seap.compensation.damped import factor_of, solve_factored
 from seap.models.arch import Arch
 from seap.models.axes import Axis, Masks
@@ -116,7 +117,13 @@ def output_error(weight: Tensor, moments: Moments, keep: Tensor, repair: Repair)
     off[:, keep] -= weight[:, keep] if repair.weight is None else repair.weight
     shift = off @ moments.mean - repair.bias
     parts = zip(off.split(keep.numel() // moments.num_blocks, 1), moments.split(), strict=True)
-    return sum(float(((part @ own.covariance) * part).sum()) for part, own in parts) + float(shift.square().sum())
+    return sum(_left_of(part, own) for part, own in parts) + float(shift.square().sum())
+
+
+def _left_of(weight: Tensor, moments: Moments) -> float:
+    """tr(W C Wᵀ) of W (O, C), some columns of C at a time."""
+    inputs = torch.arange(weight.shape[1], device=weight.device)
+    return sum(float(((weight @ moments.between(inputs, some)) * weight[:, some]).sum()) for some in inputs.split(ROWS))
 
 
 def judged(outputs: int) -> slice:
@@ -248,6 +255,7 @@ def repair_axes(arch: Arch, masks: Masks, source: Source, name: str, *, layer: i
         if name in COMPENSATIONS and not keep.all() and can_repair(axis, name, keep):
             weight = arch.weight(axis.layer, axis.consumer).detach()
             repairs[axis.key] = solved_repair(arch, axis, weight, source, keep, COMPENSATIONS[name])
+            give_back()
     return repairs
 
 

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from seap.activations.moments import Moments
 from seap.activations.stats import Statistics
+from seap.allocation import give_back
 from seap.compensation.compensate import UNTESTED_DAMPING, fitting
 from seap.compensation.damped import solve_damped
 from seap.errors import UserError
@@ -181,6 +182,7 @@ def score_inputs(
                 solver, moments = solver_of(arch, axis.layer), fitting(axis, statistics)
                 score = solver(_reconstructed, name, axis, weight, moments, weighed, by_head)
                 rest(sensitivity or {}, axis.key)
+                give_back()
             else:
                 score = ACTIVATION_SCORES[name](axis, weight, statistics[axis.key])
         scores[axis.key] = _finite(arch, axis, name, score.cpu())

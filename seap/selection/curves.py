@@ -28,6 +28,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from torch import Tensor
 
 from seap.activations.stats import Statistics
+from seap.allocation import give_back
 from seap.compensation.compensate import Source, weight_of
 from seap.models.arch import Arch
 from seap.models.axes import KV_GROUPS, Axis
@@ -74,6 +75,7 @@ def closed_curves(
             nests.put(axis, nested)
         rest(sensitivity, axis.key)
         release(arch.model, arch.layers[axis.layer].parameters())
+        give_back()
     return curves
 
 
