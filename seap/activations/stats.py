@@ -24,6 +24,7 @@ from seap.disk.whole import lasting
 from seap.errors import UserError
 from seap.files import read_about, write_safetensors, write_tensors
 from seap.models.axes import EXPERTS, NORMED
+from seap.models.residency import page_out
 from seap.text.contrast import NO_CONTRAST, Contrast
 from seap.text.rows import CountedRow, SeenRow, counted_of, places_of, seen_of
 
@@ -76,6 +77,9 @@ class Statistics(MutableMapping[str, Moments]):
         with safe_open(kept, framework="pt") as file:
             found = _moments_from(set(file.keys()), file.get_tensor, key)
         _check_values(kept, key, found)
+        page_out(
+            part.co for part in (found, found.held) if part is not None and part.co is not None
+        )  # all was looked at
         return found
 
     def num_blocks(self, key: str) -> int:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from seap.allocation import giving_back
 from seap.environment import clock
 from seap.errors import UserError, first_line
 from seap.models.arch import Arch
@@ -46,7 +47,8 @@ class Solver:
                 if not is_full(error):
                     raise
             _say_once(self.device)
-        return solve(*(moved(value, CPU) for value in given))
+        with giving_back():
+            return solve(*(moved(value, CPU) for value in given))
 
 
 def is_full(error: RuntimeError) -> bool:

@@ -132,8 +132,9 @@ def _ending(judge: Judge, index: int, hidden: Tensor) -> Tensor:
 
 def _grown(before: tuple[Tensor, Tensor] | None, product: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     """Sums with one batch's more, in float64."""
-    product, mean = product.double(), mean.double()
-    return (product, mean) if before is None else (before[0] + product, before[1] + mean)
+    if before is None:
+        return product.double(), mean.double()
+    return before[0].add_(product), before[1].add_(mean)
 
 
 def _nothing(arch: Arch, axis: Axis) -> tuple[Tensor, Tensor]:
