@@ -24,6 +24,7 @@ from seap.text.corpus import Batch, batches
 
 Changed = Callable[[int], contextlib.AbstractContextManager[None]]  # a layer as something else for a while
 LOGIT_BYTES = 1 << 26  # of logits in float32 that are computed at a time; there are some copies of them
+WIDE_BYTES = 1 << 26  # of activations in float32 where a layer is widest; there are some copies of them
 LOGIT_TOKENS = 256  # that are looked at together, however large the vocabulary
 HELD_PERIOD = 5  # one row in so many is held out
 
@@ -65,9 +66,11 @@ class Walk:
     ) -> "Walk":
         """Embed the rows. apart: held-out rows (see `is_held`) come in batches of their own.
 
+        batch_tokens: at most; fewer where layers are wide.
         ranks: of several, each takes its part of the batches, which are small enough for all to have some.
         """
         parts = split_rows(rows) if apart else (rows,)
+        batch_tokens = few_wide(arch, batch_tokens)
         batch_tokens = min(batch_tokens, -(-sum(map(len, rows)) // ranks.size)) if ranks.size > 1 else batch_tokens
         made = [(batch, held) for held, part in enumerate(parts) for batch in batches(part, batch_tokens=batch_tokens)]
         made = ranks.deal(made)
@@ -227,6 +230,12 @@ def vocabulary_size(arch: Arch) -> int:
 def few_logits(vocabulary: int, most: int) -> int:
     """Tokens, at most so many, whose logits take little memory beside a model of that vocabulary."""
     return min(most, max(LOGIT_BYTES // (4 * vocabulary), LOGIT_TOKENS))
+
+
+def few_wide(arch: Arch, most: int) -> int:
+    """Tokens, at most so many, whose activations take little memory where a layer is widest."""
+    widest = max((axis.num_inputs // axis.experts for axis in arch.axes), default=1)
+    return min(most, max(WIDE_BYTES // (4 * widest), LOGIT_TOKENS))
 
 
 def in_pieces(arch: Arch, batch: Batch, hidden: Tensor) -> Iterator[tuple[Batch, Tensor]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from seap.activations.calibration import num_blocks
-from seap.activations.layerwise import few_logits
+from seap.activations.layerwise import few_logits, few_wide
 from seap.activations.stats import IN_MEMORY_BYTES
 from seap.allocation import KEPT_END
 from seap.grants import granted_memory
@@ -28,7 +28,11 @@ from seap.text.options import Calibration
 from seap.vocabulary.measuring import LOGITS as BATCH_LOGITS
 
 LOGITS = 5  # copies of a batch's logits at a time, where there is a gradient; 4 without
-FITTING = 4  # matrices of a consumer's inputs in float64, where all of them stay and it is fitted anew
+DESCENDING = 3  # in a step down slopes: what the dense model says, as it is made, and some rows'
+FITTING = 16  # bytes for each pair of a consumer's inputs where it is fitted anew: two sums in float32, and a factor
+DAMAGE = 20  # where its damage is worked out: a factor, its copy in float32, and what is read of two kinds of rows
+SOLVED = 5  # matrices as a consumer's weight in float64 on the way to a new one
+RUN = 6  # of a batch, numbers as many as a layer's widest: its MLP's linears and what stands between them
 FLOAT = 4  # bytes of activations and logits
 LIBRARIES = 4e8  # Python, torch, transformers
 
@@ -48,22 +52,28 @@ def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Ca
     hidden = float(FLOAT * tokens * shape.hidden)
     batch = min(calibration.batch_tokens, max(tokens, 1))
     sensitivities = FLOAT * len(shape.arch.axes) * float(shape.hidden) ** 2
-    stages = [(hidden + 6.0 * FLOAT * batch * shape.hidden, 0.0)]
+    widest = max((a.num_inputs for a in shape.axes), default=0)
+    running = float(RUN * FLOAT * few_wide(shape.arch, batch) * max(widest, shape.hidden))
+    stages = [(hidden + running + _on_the_way(on_disk, matrices), 0.0)]
     if on_disk:
         stages.append(_held(shape, matrices, sensitivities))
     if options.needs_sensitivity:
         states = FLOAT * min(spent.fisher_tokens, tokens) * shape.hidden * (shape.num_layers + 1)
-        stages.append(_held(shape, logits_of(shape, text, calibration) + sensitivities, states, sensitivities))
+        looked = max(logits_of(shape, text, calibration), running)
+        stages.append(_held(shape, looked + sensitivities, states, sensitivities))
     if method.score in FIRST_ORDER:
         stages.append((_gradients(shape, text, calibration), 0.0))
     if method.allocate == "search" or (method.allocate in MEASURED and not options.closed_curves):
         stages.append(_search(shape, options, tokens, batch))
-    stages.append((ROOM * _weights_left(shape, options), 0.0))
+    left = _weights_left(shape, options)
+    stages.append((max((1 + ROOM) * left - shape.weight_bytes, 0.0), 0.0))  # cut in place, and what was saved beside it
     if method.sequential:
         repairs = sum(FLOAT * shape.hidden * a.num_inputs * (1 - options.sparsity) for a in shape.axes)
-        widest = max((a.num_inputs for a in shape.axes), default=0)
-        read = min(FLOAT * tokens * (shape.hidden + widest * (1 - options.sparsity)), READ_BYTES)
-        stages.append(_held(shape, FITTING * 8.0 * widest**2, COPIES * hidden + read, repairs))
+        read = FLOAT * tokens * (shape.hidden + widest * (1 - options.sparsity))
+        read = read if shape.device == "cpu" and leaves_memory(COPIES * hidden) else min(read, READ_BYTES)
+        solved = FITTING * float(widest) ** 2 + SOLVED * 8.0 * shape.hidden * widest
+        run = FITTING / 2 * float(widest) ** 2 + running
+        stages.append(_held(shape, max(solved, run), COPIES * hidden + read, repairs))
     factors = factors_of(shape, options, calibration)
     away = leaves_memory(factors, on_host=True)
     files = {
@@ -121,7 +131,12 @@ def matrices_of(shape: Shape, options: Pruning, calibration: Calibration, tasks:
     entries = [axis.num_inputs**2 / num_blocks(axis, calibration.moments) for axis in shape.arch.axes]
     if 16 * sum(entries) <= IN_MEMORY_BYTES:
         return 16 * sum(entries) * tasks, 0.0
-    return 24 * max(entries), 8 * sum(entries) * tasks
+    return DAMAGE * max(entries), 8 * sum(entries) * tasks
+
+
+def _on_the_way(on_disk: float, matrices: float) -> float:
+    """Bytes of the second moments that a layer's text goes into, of those that lie on disk afterwards."""
+    return 8 / DAMAGE * matrices if on_disk else 0.0
 
 
 def factors_of(shape: Shape, options: Pruning, calibration: Calibration) -> float:
@@ -147,7 +162,7 @@ def _search(shape: Shape, options: Pruning, tokens: int, batch: int) -> tuple[fl
     trial, descending = (LOGITS - 1) * _few_logits(shape, probed), 0.0
     if searches and spent.descents:
         further = min(DESCENT * spent.probe_tokens, tokens)
-        descending = LOGITS * _few_logits(shape, further) + 4 * wide
+        descending = DESCENDING * _few_logits(shape, further) + 4 * wide
         descending += min(KEPT_END, descending)
         shelves += [further * states, further * states]
     return _held(shape, cut + max(trial, descending), *shelves)

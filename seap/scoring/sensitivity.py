@@ -32,6 +32,7 @@ from seap.activations.layerwise import (
 from seap.activations.normed import sizes_of
 from seap.activations.ranks import Ranks, summed
 from seap.activations.stats import Rows
+from seap.allocation import give_back
 from seap.models.arch import Arch
 from seap.models.modes import evaluation
 from seap.models.residency import at_the_end, resident
@@ -162,6 +163,7 @@ class Backward:
         """From states that are known. shelf: where they are, to be given back as they are used."""
         with at_the_end(walk.arch):
             grads = [ending(index, hidden) for index, hidden in enumerate(states[-1])]
+        give_back()  # what the logits left lying free
         return cls(walk, list(states[:-1]), grads, Shelf() if shelf is None else shelf, changed)
 
     def layers(self, *, progress: bool) -> Iterator[int]:
