@@ -22,13 +22,13 @@ from seap.models.axes import Axis
 class Block:
     """Inputs of a consumer whose second moments are known together, in the order in which they stay."""
 
-    weight: Tensor  # (O, C) float64
+    weight: Tensor  # (O, C) in the dtype of `products`
     moments: Moments  # of all rows, and of the held-out ones apart where `is_apart`
     is_apart: bool
     order: Tensor  # int64 (C,): from that order to the moments' own
     places: Tensor  # int64 (C,): an input stays at every width above its place
     is_repaired: bool
-    products: torch.dtype  # in which what is made of the factor is multiplied
+    products: torch.dtype  # in which what is made of the factor is multiplied: at least float32
 
     def num_kept(self, widths: Sequence[int]) -> list[int]:
         """How many of the inputs stay at each width."""
@@ -51,11 +51,10 @@ class Block:
 
     def factored(self) -> "Factored":
         """With L where what goes is predicted from what stays, else as it is."""
-        weight = self.weight.to(self.products)
         if not self.is_repaired:
-            return Factored(weight, None)
+            return Factored(self.weight, None)
         factor = factor_of(lambda: self._fitted.between(self.order, self.order), UNTESTED_DAMPING)
-        reach = weight @ factor.to(self.products)
+        reach = self.weight @ factor.to(self.products)
         return Factored(reach, invert_(factor).to(self.products))
 
     @property
@@ -105,7 +104,8 @@ def from_the_end(values: Tensor) -> Tensor:
 
 def blocks_of(axis: Axis, weight: Tensor, statistics: Source, places: Tensor, compensate: str) -> Iterator[Block]:
     """An axis's inputs block by block. weight (O, C); places (E, U) or (1, G·Q) of `unit_places`."""
-    products, weight = torch.promote_types(weight.dtype, torch.float32), weight.double()
+    products = torch.promote_types(weight.dtype, torch.float32)
+    weight = weight.to(products)
     moments = fitting(axis, statistics)
     parts = moments.split()
     size = weight.shape[1] // len(parts)
