@@ -24,7 +24,6 @@ from seap.disk.whole import lasting
 from seap.errors import UserError
 from seap.files import read_about, write_safetensors, write_tensors
 from seap.models.axes import EXPERTS, NORMED
-from seap.models.residency import page_out
 from seap.text.contrast import NO_CONTRAST, Contrast
 from seap.text.rows import CountedRow, SeenRow, counted_of, places_of, seen_of
 
@@ -76,10 +75,8 @@ class Statistics(MutableMapping[str, Moments]):
             return kept
         with safe_open(kept, framework="pt") as file:
             found = _moments_from(set(file.keys()), file.get_tensor, key)
-        _check_values(kept, key, found)
-        page_out(
-            part.co for part in (found, found.held) if part is not None and part.co is not None
-        )  # all was looked at
+        if self._folder is None:  # what was written here was looked at then
+            _check_values(kept, key, found)
         return found
 
     def num_blocks(self, key: str) -> int:
@@ -96,6 +93,7 @@ class Statistics(MutableMapping[str, Moments]):
             self._kept[key] = moments.cpu()
             return
         path = self._folder / f"{key}.safetensors"
+        _check_values(path, key, moments)
         tensors = _tensors_of(key, moments)
         write_safetensors(path, tensors, {}, dtypes=dict.fromkeys(_wide(tensors), torch.float32))
         self._kept[key] = path

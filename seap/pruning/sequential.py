@@ -189,6 +189,7 @@ class Streams:
                 h = self.walk.real(index, inputs)
                 h = h[:, keep.to(h.device)] if h.shape[1] == len(keep) else h  # channels that go are left out already
                 sums[self.walk.held[index]].update_(h, self.walk.real(index, target))
+        give_back()  # what batches left lying free, before a wide axis's matrices are made
         start = self._start(axis)
         fit, held = (over(one, self.ranks) for one in sums)
         better = refit(start, fit, held, weight_of(self.arch, axis).cpu()[:, keep], self.ranks)
