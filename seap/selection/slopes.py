@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seap.activations.layerwise import finished
+from seap.activations.layerwise import LOGIT_BYTES, finished
 from seap.activations.ranks import summed
 from seap.allocation import give_back
 from seap.models.arch import Arch
@@ -113,17 +113,18 @@ def gradients_at(
 def _ending(judge: Judge, index: int, hidden: Tensor) -> Tensor:
     """Of KL, summed over a batch's tokens, at hidden states (B, T, D) after the last layer; at logits, q − p.
 
-    Row by row: there are five copies of the logits that are looked at together, the most of a whole pruning where the
-    vocabulary is large.
+    Few rows at a time: there are five copies of the logits looked at together, the most of a whole pruning where
+    the vocabulary is large.
     """
     whole, expected = judge.walk.batches[index], judge.expected(index)
     grads: list[Tensor] = []
-    for row in (slice(place, place + 1) for place in range(len(hidden))):
-        batch = whole.part(row)
+    step = max(LOGIT_BYTES // (expected[0].numel() * 4), 1)
+    for rows in (slice(first, first + step) for first in range(0, len(hidden), step)):
+        batch = whole.part(rows)
         with torch.enable_grad():
-            leaf = hidden[row].detach().requires_grad_()
+            leaf = hidden[rows].detach().requires_grad_()
             logits = finished(judge.arch, batch, leaf)
-        slope = logits.detach().float().softmax(-1).sub_(expected[row].exp().to(logits.device))
+        slope = logits.detach().float().softmax(-1).sub_(expected[rows].exp().to(logits.device))
         slope.mul_(batch.said.to(slope.device)[..., None])
         grads += torch.autograd.grad(logits, [leaf], slope.to(logits.dtype))
     judge.rest(index)
