@@ -45,14 +45,9 @@ def giving_back() -> Iterator[None]:
             mallopt(MMAP_THRESHOLD, KEPT_BLOCK)
 
 
-def make_room(num_bytes: float) -> None:
-    """`give_back` before a block of so much is made, where it is larger than any that is kept and fits into none."""
-    if num_bytes > KEPT_BLOCK:
-        give_back()
-
-
 def give_back() -> None:
-    """Have glibc give what lies free back to the system: between stages, whose blocks are of different sizes."""
+    """Have glibc give what lies free back to the system: between stages, and before an axis's matrices are made, whose
+    blocks are of different sizes."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

@@ -19,7 +19,7 @@ from seap.activations.layerwise import Walk, model_inputs
 from seap.activations.moments import Moments
 from seap.activations.recording import accumulator_of, check_finite, moments_of, recording
 from seap.activations.stats import IN_MEMORY_BYTES, Statistics
-from seap.allocation import make_room
+from seap.allocation import give_back
 from seap.disk.place import check_space
 from seap.environment import versions
 from seap.errors import UserError
@@ -97,7 +97,7 @@ def measure_layer(
             with recording(arch, axes, into, walk.batches[index]):
                 walk.hidden[index] = offload(index, walk.run(layer, index))
         check_finite(axes, into)
-        make_room(max((axis.square_bytes for axis in axes), default=0))
+        give_back()
         parts.append(moments_of(axes, into))
     for key in list(parts[0]):
         found[key] = _with_held(parts[0].pop(key), parts[1].pop(key))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from seap.activations.fitted import Fitted
 from seap.activations.moments import ROWS, Moments
-from seap.allocation import make_room
+from seap.allocation import give_back
 from seap.compensation.damped import factor_of, solve_factored
 from seap.models.arch import Arch
 from seap.models.axes import Axis, Masks
@@ -254,7 +254,7 @@ def repair_axes(arch: Arch, masks: Masks, source: Source, name: str, *, layer: i
         keep = kept_inputs(axis, axis.mask_of(masks))
         if name in COMPENSATIONS and not keep.all() and can_repair(axis, name, keep):
             weight = arch.weight(axis.layer, axis.consumer).detach()
-            make_room(axis.square_bytes)
+            give_back()
             repairs[axis.key] = solved_repair(arch, axis, weight, source, keep, COMPENSATIONS[name])
     return repairs
 

@@ -128,11 +128,6 @@ class Axis:
         return self.entries * self.unit_inputs
 
     @property
-    def square_bytes(self) -> int:
-        """Of a matrix of its inputs, or of one expert's, in float64."""
-        return 8 * (self.num_inputs // self.experts) ** 2
-
-    @property
     def num_kept(self) -> int:
         """Experts that stay."""
         return self.experts if self.kept is None else len(self.kept)

@@ -30,7 +30,7 @@ from seap.activations.layerwise import Walk, input_of, taken
 from seap.activations.normed import sizes_of
 from seap.activations.ranks import Ranks
 from seap.activations.stats import Rows
-from seap.allocation import give_back, make_room
+from seap.allocation import give_back
 from seap.compensation.compensate import Repair, Repairs, kept_inputs, weight_of
 from seap.compensation.cross import CrossMoments, corrected_inputs, over, refit
 from seap.models.arch import Arch
@@ -189,7 +189,7 @@ class Streams:
                 h = self.walk.real(index, inputs)
                 h = h[:, keep.to(h.device)] if h.shape[1] == len(keep) else h  # channels that go are left out already
                 sums[self.walk.held[index]].update_(h, self.walk.real(index, target))
-        make_room(axis.square_bytes)
+        give_back()
         start = self._start(axis)
         fit, held = (over(one, self.ranks) for one in sums)
         better = refit(start, fit, held, weight_of(self.arch, axis).cpu()[:, keep], self.ranks)

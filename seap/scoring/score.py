@@ -32,7 +32,7 @@ from torch import Tensor
 
 from seap.activations.moments import Moments
 from seap.activations.stats import Statistics
-from seap.allocation import make_room
+from seap.allocation import give_back
 from seap.compensation.compensate import UNTESTED_DAMPING, fitting
 from seap.compensation.damped import solve_damped
 from seap.errors import UserError
@@ -179,7 +179,7 @@ def score_inputs(
             if name in RECONSTRUCTING:
                 assert name != "obs-fisher" or sensitivity is not None, f"{name} needs the loss's sensitivity"
                 weighed = sensitivity[axis.key] if sensitivity is not None and name == "obs-fisher" else None
-                make_room(axis.square_bytes)
+                give_back()
                 solver, moments = solver_of(arch, axis.layer), fitting(axis, statistics)
                 score = solver(_reconstructed, name, axis, weight, moments, weighed, by_head)
                 rest(sensitivity or {}, axis.key)

@@ -28,7 +28,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from torch import Tensor
 
 from seap.activations.stats import Statistics
-from seap.allocation import make_room
+from seap.allocation import give_back
 from seap.compensation.compensate import Source, weight_of
 from seap.models.arch import Arch
 from seap.models.axes import KV_GROUPS, Axis
@@ -69,7 +69,7 @@ def closed_curves(
         widths = closed_widths(axis, least[axis.key], step, may_go=axis.curve_key in may_go)
         given = weight_of(arch, axis), statistics, unit_places(axis, scores), sensitivity[axis.key]
         keeps = nests is not None and not axis.usage_key
-        make_room(axis.square_bytes)
+        give_back()
         damage, nested = solver_of(arch, axis.layer)(_damage_of, axis, *given, widths, compensate, keeps)
         curves[axis.curve_key] = whole_curve(axis, widths, damage)
         if nests is not None and keeps:
