@@ -65,8 +65,6 @@ def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Ca
         stages.append((_gradients(shape, text, calibration), 0.0))
     if method.allocate == "search" or (method.allocate in MEASURED and not options.closed_curves):
         stages.append(_search(shape, options, tokens, batch))
-    left = _weights_left(shape, options)
-    stages.append((max((1 + ROOM) * left - shape.weight_bytes, 0.0), 0.0))  # cut in place, and what was saved beside it
     if method.sequential:
         repairs = sum(FLOAT * shape.hidden * a.num_inputs * (1 - options.sparsity) for a in shape.axes)
         read = FLOAT * tokens * (shape.hidden + widest * (1 - options.sparsity))
@@ -83,9 +81,10 @@ def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Ca
     }
     held = shape.weight_bytes + (0.0 if on_disk else matrices) + (not away) * factors
     most = max(memory for memory, _ in stages)
-    kept = 0.0 if method.allocate == "search" else min(KEPT_END, most)  # its trials give back what lies free
+    left = _weights_left(shape, options)  # cut in place, and in the end, when nothing lies free, loaded beside it
+    most = max(most + min(KEPT_END, most), (1 + ROOM) * left - shape.weight_bytes)
     place = Path(tempfile.gettempdir())
-    return Needs(LIBRARIES + held + most + kept, tuple((what, part, place) for what, part in files.items() if part))
+    return Needs(LIBRARIES + held + most, tuple((what, part, place) for what, part in files.items() if part))
 
 
 def _held(shape: Shape, memory: float, *shelves: float) -> tuple[float, float]:
@@ -149,7 +148,7 @@ def factors_of(shape: Shape, options: Pruning, calibration: Calibration) -> floa
 
 def _search(shape: Shape, options: Pruning, tokens: int, batch: int) -> tuple[float, float]:
     """What the dense model says, its states, the repairs that are kept, a layer that is cut, and a trial's logits or a
-    step down slopes: logits of a batch, a layer's gradients and a factor, both models' states, and what lies free."""
+    step down slopes: logits of a batch, a layer's gradients and a factor, and both models' states."""
     spent, searches = options.spent, options.resolved().allocate == "search"
     probed, repairs, wide = min(spent.probe_tokens, batch), 0.0, 0.0
     states = FLOAT * shape.hidden * (shape.num_layers + 1.0)
@@ -163,7 +162,6 @@ def _search(shape: Shape, options: Pruning, tokens: int, batch: int) -> tuple[fl
     if searches and spent.descents:
         further = min(DESCENT * spent.probe_tokens, tokens)
         descending = DESCENDING * _few_logits(shape, further) + 4 * wide
-        descending += min(KEPT_END, descending)
         shelves += [further * states, further * states]
     return _held(shape, cut + max(trial, descending), *shelves)
 
