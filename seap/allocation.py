@@ -18,7 +18,6 @@ KEPT_BLOCK = 128 << 20  # bytes: blocks up to this size are kept
 KEPT_END = 512 << 20  # bytes of the heap's end that are
 USUAL_BLOCK = 32 << 20  # from which on glibc gives blocks back by itself
 
-
 _kept: list[Callable[[int, int], int]] = []  # what sets it, once freed blocks are kept
 
 

@@ -6,7 +6,7 @@ stubs resumes from hidden states that are known already. Shapes: B rows, T token
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from seap.activations.handed import Stub, entered, first, handed_on, packed, stu
 from seap.activations.looking import added, looked
 from seap.activations.ranks import Ranks
 from seap.models.arch import Arch
+from seap.models.axes import Axis
 from seap.models.families import token_inputs
 from seap.models.residency import at_the_beginning, resident, streamed
 from seap.models.shelf import Shelf
@@ -234,8 +235,12 @@ def few_logits(vocabulary: int, most: int) -> int:
 
 def few_wide(arch: Arch, most: int) -> int:
     """Tokens, at most so many, whose activations take little memory where a layer is widest."""
-    widest = max((axis.num_inputs // axis.experts for axis in arch.axes), default=1)
-    return min(most, max(WIDE_BYTES // (4 * widest), LOGIT_TOKENS))
+    return min(most, max(WIDE_BYTES // (4 * max(widest(arch.axes), 1)), LOGIT_TOKENS))
+
+
+def widest(axes: Iterable[Axis]) -> int:
+    """Inputs of a consumer, of experts of one of them."""
+    return max((axis.num_inputs // axis.experts for axis in axes), default=0)
 
 
 def in_pieces(arch: Arch, batch: Batch, hidden: Tensor) -> Iterator[tuple[Batch, Tensor]]:

@@ -74,11 +74,7 @@ class Moments:
                 raise UserError("one of the statistics has second moments and the other hasn't")
             if other.co.shape != self.co.shape:
                 raise UserError("the statistics' second moments are of blocks of different size; measure both alike")
-            if self.co.dtype == torch.float32:
-                _add_in_parts_(self.co, other.co, delta, weight, self.num_blocks)
-            else:
-                self.co += other.co
-                _add_outer_(self.co, delta, weight, self.num_blocks)
+            _add_in_parts_(self.co, other.co, delta, weight, self.num_blocks)
         self.mean = self.mean + delta * (other.count / total)
         self.count = total
 
@@ -215,10 +211,10 @@ def places(inputs: Tensor) -> Tensor:
     return inputs.nonzero().flatten() if inputs.dtype == torch.bool else inputs
 
 
-def sums_between(co: Tensor | None, rows: Tensor, columns: Tensor) -> Tensor:
-    """Of co-moments (C, C) those of some inputs (r,) and others (c,), both int64: (r, c) float64."""
+def sums_between(co: Tensor | None, rows: Tensor, columns: Tensor, *, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Of co-moments (C, C) those of some inputs (r,) and others (c,), both int64: (r, c); some rows at a time."""
     assert co is not None and co.ndim == 2, "measured without second moments, or in blocks"
-    found = torch.empty(len(rows), len(columns), dtype=torch.float64, device=co.device)
+    found = torch.empty(len(rows), len(columns), dtype=dtype, device=co.device)
     for into, some in zip(found.split(ROWS), rows.split(ROWS), strict=True):
         into.copy_(co.index_select(0, some).index_select(1, columns))
     return found

@@ -22,7 +22,7 @@ from torch import Tensor
 from seap.activations.fitted import Fitted
 from seap.activations.moments import ROWS, Moments
 from seap.allocation import give_back
-from seap.compensation.damped import factor_of, solve_factored
+from seap.compensation.damped import solve_made
 from seap.models.arch import Arch
 from seap.models.axes import Axis, Masks
 from seap.models.residency import as_computed
@@ -104,8 +104,7 @@ def _ridge(weight: Tensor, moments: Moments, keep: Tensor, damping: float) -> Te
     if keep.all() or not keep.any():
         return weight[:, keep]
     cross = weight[:, ~keep] @ moments.between(~keep, keep)
-    factor = factor_of(lambda: moments.between(keep, keep), damping)
-    return weight[:, keep] + solve_factored(factor, cross)
+    return weight[:, keep] + solve_made(partial(moments.between, keep, keep), cross, damping)
 
 
 def output_error(weight: Tensor, moments: Moments, keep: Tensor, repair: Repair) -> float:
@@ -182,9 +181,7 @@ class _Kept:
 
     def added(self, damping: float) -> Tensor:
         """R (O, k)."""
-        if not self.fitted_to.any():
-            return self.fitted_to
-        return solve_factored(factor_of(self.inner, damping), self.fitted_to)
+        return solve_made(self.inner, self.fitted_to, damping) if self.fitted_to.any() else self.fitted_to
 
     def error(self, added: Tensor) -> float:
         return self.left + float(((added @ self.held_inner) * added).sum() - 2 * (added * self.held_to).sum())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seap.activations.ranks import Ranks, agreed, exchanged, gathered, summed
 from seap.compensation.compensate import Repair, judged, lowest
-from seap.compensation.damped import ROWS, factor_of, solve_factored
+from seap.compensation.damped import ROWS, solve_made
 from seap.models.solving import Solver
 
 DAMPING = (1e-3, 1e-2, 1e-1, 1.0)  # λ over the mean of the covariance's diagonal
@@ -101,11 +101,6 @@ def _added(sums: list[Tensor], h: Tensor, t: Tensor, has_means: bool) -> list[Te
     return sums
 
 
-def _solved(moments: CrossMoments, right: Tensor, damping: float) -> Tensor:
-    """right (O, k) (C_hh + λI)⁻¹."""
-    return solve_factored(factor_of(moments.inner, damping), right) if right.shape[1] else right
-
-
 @dataclass(frozen=True)
 class Fitting:
     """What is missing of targets at a weight that is there, and what it is fitted on."""
@@ -120,7 +115,7 @@ class Fitting:
 
     def at(self, damping: float) -> Repair:
         h, t = self.moments.means
-        new = self.old + _solved(self.moments, self.missing, damping)
+        new = self.old + solve_made(self.moments.inner, self.missing, damping)
         return Repair(t - new @ h, new, f"sequential {damping:g}")
 
     def error(self, damping: float, held: CrossMoments) -> float:
@@ -146,7 +141,7 @@ class Mapping:
         return cls(moments, moments.cross.sub_(inner[outputs].double().div_(moments.count)), same)
 
     def at(self, damping: float) -> Tensor:
-        return self.same + _solved(self.moments, self.missing, damping)
+        return self.same + solve_made(self.moments.inner, self.missing, damping)
 
     def error(self, damping: float, held: CrossMoments) -> float:
         return held.raw_error(self.at(damping))

@@ -16,6 +16,11 @@ def solve_damped(covariance: Tensor, right: Tensor, damping: float) -> Tensor:
     return solve_factored(factor_damped(covariance, damping), right) if len(covariance) else right
 
 
+def solve_made(made: Callable[[], Tensor], right: Tensor, damping: float) -> Tensor:
+    """The same of a covariance that is made for it (`factor_of`)."""
+    return solve_factored(factor_of(made, damping), right) if right.shape[1] else right
+
+
 def solve_factored(factor: Tensor, right: Tensor) -> Tensor:
     """X with X LLᵀ = right (O, k), of a lower triangle L (k, k): as `torch.cholesky_solve`, which copies L."""
     half = torch.linalg.solve_triangular(factor, right.t(), upper=False)

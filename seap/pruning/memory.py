@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from seap.activations.calibration import num_blocks
-from seap.activations.layerwise import few_logits, few_wide
+from seap.activations.layerwise import few_logits, few_wide, widest
 from seap.activations.stats import IN_MEMORY_BYTES
 from seap.allocation import KEPT_END
 from seap.grants import granted_memory
@@ -52,8 +52,7 @@ def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Ca
     hidden = float(FLOAT * tokens * shape.hidden)
     batch = min(calibration.batch_tokens, max(tokens, 1))
     sensitivities = FLOAT * len(shape.arch.axes) * float(shape.hidden) ** 2
-    widest = max((a.num_inputs for a in shape.axes), default=0)
-    running = float(RUN * FLOAT * few_wide(shape.arch, batch) * max(widest, shape.hidden))
+    running = float(RUN * FLOAT * few_wide(shape.arch, batch) * max(widest(shape.arch.axes), shape.hidden))
     stages = [(hidden + running + _on_the_way(on_disk, matrices), 0.0)]
     if on_disk:
         stages.append(_held(shape, matrices, sensitivities))
@@ -67,10 +66,11 @@ def of(shape: Shape, options: Pruning, text: Mapping[str, Text], calibration: Ca
         stages.append(_search(shape, options, tokens, batch))
     if method.sequential:
         repairs = sum(FLOAT * shape.hidden * a.num_inputs * (1 - options.sparsity) for a in shape.axes)
-        read = FLOAT * tokens * (shape.hidden + widest * (1 - options.sparsity))
+        wide = float(widest(shape.axes))
+        read = FLOAT * tokens * (shape.hidden + wide * (1 - options.sparsity))
         read = read if shape.device == "cpu" and leaves_memory(COPIES * hidden) else min(read, READ_BYTES)
-        solved = FITTING * float(widest) ** 2 + SOLVED * 8.0 * shape.hidden * widest
-        run = FITTING / 2 * float(widest) ** 2 + running
+        solved = FITTING * wide**2 + SOLVED * 8.0 * shape.hidden * wide
+        run = FITTING / 2 * wide**2 + running
         stages.append(_held(shape, max(solved, run), COPIES * hidden + read, repairs))
     factors = factors_of(shape, options, calibration)
     away = leaves_memory(factors, on_host=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from seap.activations.fitted import Fitted
-from seap.activations.moments import Moments
+from seap.activations.moments import Moments, sums_between
 from seap.compensation.compensate import FEW_TOKENS, UNTESTED_DAMPING, Source, fitting
 from seap.compensation.damped import ROWS, factor_of, invert_, lower_times
 from seap.methods import CLOSED_FORMS
@@ -59,13 +59,9 @@ class Block:
 
     @property
     def held_covariance(self) -> Tensor:
-        """(C, C) of the held-out rows, in the order in which the inputs stay; some rows at a time."""
-        held = self.held
-        assert held.co is not None
-        found = held.co.new_empty(held.co.shape, dtype=self.products)
-        for into, some in zip(found.split(ROWS), self.order.split(ROWS), strict=True):
-            into.copy_(held.co.index_select(0, some).index_select(1, self.order))
-        return found.div_(max(held.count, 1))
+        """(C, C) of the held-out rows, in the order in which the inputs stay."""
+        found = sums_between(self.held.co, self.order, self.order, dtype=self.products)
+        return found.div_(max(self.held.count, 1))
 
 
 @dataclass(frozen=True)
