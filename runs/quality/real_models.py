@@ -63,8 +63,9 @@ class Case:
 
     def make(self, network: Network, task: str) -> None:
         near = {task, *(name for name, of in self.also.items() if of in (task, network.text))}
-        others = {name: self.dense(name) for name in self.bench.tests if name not in near}
-        made, windows = self.last.of(self.bench, network), self.settings.off_windows
+        windows = self.settings.off_windows
+        others = {name: self.dense(name) for name in self.bench.tests if windows and name not in near}
+        made = self.last.of(self.bench, network)
         row = pruned_row(self.bench, made, task, self.dense(task), others, off_windows=windows)
         if network.text == "general":
             row["made_for_tasks"] = self.bench.plan.names
@@ -225,7 +226,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--say-tokens", type=int, default=64)
     parser.add_argument("--answer-items", type=int, default=48, help="of tasks whose answers are generated")
     parser.add_argument("--answer-tokens", type=int, default=256)
-    parser.add_argument("--off-windows", type=int, default=12, help="of every other task")
+    parser.add_argument("--off-windows", type=int, default=12, help="of every other task; 0: none")
     parser.add_argument("--num-texts", type=int, default=400)
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=16384, help="that are calibrated on, at most")
