@@ -5,9 +5,8 @@ Results go to standard output, everything else to standard error; `--json` print
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import seap
+from seap.disk.place import at_home
 from seap.errors import UserError
 from seap.evaluation.options import Evaluation, Measures
 from seap.text.options import Calibration
@@ -70,9 +70,9 @@ def call(words: Sequence[str]) -> None:
 
 
 def expanded(argument: str) -> str:
-    """`~/x` and `--out=~/x` with the home folder in place, which not every shell puts there."""
+    """`~/x` and `--out=~/x` with the home folder in place, which not every shell puts there; `~50 words` as it is."""
     option, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
-    return option + equals + (str(Path(value).expanduser()) if value.startswith("~") else value)
+    return option + equals + (str(at_home(value)) if value == "~" or value.startswith("~/") else value)
 
 
 def check_alone(command: str) -> None:
@@ -93,6 +93,13 @@ def check_one_amount() -> None:
     if len(said) > 1:
         which, others = ("both", "one of them") if len(said) == 2 else ("all", "all but one of them")
         raise UserError(f"{' and '.join(said)} {which} say how much to remove; leave {others} out")
+
+
+def note_without_effect(options: Iterable[str], why: str) -> None:
+    """Say of those options that stand on the command line that they have no effect."""
+    for name in options:
+        if (option := f"--{name.replace('_', '-')}") in given:
+            note(f"{option} has no effect {why}")
 
 
 def bars(*, json: bool) -> bool:

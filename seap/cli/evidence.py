@@ -16,6 +16,8 @@ from seap.cli.app import (
     TaskOption,
     app,
     bars,
+    check_one_amount,
+    note_without_effect,
     print_json,
     read_alike,
     results,
@@ -56,6 +58,12 @@ def evaluate(
     from seap.page.terminal import show_rows
     from seap.text.tasks import with_columns
 
+    if not harness:
+        note_without_effect(("harness_data", "harness_limit", "num_fewshot"), "without --harness")
+    if not evaluation.say_items:
+        note_without_effect(["say"], "without --say-items")
+    if not evaluation.run_generated_code:
+        note_without_effect(["program_seconds"], "without --run-generated-code")
     rows = []
     if task or not harness:
         rows += evaluate_tasks(model, with_columns(task, columns), evaluation, dense=dense, loading=asdict(loading))
@@ -85,7 +93,9 @@ def compare(
     controls: Annotated[
         bool, Parameter(help="Also general text, all tasks pooled, other tasks' masks, no answers.")
     ] = False,
-    general: Annotated[str | None, Parameter(help="General text for --controls: NAME or NAME=PATH.")] = None,
+    general: Annotated[
+        str | None, Parameter(help="General text for --controls, and for --vocabulary: NAME or NAME=PATH.")
+    ] = None,
     out: Annotated[Path, Parameter(help="Folder for statistics, masks, rows and compare.json; rerun to go on.")] = (
         Path("comparison")
     ),
@@ -108,9 +118,13 @@ def compare(
     from seap.evidence.cost import plan_compare
     from seap.evidence.plan import Comparison
     from seap.page.terminal import show_comparison
+    from seap.text.tasks import specs_of
 
+    check_one_amount()
+    if not controls and not vocabulary.is_cut:
+        note_without_effect(["general"], "without --controls or --vocabulary")
     wanted = Comparison(
-        tasks=tuple(tasks.split(",")),
+        tasks=specs_of(tasks),
         methods=tuple(methods.split(",")),
         sparsities=shares("--sparsity", sparsity),
         sizes=() if target_size is None else sizes_in_bytes("--target-size", target_size),
@@ -157,10 +171,11 @@ def analyze(
     """
     from seap.evidence.commands import analyze_tasks
     from seap.page.terminal import show_analysis
+    from seap.text.tasks import specs_of
 
     result = analyze_tasks(
         model,
-        tasks.split(","),
+        specs_of(tasks),
         out,
         calibration,
         sparsities=shares("--sparsity", sparsity),

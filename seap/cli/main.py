@@ -40,7 +40,12 @@ def run(asked: Globals) -> None:
         from seap.models.loader import quiet_transformers
 
         quiet_transformers()
-    call(words)
+    try:
+        call(words)
+    except (UserError, CycloptsError):
+        if "--save-recipe" in asked.files:
+            asked.files["--save-recipe"].unlink(missing_ok=True)  # of a command that was refused
+        raise
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

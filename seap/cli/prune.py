@@ -17,6 +17,7 @@ from seap.cli.app import (
     app,
     bars,
     check_one_amount,
+    given,
     merged_options,
     note,
     print_json,
@@ -92,6 +93,7 @@ def prune(
         return
     settings = shared | {"mask_file": inputs.mask_file, "general": inputs.general, "verify": saving.verify}
     settings |= {"overwrite": overwrite, "progress": bars(json=json), "ready": ready}
+    settings |= {"said": {name.removeprefix("--").replace("-", "_") for name in given}}
     settings |= merged_options(*parts.values())
     report = pruned(model, out, promise, read_alike(tests, calibration), ray, settings)
     if is_first:

@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from seap.cli.app import Json, Overwrite, app, call, errors, print_json, results
 from seap.cli.recipes import Step, read_recipe
+from seap.disk.place import at_home
 from seap.errors import UserError
 
 STATE = "recipe state"
@@ -109,7 +110,7 @@ def write_state(state: Path, done: Sequence[str]) -> None:
 def _is_there(step: Step) -> bool:
     """Whether what a step wrote is still there."""
     out = step.values.get("out")
-    return not isinstance(out, str) or Path(out).expanduser().exists()
+    return not isinstance(out, str) or at_home(out).exists()
 
 
 def _called(step: Step, *, overwrite: bool, json: bool) -> dict[str, Any]:

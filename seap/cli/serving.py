@@ -1,6 +1,6 @@
 """The commands around one model with many tasks: route fit, predict and eval, pack, serve."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +19,7 @@ from seap.cli.app import (
     check_one_amount,
     merged_options,
     note,
+    note_without_effect,
     print_json,
     results,
 )
@@ -65,10 +66,9 @@ def fit(
     Example: `seap route fit builtin --tasks arithmetic,calendar,facts --out router.safetensors`
     """
     from seap.serving.commands import fit_router
+    from seap.text.tasks import specs_of
 
-    report = fit_router(
-        model, tasks.split(","), out, routing, masks=masks, overwrite=overwrite, loading=asdict(loading)
-    )
+    report = fit_router(model, specs_of(tasks), out, routing, masks=masks, overwrite=overwrite, loading=asdict(loading))
     if json:
         print_json(report | {"out": str(out)})
         return
@@ -120,9 +120,10 @@ def evaluate(
     Example: `seap route eval builtin --tasks arithmetic,calendar --router router.safetensors --masks tasks`
     """
     from seap.serving.commands import evaluate_routing
+    from seap.text.tasks import specs_of
 
     options: dict[str, Any] = {"fallback": fallback, "out": out, "overwrite": overwrite, "loading": asdict(loading)}
-    found = evaluate_routing(model, tasks.split(","), router, masks, evaluation, **options)
+    found = evaluate_routing(model, specs_of(tasks), router, masks, evaluation, **options)
     if json:
         print_json(found)
     else:
@@ -153,6 +154,9 @@ def pack(
     from seap.serving.networks.packing import pack_to_files, plan_pack
 
     check_one_amount()
+    if not task:
+        settled = [one.name for part in (pruning, calibration) for one in fields(part)]
+        note_without_effect(settled, "without --task: what is packed was pruned already")
     words = asdict(vocabulary) if vocabulary.is_cut or task else {}
     options, place = (merged_options(pruning, calibration) if task else {}) | words, asdict(loading)
     parts: dict[str, Any] = {"pruning": pruning, "calibration": calibration, "loading": place}

@@ -11,6 +11,11 @@ from seap.disk.kinds import ASKING, COLLECTION, FOLDERS, kind_of
 from seap.errors import UserError
 
 
+def at_home(path: str | Path) -> Path:
+    """A path with the home folder in place of `~`; of a user who isn't there as it is given."""
+    return Path(os.path.expanduser(path))
+
+
 def resolved(path: Path) -> Path:
     """Where a path leads. Raises UserError for a link to nothing or in a circle."""
     try:

@@ -40,7 +40,7 @@ def promise_to_folder(
     check_promisable(mix, mask_file, streaming)
     load_tests(tasks, promise, evaluation)
 
-    def prune(model: Any, tokenizer: Any, *, masks: None, general: Any, sparsity: Any = None, **options: Any) -> Report:
+    def prune(model: Any, tokenizer: Any, *, masks: None, sparsity: Any = None, **options: Any) -> Report:
         return prune_to_promise(model, tokenizer, promise=promise, evaluation=evaluation, **options)
 
     return prune_to_folder(name, out, tasks=tasks, streaming=streaming, prune=prune, least=0.0, **given)

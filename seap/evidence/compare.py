@@ -116,7 +116,7 @@ def _has_answers(test: Test) -> bool:
 
 
 def _texts(plan: Comparison) -> list[str]:
-    """The specs of everything that is calibrated on."""
+    """The specs of everything that is calibrated on, or that a vocabulary is chosen by."""
     return [*plan.tasks, *([plan.general] if plan.general else [])]
 
 
@@ -173,7 +173,7 @@ def pruned_network(bench: Bench, network: Network) -> tuple[Any, Result]:
     if wanted.resolved().allocate == "iterative":
         about["steps"] = wanted.spent.steps
         about["loss_of"] = "choices" if all(part.contrast for part in ranking.statistics.values()) else "text"
-    save_masks(_mask_file(bench, network), report.masks, about | {"fingerprint": bench.fingerprint})
+    save_masks(bench.mask_file(network), report.masks, about | {"fingerprint": bench.fingerprint})
     return pruned, about
 
 
@@ -243,7 +243,7 @@ def overlap(bench: Bench) -> list[Result]:
     plan, found = bench.plan, []
     for sparsity in plan.sparsities:
         own = [Network(plan.methods[0], sparsity, 0, task, None, ()) for task in plan.names]
-        masks = {n.text: load_masks(_mask_file(bench, n))[0] for n in own if _mask_file(bench, n).is_file()}
+        masks = {n.text: load_masks(bench.mask_file(n))[0] for n in own if bench.mask_file(n).is_file()}
         for axis in AXIS_NAMES:
             axes = [a for a in describe(bench.model).axes if a.name == axis]
             if axes and len(masks) > 1:
@@ -262,8 +262,3 @@ def overlap(bench: Bench) -> list[Result]:
                     }
                 )
     return found
-
-
-def _mask_file(bench: Bench, network: Network) -> Path:
-    name = f"{network.method}-{network.sparsity}-{network.text.replace(':', '-')}-seed{network.seed}.safetensors"
-    return bench.out / "masks" / name

@@ -84,6 +84,11 @@ class Comparison:
     def names(self) -> list[str]:
         return [parse_spec(spec).name for spec in self.tasks]
 
+    @property
+    def calibrated(self) -> tuple[str, ...]:
+        """The specs of the texts that networks are calibrated on."""
+        return (*self.tasks, *([self.general] if self.general and self.controls else []))
+
     def networks(self, answered: Sequence[str]) -> list[Network]:
         """Everything to make. `answered`: the tasks whose items have answers that can be left out."""
         names, made = tuple(self.names), []

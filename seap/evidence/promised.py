@@ -53,13 +53,15 @@ def prune_to_promise(
     promise: Promise | None = None,
     evaluation: Evaluation | None = None,
     statistics: Mapping[str, Statistics] | None = None,
+    general: str | None = None,
     progress: bool = True,
     **options: Unpack[PruneKeywords],
 ) -> Report:
     """Prune a model in place to a promise: `seap.prune_to_promise(model, tokenizer, task="gsm8k", max_loss="1%")`.
 
     task: `NAME` or `NAME=PATH`, or several for a method whose mask is general: the promise then holds for each of them.
-    promise: the confidence, and the sparsities to try. Other options are those of `seap.prune` but the sparsity. The
+    promise: the confidence, and the sparsities to try. general: text that a cut vocabulary is to read and write too, as
+    NAME or NAME=PATH. Other options are those of `seap.prune` but the sparsity. The
     report has `promise` in its `provenance`. Raises UserError, and leaves the model as it was, where the held-out text
     is too little for the promise or no sparsity keeps it.
     """
@@ -86,8 +88,10 @@ def prune_to_promise(
         check_size(exam.test, wanted, _num_texts(exam, wanted), exam.options)
     run = Run(pruning, calibration, statistics=dict(statistics or {}), vocabulary=vocabulary)
     check_whole_first(model, run, Ranks())
+    if general is not None and not vocabulary.is_cut:
+        run.notes.append("--general has no effect without --vocabulary: a promise mixes no text")
     dense, origin, seen = observed(model, exams, wanted), origin_of(model), footprint_for(model, pruning)
-    with vocabulary_cut(model, tokenizer, tasks, None, run, progress=progress) as finished:
+    with vocabulary_cut(model, tokenizer, tasks, general, run, progress=progress) as finished:
         exams = exams_of(tokenizer) if vocabulary.is_cut else exams
         seen = seen and seen.with_output(output_of(model, pruning, dtype_on_disk(model)))
         how: dict[str, Any] = {"statistics": statistics, "footprint": seen, "progress": progress}

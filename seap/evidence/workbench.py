@@ -44,6 +44,7 @@ class Bench:
     finished: Callable[[Report], Report] = lambda report: report  # of a report on the layers one on the whole model
     reference: Reference | None = field(init=False)
     fingerprint: str = field(init=False)
+    contents: dict[str, str] = field(init=False)  # of the texts, by spec: a hash of what is in them
     max_tokens: int = field(init=False)  # of calibration text behind every network
     code: Any = field(init=False)  # that makes the numbers
     latest: tuple[Any, dict[str, Statistics], list[str]] = (None, {}, [])  # what `measured` found last
@@ -52,6 +53,7 @@ class Bench:
     def __post_init__(self) -> None:
         self.reference = Reference(self.model) if self.whole is None else None  # first choices of other tokens differ
         self.fingerprint = fingerprint(self.model)
+        self.contents = {spec: digest([asdict(item) for item in items]) for spec, items in self.items.items()}
         self.max_tokens = equal_tokens(self)
         self.code = [commit(), versions()]
 
@@ -135,19 +137,28 @@ class Bench:
         save_statistics(path, found, about)
         return found
 
+    def made_key(self, network: Network) -> str:
+        """Everything that decides a network, the code included."""
+        plan = self.plan
+        options = [asdict(plan.calibration), plan.pruning.deciding, asdict(plan.vocabulary)]
+        made = asdict(replace(network, tested_on=())) | {"texts": [plan.tasks, plan.general], "of": self.contents}
+        return digest([self.fingerprint, made, options, self.max_tokens, self.code])
+
     def key(self, network: Network, task: str) -> str:
-        """Everything that decides a row, the code included."""
-        plan, test = self.plan, self.tests[task].test
-        options = [asdict(plan.calibration), asdict(plan.evaluation), plan.pruning.deciding, asdict(plan.vocabulary)]
-        made = asdict(network) | {"tested_on": task, "texts": [plan.tasks, plan.general]}
-        return digest([self.fingerprint, made, options, self.max_tokens, test.data_hash, self.code])
+        """Everything that decides a row."""
+        return digest([self.made_key(network), asdict(self.plan.evaluation), task, self.tests[task].test.data_hash])
 
     def row_file(self, network: Network, task: str) -> Path:
         return self.out / "rows" / f"{self.key(network, task)}.json"
+
+    def mask_file(self, network: Network) -> Path:
+        name = f"{network.method}-{network.sparsity}-{network.text.replace(':', '-')}-seed{network.seed}"
+        return self.out / "masks" / f"{name}-{self.made_key(network)}.safetensors"
 
 
 def equal_tokens(bench: Bench) -> int:
     """Calibration tokens of every network: as many as the smallest text in the comparison has under the options."""
     options = bench.plan.calibration
     seeds = range(bench.plan.seeds)
-    return min(bench._corpus(spec, replace(options, seed=seed)).num_tokens for spec in bench.items for seed in seeds)
+    texts = bench.plan.calibrated
+    return min(bench._corpus(spec, replace(options, seed=seed)).num_tokens for spec in texts for seed in seeds)

@@ -11,7 +11,7 @@ from seap.errors import UserError, first_line
 from seap.files import to_json
 from seap.models import kinds
 from seap.models.headers import read_headers
-from seap.pruning.card import exported_card, model_card, unknown_card
+from seap.pruning.card import exported_card, saved_card, unknown_card
 from seap.pruning.checkpoint import MASK_FILE, read_provenance
 from seap.pruning.provenance import SEAP_JSON
 from seap.selection.mask import load_masks
@@ -179,9 +179,10 @@ def _rows(folder: Path, results: Path | None) -> list[dict[str, Any]]:
 def _card(folder: Path, about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], repo: str) -> str:
     if not about:
         return _card_of_weights(folder, rows, repo)
+    config = json.loads((folder / "config.json").read_text())
+    [class_name] = config["architectures"]
     if "exported" not in about:
-        return model_card(about, rows, repo=repo)
-    [class_name] = json.loads((folder / "config.json").read_text())["architectures"]
+        return saved_card(about, class_name, rows, is_stock=not config.get("seap"), repo=repo)
     return exported_card(about, about["exported"], class_name, rows, repo=repo)
 
 

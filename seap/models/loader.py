@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from seap.disk.place import at_home
 from seap.disk.whole import folder_beside
 from seap.errors import UserError, first_line
 from seap.models import checkpoint_folder, configs, decoders, gguf, headers, hub, kinds, modeling_seap
@@ -34,7 +35,7 @@ def resolve_model(name: str) -> str:
     """A folder or a Hub id; `builtin` is the model that comes with seap. Raises UserError for what is neither."""
     if name == BUILTIN:
         return str(model_path())
-    path = Path(name).expanduser()
+    path = at_home(name)
     if gguf.is_gguf(name):
         return str(path)
     if path.exists():
@@ -67,7 +68,7 @@ def open_model(name: str, *, weights: bool = True, trust_remote_code: bool = Fal
 def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     """The model's config, or its text decoder's, which agrees with its weights' headers; no weight is read."""
     if gguf.is_gguf(name):
-        config = gguf.config_of(Path(name).expanduser())
+        config = gguf.config_of(at_home(name))
         find_family(config)
         return config
     return decoders.text_config(open_model(name, weights=False, trust_remote_code=trust_remote_code).config)
@@ -155,7 +156,7 @@ def _load(
 def _load_gguf(name: str, config: Any, dtype: str, quantization_config: Any) -> tuple[Any, Any]:
     if quantization_config is not None:
         raise UserError(f"{name} is a GGUF file, whose weights can't be quantized as they are loaded; give a folder")
-    model, tokenizer, loading = gguf.load(Path(name).expanduser(), config, dtype)
+    model, tokenizer, loading = gguf.load(at_home(name), config, dtype)
     checkpoint_folder.check_complete(name, loading)
     return model, tokenizer
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from seap.activations.checks import axis_keyed, measured_axes
 from seap.disk.kinds import kind_of
+from seap.disk.place import at_home
 from seap.errors import UserError
 from seap.files import read_about, read_tensors
 from seap.models import kinds
@@ -29,7 +30,7 @@ from seap.serving.routing.router import check_tensors
 
 def describe(name: str) -> dict[str, Any]:
     """Everything worth knowing about a statistics or mask file, a pruned checkpoint or a dense model, for JSON."""
-    path = Path(name).expanduser()
+    path = at_home(name)
     if is_gguf(name):
         return {"path": str(path)} | _model(name)
     if path.is_file():

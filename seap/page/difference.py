@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
+from seap.disk.place import at_home
 from seap.errors import UserError
 from seap.evidence.agreement import expected_jaccard, jaccard, mean
 from seap.models import kinds
@@ -35,7 +36,7 @@ class Side:
     @classmethod
     def of(cls, name: str) -> "Side":
         """Raises UserError for what says of no unit whether it stays."""
-        path = Path(name).expanduser()
+        path = at_home(name)
         if not path.exists() and path.with_name(f"{path.name}.safetensors").is_file():
             path = path.with_name(f"{path.name}.safetensors")
         if path.is_file():

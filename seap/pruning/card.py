@@ -40,6 +40,7 @@ model = onnxruntime_genai.Model(snapshot_download(DIR))
 FORMS = {
     "uniform": (_STOCK + "Every layer has the same width.", STOCK_TRANSFORMERS),
     "padded": (_STOCK + _PADDED, STOCK_TRANSFORMERS),
+    "whole-widths": (_STOCK + "Every layer is as wide as the dense model's.", STOCK_TRANSFORMERS),
     "whole-layers": (_STOCK + "It has fewer layers than the dense model.", STOCK_TRANSFORMERS),
     "torchao": ("The decoder layers' linears have 8-bit weights, by torchao.", TORCHAO),
     "compressed-tensors": (
@@ -92,11 +93,26 @@ def exported_card(
     *,
     repo: str | None = None,
 ) -> str:
-    """Of a checkpoint that was exported (uniform, padded, openvino or torchao), or of one with fewer layers."""
+    """Of a checkpoint that was exported (uniform, padded, openvino or torchao), or of another of a stock class."""
     form, snippet = FORMS[target]
     return _placed(
         f"{_head(about)}\n{_measured(about, rows)}\n{form.format(class_name)}\n\n{snippet}\n\n{CITATION}\n", repo
     )
+
+
+def saved_card(
+    about: Mapping[str, Any],
+    class_name: str,
+    rows: Sequence[Mapping[str, Any]] = (),
+    *,
+    is_stock: bool,
+    repo: str | None = None,
+) -> str:
+    """Of a checkpoint as it was saved. is_stock: whether its class builds what is left of it."""
+    if not is_stock:
+        return model_card(about, rows, repo=repo)
+    form = "whole-layers" if about["realised_sparsity"] else "whole-widths"
+    return exported_card(about, form, class_name, rows, repo=repo)
 
 
 def unknown_card(
@@ -167,10 +183,21 @@ It had been pruned before, for {", ".join(earlier.get("tasks") or []) or "no tas
 {_front_matter(about)}---
 # {name}, pruned for {tasks}
 
-{about["realised_sparsity"]:.1%} of the attention and MLP parameters of `{name}` were removed
-({about["params_before"]:,} → {about["params_after"]:,} parameters in all, {about["total_sparsity"]:.1%} fewer), method
-`{about["method"]}`, calibrated on {about["num_tokens"]:,} tokens of: {tasks}.{_gone(about["layers"])}
+{_removed(about, name, tasks)}
 {before if earlier else ""}{_vocabulary(about)}{_target(about)}{_made_by(about)}"""
+
+
+def _removed(about: Mapping[str, Any], name: str, tasks: str) -> str:
+    """The sentence on the units that went, or that none did."""
+    before, after = f"{about['params_before']:,}", f"{about['params_after']:,}"
+    params = f"({before} → {after} parameters in all, {about['total_sparsity']:.1%} fewer)"
+    if not about["realised_sparsity"]:
+        return f"All attention and MLP parameters of `{name}` are here\n{params}."
+    return (
+        f"{about['realised_sparsity']:.1%} of the attention and MLP parameters of `{name}` were removed\n{params}, "
+        f"method\n`{about['method']}`, calibrated on {about['num_tokens']:,} tokens of: {tasks}."
+        f"{_gone(about['layers'])}"
+    )
 
 
 def _vocabulary(about: Mapping[str, Any]) -> str:
@@ -253,10 +280,11 @@ def _tasks(about: Mapping[str, Any]) -> str:
 def _measured(about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     tasks, damage = _tasks(about), about.get("damage")
     unknown = "" if rows else ", and by how much was not measured here"
+    gone = "units" if about["realised_sparsity"] else "tokens"
     again = "The weights were saved again after the pruning, and may have been trained since.\n"
     parts = [
         *([again] if about.get("saved_again") else []),
-        f"""**Off task this model is worse than the dense one{unknown}.** The units that {tasks}
+        f"""**Off task this model is worse than the dense one{unknown}.** The {gone} that {tasks}
 used least are gone for good; text of another kind may need them. Measure your own task before you rely on it.
 """,
     ]

@@ -52,6 +52,7 @@ def prune_to_folder(
     least: float | None = None,
     verify: bool = True,
     ready: Callable[[], None] = lambda: None,
+    said: Collection[str] = (),
     **options: Any,
 ) -> Report:
     """`seap prune`: refuse what can be refused, load, prune, and save the folder whole or not at all.
@@ -59,7 +60,8 @@ def prune_to_folder(
     loading: the keyword arguments of `seap.load`. save_dtype: of the weights on disk; by default that of `loading`, the
     checkpoint's own where that is auto. prune: what cuts the model, with the arguments of `seap.prune`; least: the
     share that it is sure to remove, by default the sparsity. verify: load what was written and run it, before it takes
-    its name. ready: called once nothing is left to be refused but what needs the model.
+    its name. ready: called once nothing is left to be refused but what needs the model. said: the options that the user
+    gave, which a mask may contradict.
 
     Under torchrun each process takes its part of the text, and rank 0 writes.
     """
@@ -84,6 +86,7 @@ def prune_to_folder(
             least=least,
             verify=verify,
             ready=ready,
+            said=said,
             options=options,
         )
 
@@ -105,11 +108,12 @@ def _prune_claimed(
     least: float | None,
     verify: bool,
     ready: Callable[[], None],
+    said: Collection[str],
     options: Mapping[str, Any],
 ) -> Report:
     """`prune_to_folder`, once its output is known to be fit."""
     made = _Made.read(stats_files, mask_file)
-    options = options_of_mask(options, made.about) if mask_file else options
+    options = options_of_mask(options, made.about, said) if mask_file else options
     pruning = _checked(made, options, tasks, general, streaming)
     if ranks.is_first:
         ready()
@@ -212,13 +216,18 @@ def check_texts(
         load_items(parse_spec(general), "train")
 
 
-def options_of_mask(options: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
-    """A mask's own options in place of this run's. Raises UserError for an option that the mask has settled."""
+def options_of_mask(options: Mapping[str, Any], about: Mapping[str, Any], said: Collection[str] = ()) -> dict[str, Any]:
+    """A mask's own options in place of this run's. Raises UserError for an option that the mask has settled.
+
+    said: those that the user gave, which count also where they are the default.
+    """
     made_with = converted(about["options"], Pruning, "the options in the mask's metadata")
     settled = {name: value for name, value in asdict(made_with).items() if name in about["options"]}
     defaults = asdict(Pruning())
     for name, value in options.items():
-        if name in settled and name != "compensate" and value not in (defaults[name], settled[name]):
+        if name in settled and name != "compensate" and value != settled[name]:
+            if name not in said and value == defaults[name]:
+                continue
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} {value} has no effect with --mask-file, whose mask is made already; leave it out")
     own = {name: value for name, value in options.items() if name not in settled}

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from seap.disk.place import at_home
 from seap.files import read_about
 from seap.models import checkpoint_folder, configs, gguf, loader
 from seap.models.decoders import decoder_of
@@ -63,7 +64,7 @@ def prospect(name: str, loading: Mapping[str, Any] | None = None, *, save_dtype:
     trusted = {"trust_remote_code": place.trust_remote_code}
     tokenizer = None
     if gguf.is_gguf(name):
-        config = gguf.config_of(Path(name).expanduser())
+        config = gguf.config_of(at_home(name))
     else:
         opened = loader.open_model(name, weights=False, **trusted)
         config, tokenizer = opened.config, checkpoint_folder.load_tokenizer(name, opened, **trusted)

@@ -20,9 +20,8 @@ from seap.files import tensors_as_bytes, to_json
 from seap.models import modeling_seap
 from seap.models.arch import describe
 from seap.models.axes import QUERY_HEADS, Masks
-from seap.pruning.card import exported_card, model_card
+from seap.pruning.card import saved_card
 from seap.selection.mask import compose, load_masks
-from seap.selection.whole_layers import dropped_layers
 
 SEAP_JSON, MASK_FILE, CARD = "seap.json", "seap/mask.safetensors", "README.md"
 TOLD_OF_MASK = ("tasks", "method", "options", "realised_sparsity", "num_tokens", "versions", "key")
@@ -69,8 +68,7 @@ def note_(model: Any, told: Mapping[str, Any], masks: Masks, origin: Origin) -> 
     whole = masks if origin.masks is None else compose(origin.masks, masks)
     if "pruned_before" in told:
         about["pruned_before"] = told["pruned_before"]
-    stock = type(model).__name__ if dropped_layers(masks) else None
-    card = model_card(told) if stock is None else exported_card(told, "whole-layers", stock)
+    card = saved_card(told, type(model).__name__, is_stock=not getattr(model.config, "seap", None))
     model._seap_files = {
         SEAP_JSON: (to_json(told, indent=2) + "\n").encode(),
         MASK_FILE: tensors_as_bytes("mask", whole, about),

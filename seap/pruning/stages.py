@@ -36,7 +36,7 @@ from seap.selection.options import Pruning
 from seap.text.corpus import Corpus
 from seap.text.options import Calibration
 from seap.text.sources import sources_of
-from seap.text.tasks import load_items, parse_spec
+from seap.text.tasks import apart, load_items, parse_spec
 
 
 def read_statistics(paths: Sequence[Path]) -> dict[str, tuple[Statistics, dict[str, Any]]]:
@@ -58,8 +58,8 @@ def check_tasks(tasks: Sequence[str], *, needed: bool) -> None:
             "this run measures activations (for its score or its compensation): add --task NAME, --task NAME=PATH or "
             "--stats FILE"
         )
-    for spec in tasks:
-        load_items(parse_spec(spec), "train")
+    for spec in apart(map(parse_spec, tasks)):
+        load_items(spec, "train")
 
 
 def calibrate_to_files(

@@ -1,6 +1,7 @@
 """The tasks of a run, however they are given → their training items, and the rows of tokens that are measured."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from seap.errors import UserError
@@ -8,7 +9,7 @@ from seap.text.corpus import Corpus, build_corpus, longest_sequence
 from seap.text.items import Item
 from seap.text.memory import in_memory, items_in_memory
 from seap.text.options import Calibration
-from seap.text.tasks import load_items, parse_spec, spec_source
+from seap.text.tasks import apart, load_items, parse_spec, spec_source
 from seap.text.tokens import check_ids
 
 Tasks = str | Sequence[Any] | Mapping[str, Sequence[Any]]
@@ -16,12 +17,11 @@ Tasks = str | Sequence[Any] | Mapping[str, Sequence[Any]]
 
 def items_of(tasks: Tasks) -> tuple[dict[str, list[Item]], dict[str, str]]:
     """The training items of each task, and where they are from. Raises UserError for two tasks of one name."""
+    if isinstance(tasks, Path):
+        raise UserError(f"task {tasks}: a task has a name; give it as NAME=PATH, such as {tasks.stem}={tasks}")
     given = tasks if isinstance(tasks, str) else in_memory(tasks)
     if isinstance(given, str) or not isinstance(given, Mapping):
-        specs = [parse_spec(spec) for spec in ([given] if isinstance(given, str) else given)]
-        names = [spec.name for spec in specs]
-        if len(set(names)) < len(names):
-            raise UserError(f"two tasks have one name: {', '.join(names)}; name them apart, as NAME=PATH")
+        specs = apart(parse_spec(spec) for spec in ([given] if isinstance(given, str) else given))
         return {s.name: load_items(s, "train") for s in specs}, {spec.name: spec_source(spec) for spec in specs}
     items = {name: items_in_memory(name, examples) for name, examples in given.items()}
     return items, dict.fromkeys(items, "given in memory")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from seap.disk.place import at_home
 from seap.errors import UserError, first_line
 
 TYPES = ("image", "image_url", "input_image")
@@ -46,7 +47,7 @@ class Picture:
         told = f"{self.where}: image {self.path or 'in its bytes'}"
         if self.fault:
             raise UserError(f"{self.where}: {self.fault}")
-        path = Path(self.path).expanduser()
+        path = at_home(self.path)
         path = path if path.is_absolute() or self.folder is None else self.folder / path
         if self.content is None and not path.is_file():
             raise UserError(f"{told}: no such file ({path}); paths count from the folder of the data file")

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from seap.disk.place import at_home
 from seap.models.loader import BUILTIN, model_path
 from seap.text.tasks import parse_spec
 
@@ -11,7 +12,7 @@ def sources_of(name: str | None, specs: Sequence[str] = (), files: Iterable[Path
     """What is read, by what it is called in an error: the model, the tasks' texts, and other files."""
     found = {}
     if name is not None:
-        path = model_path() if name == BUILTIN else Path(name).expanduser()
+        path = model_path() if name == BUILTIN else at_home(name)
         if path.is_file() or (path / "config.json").is_file():
             found["the model"] = path
     for spec in map(parse_spec, specs):

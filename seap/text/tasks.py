@@ -6,12 +6,13 @@ Which columns a row may have is said in `seap.items`.
 import os.path
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from seap.disk.place import at_home
 from seap.errors import UserError, unknown
 from seap.text import builtin, hub
 from seap.text.columns import listed
@@ -62,11 +63,20 @@ def parse_spec(spec: str) -> TaskSpec:
         raise UserError(f"task {spec!r}: nothing after '='; give NAME=PATH, or NAME alone for a known task")
     mapped = re.fullmatch(r"(.+)\[([^\[\]]+=[^\[\]]+)\]", place)
     columns: tuple[tuple[str, str], ...] = ()
-    if mapped and not os.path.exists(os.path.expanduser(place)):
+    if mapped and not at_home(place).exists():
         place, columns = mapped[1], parse_columns(mapped[2].split(","))
     if place.startswith("hub:"):
         return TaskSpec(name=name, dataset=place.removeprefix("hub:"), columns=columns)
-    return TaskSpec(name=name, path=Path(place).expanduser() if place else None, columns=columns)
+    return TaskSpec(name=name, path=at_home(place) if place else None, columns=columns)
+
+
+def apart(specs: Iterable[TaskSpec]) -> list[TaskSpec]:
+    """The same. Raises UserError for two tasks of one name."""
+    found = list(specs)
+    names = [spec.name for spec in found]
+    if len(set(names)) < len(names):
+        raise UserError(f"two tasks have one name: {', '.join(names)}; name them apart, as NAME=PATH")
+    return found
 
 
 def parse_columns(given: Sequence[str]) -> tuple[tuple[str, str], ...]:
@@ -86,6 +96,11 @@ def with_columns(tasks: Sequence[str], columns: Sequence[str]) -> tuple[str, ...
         raise UserError(f"--columns says what the columns of your data mean; {named[0]} is a task that has its own")
     told = ",".join("=".join(pair) for pair in parsed)
     return tuple(f"{task}[{told}]" for task in tasks)
+
+
+def specs_of(told: str) -> tuple[str, ...]:
+    """`A,B=PATH[question=goal,answer=sol]` → its tasks: a comma between brackets parts columns."""
+    return tuple(re.split(r",(?![^\[\]]*\])", told))
 
 
 def spec_source(spec: TaskSpec | str) -> str:
@@ -176,7 +191,7 @@ def load_prompts(given: str) -> tuple[list[Item], str]:
 
     The test part stays unread, since what is written after its prompts may be calibrated on.
     """
-    path = Path(given).expanduser()
+    path = at_home(given)
     spec = TaskSpec(name="prompts", path=path) if os.path.exists(path) else parse_spec(given)
     return load_items(spec, "train", unanswered=True), spec_source(spec)
 
@@ -200,7 +215,7 @@ def renamed(row: Row, columns: Sequence[tuple[str, str]]) -> Row:
 
 def load_examples(given: str) -> tuple[list[Item], str]:
     """All items of a file, or those of the training part of a folder, NAME or NAME=PATH; and where they are from."""
-    path = Path(given).expanduser()
+    path = at_home(given)
     if os.path.isfile(path):
         return _some(to_items(read_rows([path]), ""), path), str(path.absolute())
     if kind_of(path) in READERS and "=" not in given:

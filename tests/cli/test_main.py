@@ -7,9 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 from toy import folder, texts_file
 
+import seap
+from seap.cli.app import expanded
 from seap.cli.main import app, main
+from seap.errors import UserError
 from seap.methods import METHODS
 from seap.selection.options import Pruning
 
@@ -121,6 +125,9 @@ def test_the_stages_one_by_one(dense: str, task: str, tmp_path: Path, capsys: py
         (["prune", "M", "--config"], 1, "--config needs a file"),
         (["prune", "M", "--out", "o", "--config", "none.yaml"], 1, "none.yaml can't be read"),
         (["run", "none.yaml"], 1, "none.yaml can't be read"),
+        (["prune", "M", "--task", "t=~nobody-here/x.jsonl", "--out", "o"], 1, "~nobody-here/x.jsonl doesn't exist"),
+        (["prune", "builtin", "--task", "facts", "--task", "facts", "--out", "o"], 1, "two tasks have one name"),
+        (["calibrate", "builtin", "--task", "facts", "--task", "facts", "--out", "o"], 1, "two tasks have one name"),
     ],
 )
 def test_mistakes_get_one_line_and_an_exit_code(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:
@@ -230,3 +237,36 @@ def test_quiet_says_nothing_but_results(
     assert main(["prune", dense, "--task", task, *arguments, "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr()
     assert printed.err == "" and "saved" in printed.out
+
+
+def test_home_is_put_where_a_path_begins_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    given = ["~/x", "--out=~/x", "~", "~50 questions about ~/x", "~nobody-here/x", "--about=~50 questions"]
+    assert [expanded(word) for word in given] == ["/home/me/x", "--out=/home/me/x", "/home/me", *given[3:]]
+
+
+def test_what_has_no_effect_is_said(dense: str, task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--harness-limit", "3", "--say", "listed", "--program-seconds", "3", "--num-items", "4", "--window", "16"]
+    assert main(["eval", dense, "--task", task, *more]) == 0
+    told = capsys.readouterr().err
+    for option, why in {
+        "harness-limit": "harness",
+        "say": "say-items",
+        "program-seconds": "run-generated-code",
+    }.items():
+        assert f"--{option} has no effect without --{why}" in told
+    small = ["--min-channels", "4", "--compensate", "none", "--method", "wanda-sp"]
+    assert main(["prune", dense, "--task", task, *small, "--sparsity", "0.4", "--out", str(tmp_path / "one")]) == 0
+    mask = ["--mask-file", str(tmp_path / "one" / "seap" / "mask.safetensors"), "--out"]
+    capsys.readouterr()
+    assert main(["prune", dense, *mask, str(tmp_path / "two"), "--sparsity", "0.5"]) == 1
+    assert "--sparsity 0.5 has no effect with --mask-file" in capsys.readouterr().err
+    assert main(["prune", dense, *mask, str(tmp_path / "two"), "--sparsity", "0.4"]) == 0
+    packed = ["pack", dense, f"o={tmp_path / 'one'}", "--out", str(tmp_path / "tasks"), "--num-texts", "3"]
+    assert main(packed) == 0
+    assert "--num-texts has no effect without --task" in capsys.readouterr().err
+
+
+def test_a_task_in_python_has_a_name(task: str) -> None:
+    with pytest.raises(UserError, match=r"task toy.txt: a task has a name; .* such as toy=toy.txt"):
+        seap.prune(tiny.model(), object(), task=Path("toy.txt"))  # type: ignore[arg-type]

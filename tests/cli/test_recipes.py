@@ -157,3 +157,10 @@ def test_a_command_is_saved_as_a_recipe_and_read_as_a_config(here: Path, capsys:
     Path("own.yaml").write_text("task: [toy=toy.txt]\nmethods: flap\n")
     assert main(["prune", "dense", "--config", "own.yaml", "--out", "three"]) == 1
     assert "own.yaml, line 2: unknown option of prune 'methods'" in capsys.readouterr().err
+
+
+def test_a_refused_command_leaves_no_recipe(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "prune dense --method wanda-sp --sparsity 0.4 --min-channels 4 --out one --save-recipe".split()
+    assert main([*words, "saved.yaml", "--task", "toy=none.txt"]) == 1 and not Path("saved.yaml").exists()
+    assert main([*words, "saved.yaml", "--task", "toy=toy.txt"]) == 0 and Path("saved.yaml").exists()
+    capsys.readouterr()

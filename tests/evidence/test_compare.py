@@ -245,3 +245,66 @@ def test_no_seed_lets_calibration_see_the_test(tmp_path: Path) -> None:
 def test_names_that_stand_for_other_text_are_refused(specs: tuple[str, str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="can't be named pooled"):
         plan((f"pooled={tmp_path / 'asked.jsonl'}", specs[0]), tmp_path)
+
+
+def parts(tmp_path: Path, train: list[str]) -> str:
+    (place := tmp_path / "parts").mkdir(exist_ok=True)
+    texts_file(place / "train.txt", train)
+    texts_file(place / "test.txt", TEXTS[:20])
+    return f"parts={place}"
+
+
+def test_a_row_of_other_calibration_text_is_made_anew(dense: str, tmp_path: Path) -> None:
+    def run(train: list[str], out: str) -> dict[str, Any]:
+        spec, reading = parts(tmp_path, train), Calibration(num_texts=20, max_tokens=60)
+        asked = plan((spec, spec), tmp_path, tasks=(spec,), methods=("flap",), sparsities=(0.4,), calibration=reading)
+        result = compare(dense, asked, tmp_path / out, loading=LOADING, progress=False)
+        row: dict[str, Any] = result["rows"][1]
+        return row
+
+    ahead, back = TEXTS[20:], [" ".join(reversed(text.split())) for text in TEXTS[20:]]
+    first, again, fresh = run(ahead, "one"), run(back, "one"), run(back, "two")
+    assert first["calibration_tokens"] == again["calibration_tokens"]
+    assert again["data_hash"] == fresh["data_hash"] != first["data_hash"] and again["loss"] == fresh["loss"]
+    assert run(ahead, "one") == first  # and the first one's row is there still
+
+
+def test_general_text_counts_where_something_is_made_of_it(dense: str, specs: tuple[str, str], tmp_path: Path) -> None:
+    short = f"short={texts_file(tmp_path / 'short.txt', TEXTS[:6])}"
+
+    def tokens(out: str, **changes: Any) -> int:
+        asked = plan(specs, tmp_path, methods=("flap",), sparsities=(0.4,), **changes)
+        found: int = compare(dense, asked, tmp_path / out, loading=LOADING, progress=False)["calibration_tokens"]
+        return found
+
+    own = tokens("own")
+    assert tokens("named", general=short) == own > tokens("controls", general=short, controls=True)
+
+
+def test_masks_of_other_options_are_no_part_of_the_overlap(dense: str, specs: tuple[str, str], tmp_path: Path) -> None:
+    def overlap(**options: Any) -> Any:
+        asked = plan(specs, tmp_path, methods=("flap",), sparsities=(0.4,), pruning=Pruning(min_channels=4, **options))
+        return compare(dense, asked, tmp_path / "out", loading=LOADING, progress=False)["overlap"]
+
+    first, other = overlap(), overlap(allocate="logistic", score="magnitude")
+    assert first != other and overlap() == first
+
+
+def test_options_that_do_nothing_here_are_refused_or_said(
+    dense: str, specs: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["compare", dense, "--tasks", specs[0], "--methods", "random", "--sparsity", "0.3", "--out"]
+    assert main([*words, str(tmp_path / "one"), "--target-size", "100KB"]) == 1
+    assert "--sparsity and --target-size both say how much to remove" in capsys.readouterr().err
+    small = ["--num-items", "4", "--window", "16", "--metric", "loss", "--device", "cpu", "--min-channels", "4"]
+    assert main([*words, str(tmp_path / "two"), *small, "--general", specs[1]]) == 0
+    assert "--general has no effect without --controls or --vocabulary" in capsys.readouterr().err
+
+
+def test_columns_are_named_task_by_task(dense: str, tmp_path: Path) -> None:
+    (tmp_path / "named.csv").write_text("goal,sol\n" + "".join(f"{text},{WORDS[0]}\n" for text in TEXTS))
+    told = f"named={tmp_path / 'named.csv'}[prompt=goal,answer=sol]"
+    words = ["compare", dense, "--tasks", f"{told},plain={texts_file(tmp_path / 'plain.txt')}", "--methods", "random"]
+    words += ["--sparsity", "0.3", "--num-items", "4", "--window", "16", "--metric", "loss", "--device", "cpu"]
+    assert main([*words, "--min-channels", "4", "--out", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())["tasks"] == ["named", "plain"]

@@ -1,5 +1,6 @@
 """Sweeps, comparisons and promises with a smaller vocabulary: losses per byte of the same text, sizes of the whole."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -111,3 +112,18 @@ def test_agreement_is_of_tokens_and_a_promise_that_fails_leaves_all_as_it_was() 
     with pytest.raises(UserError, match="--vocabulary 320: agreement is kept token by token"):
         seap.prune_to_promise(net, words, task="toy", min_agreement="99%", **asked)
     assert net.config.vocab_size == len(words) == len(its)
+
+
+def test_a_promise_keeps_what_general_text_needs(dense: str, tmp_path: Path, capsys: Any) -> None:
+    few = [" ".join(four) for four in itertools.product(LINES[:3], repeat=4)]
+    for name, texts in {"few": few, "chat": LINES}.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    words = ["prune", dense, "--task", f"few={tmp_path / 'few.jsonl'}", "--method", "flap", "--min-channels", "4"]
+    words += ["--num-items", "40", "--max-loss", "99%", "--resolution", "0.1", "--max-sparsity", "0.2"]
+    general, size = ["--general", f"chat={tmp_path / 'chat.jsonl'}"], ["--vocabulary", "340"]
+    for out, more in {"own": size, "both": [*size, *general], "whole": general}.items():
+        assert main([*words, *more, "--out", str(tmp_path / out)]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "--general has no effect without --vocabulary: a promise mixes no text" in told
+    kept = [json.loads((tmp_path / out / "tokenizer.json").read_text())["model"]["vocab"] for out in ("own", "both")]
+    assert len(set(kept[0]) ^ set(kept[1])) > 9

@@ -210,6 +210,21 @@ def test_a_gguf_file_is_cut_too(dense: str, task: str, tmp_path: Path) -> None:
     assert words.decode(words("the unseen ὀδύσσεια")["input_ids"], skip_special_tokens=True) == "the unseen ὀδύσσεια"
 
 
+def test_where_no_unit_went_the_card_says_so_and_asks_for_no_trust(
+    dense: str, task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "small")
+    assert main(["prune", dense, "--task", task, "--sparsity", "0", "--vocabulary", str(SIZE), "--out", out]) == 0
+    capsys.readouterr()
+    assert main(["push", out, "me/small", "--dry-run"]) == 0
+    pushed = capsys.readouterr()
+    for card in ((tmp_path / "small" / "README.md").read_text(), pushed.out + pushed.err):
+        assert "trust_remote_code" not in card and "import seap" not in card and "--to padded" not in card
+        assert "were removed" not in card and "The units that" not in card
+    assert "All attention and MLP parameters of" in card and "The tokens that" in card
+    assert type(AutoModelForCausalLM.from_pretrained(out)).__module__.startswith("transformers.models")
+
+
 def test_stock_classes_have_it_too(dense: str, task: str, tmp_path: Path) -> None:
     """Padded, with the smaller embedding and tokenizer, and the outputs of the pruned folder."""
     out, stock = str(tmp_path / "small"), str(tmp_path / "stock")

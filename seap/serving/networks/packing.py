@@ -12,6 +12,7 @@ import torch
 from seap.activations.calibration import check_measured, check_same_model, identity
 from seap.disk.claim import claimed_each
 from seap.disk.digests import weight_digests
+from seap.disk.place import at_home
 from seap.environment import versions
 from seap.errors import UserError
 from seap.files import digest, is_current, read_about
@@ -193,7 +194,7 @@ def named_sources(sources: Sequence[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for source in sources:
         name, equals, path = source.rpartition("=")
-        place = Path(path).expanduser()
+        place = at_home(path)
         if not place.exists():
             raise UserError(f"{path} doesn't exist; give a pruned folder or a mask file, as PATH or NAME=PATH")
         own = name if equals else place.name.removesuffix(".safetensors")
