@@ -122,7 +122,7 @@ def test_what_is_asked_as_tests_ask_is_what_was_measured() -> None:
     draws: dict[tuple[str, str, float], list[dict[str, float]]] = {}
     for one in cells_of("real_asked"):
         draws.setdefault((one["task"], one["method"], one["target_sparsity"]), []).append(one)
-    findings = FINDINGS.split("**As tests ask.**")[1].split("\n\nGemma")[0]
+    findings = FINDINGS.split("**As tests ask.**")[1].split("\n\nOver the three")[0]
     rows = re.findall(ROW, findings, re.MULTILINE)
     assert len(rows) == len({(method, share) for _, method, share in draws})
     for share, method, told in rows:
@@ -176,6 +176,23 @@ def test_how_far_a_network_keeps_what_dense_answers_is_what_was_measured() -> No
     assert told is not None
     wanted = [*kept["seap", "choice"], *kept["seap-paper", "choice"], kept["seap", "generation"][0]]
     assert [int(one) for one in told.groups()] == pytest.approx(wanted, abs=0.51)
+
+
+def test_whether_a_model_is_usable_is_what_was_measured() -> None:
+    tasks = ("arc_easy", "piqa", "hellaswag")
+
+    def mean(file: str, method: str, share: float, name: str) -> float:
+        own = [one for one in cells_of(file) if (one["method"], one["target_sparsity"]) == (method, share)]
+        own = [one for one in own if not one["control"] and one["made_for"] in (None, one["task"])]
+        return fmean(fmean(one[name] for one in own if one["task"] == task) for task in tasks)
+
+    rows = re.findall(ROW, FINDINGS.split("**Is it still a usable model?**")[1].split("\n\nA network")[0], re.MULTILINE)
+    assert len(rows) == 13
+    for share, method, told in rows:
+        part = method, int(share) / 100
+        wanted = [100 * mean("real_asked", *part, name) for name in ("agreement", "recall", "loops", "endless")]
+        off = [] if method == "dense" else [mean("real_models", *part, "off_task_added_loss")]
+        assert_shown(told, wanted + off)
 
 
 @pytest.mark.parametrize(
