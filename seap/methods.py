@@ -123,7 +123,7 @@ METHODS: dict[str, Method] = {
         mask="pooled",
         compensate="bias",
         paper="arXiv 2312.11983",
-        about="FLAP (An et al., 2024), AL-AM",
+        about="FLAP (An et al., 2024), AL-AM; a head costs its own parameters, where its code has 170 channels",
     ),
     "wanda-sp": Method(
         score="wanda-sp",
@@ -195,7 +195,8 @@ METHODS: dict[str, Method] = {
         compensate="none",
         convention="seap-reference",
         paper="arXiv 2503.07605",
-        about="SEAP as its code runs, removing less than the sparsity it names",
+        about="SEAP as its code runs, removing less than the sparsity it names; by the paper's k = 1, where the command "
+        "line that is published has 0.8: --logistic-k 0.8",
     ),
     "random": Method(
         score="random", allocate="uniform", mask="pooled", compensate="none", about="a floor to compare to"

@@ -9,12 +9,13 @@ set -euo pipefail
 models=$(realpath "$1") data=$(realpath "$2") out=$(realpath -m "$3") minutes=${4:-100000}
 cd "$(dirname "$0")/../.."
 end=$((SECONDS + minutes * 60))
-main=${METHODS:-seap,flap} others=${OTHERS:-wanda-sp,seap-paper,seap-gen,random}
+main=${METHODS:-seap,flap} others=${OTHERS:-wanda-sp,seap-paper,shortgpt,seap-gen,random}
+size=(--items 400 --say-items 64 --windows 100)
 
 rows() {
   local left=$(((end - SECONDS) / 60))
   if ((left < 1)); then return; fi
-  "${PYTHON:-.venv/bin/python}" runs/quality/real_models.py --out "$out" --minutes "$left" "$@" || echo "some rows failed"
+  "${PYTHON:-.venv/bin/python}" runs/quality/real_models.py --out "$out" --minutes "$left" "${size[@]}" "$@" || echo "some rows failed"
 }
 t=$data/tasks
 smollm2=smollm2=$models/smollm2-135m qwen=qwen=$models/qwen2.5-coder-0.5b gemma=gemma=$models/gemma-3-270m
@@ -27,5 +28,6 @@ rows --models "$smollm2" --tasks "${clear[@]}" --methods "$main" "$others"
 rows --models "$qwen" --tasks "${code[@]}" "${programs[@]}" --methods "$main" "$others"
 rows --models "$smollm2" --tasks "${all[@]}" --methods "$main" "$others"
 rows --models "$gemma" --tasks "${all[@]}" --methods "$main" "$others"
+rows --models "$smollm2" --tasks "${clear[@]}" --methods gisp --sparsities 0.2
 rows --models "$smollm2" --tasks "${clear[@]}" --methods "$main" "$others" --seeds 2
 "${PYTHON:-.venv/bin/python}" runs/quality/real_models.py --table --out "$out"

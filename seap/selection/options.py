@@ -89,7 +89,7 @@ class Choices:
     mix: float | Literal["auto"] = 0.0
     """General text beside the task's, as a multiple of the task's tokens; auto chooses it on held-out text."""
     logistic_k: float = 1.0
-    """Steepness of the logistic layer sparsity."""
+    """Steepness of the logistic layer sparsity; the published command line has 0.8."""
     logistic_x0: float = 0.3
     """Relative depth of its middle."""
     protect_first: int | None = None
