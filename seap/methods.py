@@ -195,8 +195,8 @@ METHODS: dict[str, Method] = {
         compensate="none",
         convention="seap-reference",
         paper="arXiv 2503.07605",
-        about="SEAP as its code runs, removing less than the sparsity it names; by the paper's k = 1, where the command "
-        "line that is published has 0.8: --logistic-k 0.8",
+        about="SEAP as its code runs, removing less than the sparsity it names; by the paper's k = 1, where the "
+        "published command line has 0.8: --logistic-k 0.8",
     ),
     "random": Method(
         score="random", allocate="uniform", mask="pooled", compensate="none", about="a floor to compare to"
