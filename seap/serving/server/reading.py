@@ -28,6 +28,7 @@ class Pools:
         self.short = ThreadPoolExecutor(4, "seap-short")
         self.long = ThreadPoolExecutor(1, "seap-long")  # more would take the processor from the model
         self.waiting = ThreadPoolExecutor(4, "seap-waiting")
+        self.routing = ThreadPoolExecutor(1, "seap-routing")
 
     async def run(self, size: int, work: Callable[..., T], *given: Any) -> T:
         pool = self.short if size <= SHORT else self.long
@@ -37,8 +38,13 @@ class Pools:
         """Run what waits for others, such as a process, and so would keep short work waiting."""
         return await asyncio.get_running_loop().run_in_executor(self.waiting, work, *given)
 
+    async def alone(self, work: Callable[..., T], *given: Any) -> T:
+        """Run what two threads mustn't do at a time, such as a model. Who is cancelled while it waits isn't run; what
+        runs goes on, and the next one waits for it."""
+        return await asyncio.get_running_loop().run_in_executor(self.routing, work, *given)
+
     def close(self) -> None:
-        for pool in (self.short, self.long, self.waiting):
+        for pool in (self.short, self.long, self.waiting, self.routing):
             pool.shutdown(wait=False, cancel_futures=True)
 
 
