@@ -86,6 +86,17 @@ def test_sizes(url: str, raw: bytes, status: int, message: str) -> None:
     assert answer.status_code == status and message in answer.json()["error"]["message"]
 
 
+def test_how_long_a_prompt_of_ids_may_be_is_the_backends_to_say(forwarder: Forwarder) -> None:
+    """Its context is another than what this server would take in flight, if it ran a model itself."""
+    small: Any = replace(forwarder, limits=Limits(max_tokens_in_flight=50))
+    with listening(create_forwarder(small)) as url:
+        for prompt in ([7] * 40_000, [[7] * 20_000, [8] * 51]):
+            answer = httpx.post(f"{url}/v1/completions", json={"model": "red", "prompt": prompt})
+            assert answer.status_code == 200 and answer.json()["got"]["prompt"] == prompt
+        answer = httpx.post(f"{url}/v1/completions", json={"model": "red", "prompt": [7] * 300_000})
+        assert answer.status_code == 400 and "values" in answer.text
+
+
 def test_one_client_has_its_share(url: str) -> None:
     body, full = json.dumps({"model": "red", "prompt": "w5"}).encode(), []
 

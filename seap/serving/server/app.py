@@ -122,8 +122,8 @@ class _Asking:
     def of(cls, service: Service) -> "_Asking":
         limits, router, pools = service.scheduler.limits, service.scheduler.router, Pools()
         routed = router.max_prompt_tokens if router else 0
-        reader = Reader(pools, service.grants, limits, service.context)
         tokenizing = Tokenizing(service.tokenizer, pools, limits, service.context, routed)
+        reader = Reader(pools, service.grants, limits, tokenizing.most)
         return cls(service, Metrics(service.scheduler), Outbox(), pools, reader, tokenizing)
 
     async def completions(self, request: Request) -> Response:

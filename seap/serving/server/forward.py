@@ -120,7 +120,7 @@ def create_forwarder(forwarder: Forwarder) -> FastAPI:
     client = httpx.AsyncClient(timeout=httpx.Timeout(forwarder.timeout, connect=5), transport=transport)
     reach = forwarder.router.max_prompt_tokens * min(longest_token(forwarder.tokenizer), USUAL)
     health_of, pools = Health(client, forwarder.backends), Pools()
-    reader = Reader(pools, forwarder.grants, limits, limits.max_queued_tokens)
+    reader = Reader(pools, forwarder.grants, limits, None)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -49,11 +49,10 @@ class Pools:
 
 
 class Reader:
-    """Bodies as objects. What is held of them is bounded, in all and for a client."""
+    """Bodies as objects. What is held of them is bounded, in all and for a client. tokens: as of `shape.Bounds`."""
 
-    def __init__(self, pools: Pools, grants: Connections, limits: Limits, context: int | None) -> None:
+    def __init__(self, pools: Pools, grants: Connections, limits: Limits, tokens: int | None) -> None:
         self.pools, self.most = pools, grants.max_body_mb << 20
-        tokens = min(context or limits.max_tokens_in_flight, limits.max_tokens_in_flight)
         self.bounds = Bounds(limits.max_queued_tokens + 4096, tokens)
         self.held = Places(BODIES * self.most, limits.client_share, what="bytes of requests")
 
