@@ -1,6 +1,7 @@
 """seap serve: loads what it serves, binds, and runs until it is told to stop."""
 
 import copy
+import gc
 import os
 import socket
 from collections.abc import Callable
@@ -93,7 +94,12 @@ def serve(
         from seap.serving.server.draining import make_server
 
         server = make_server(app, grants, drain_seconds=options.drain_seconds, trusted_proxy=access.trusted_proxy)
-        server.run(sockets=[bound])
+        gc.collect()
+        gc.freeze()  # a look at all that was loaded, which stays, would hold every thread up for half a second
+        try:
+            server.run(sockets=[bound])
+        finally:
+            gc.unfreeze()
 
     model, tokenizer = loader.load_for_work(name, **(loading or {}))
     if options.backend is not None and router is not None:
