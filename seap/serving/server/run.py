@@ -28,7 +28,10 @@ def bind(host: str, port: int) -> socket.socket:
     """A listening socket. Raises UserError where there is none to be had."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
+        bound = socket.create_server((host, port), family=family, backlog=2048)
+        # asyncio sets it on sockets that say they are TCP, which create_server's don't; connections take it from here
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return bound
     except OSError as error:
         raise UserError(f"can't listen on {host} port {port}: {error.strerror or error}; try --port 0") from error
 
