@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from seap.disk.claim import state_of
 from seap.disk.digests import digest_of
 from seap.disk.kinds import RESULT, about_of
 from seap.disk.place import check_space
@@ -161,7 +162,11 @@ def _write_into(
 def read_about(path: Path, kind: str | None = None) -> tuple[str, dict[str, Any]]:
     """The kind and the metadata of one of our files. Raises UserError for a foreign, truncated or missing one."""
     with _opened(path) as file:
-        metadata = (file.metadata() or {}).get("seap")
+        return _about(path, file.metadata(), kind)
+
+
+def _about(path: Path, entries: Mapping[str, str] | None, kind: str | None) -> tuple[str, dict[str, Any]]:
+    metadata = (entries or {}).get("seap")
     if metadata is None:
         raise UserError(f"{path} is a safetensors file, but none of seap's: its metadata has no `seap`")
     from seap import schema  # what checks takes a moment to import
@@ -178,12 +183,6 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
         return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
 
 
-def tensor_names(path: Path) -> list[str]:
-    """The names of a file's tensors."""
-    with _opened(path) as file:
-        return list(file.keys())
-
-
 def outlines(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Name → dtype, as `F64`, and shape of a file's tensors, without reading them."""
     with _opened(path) as file:
@@ -191,20 +190,53 @@ def outlines(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         return {name: (str(part.get_dtype()), tuple(part.get_shape())) for name, part in parts.items()}
 
 
-def read_one(path: Path, name: str) -> Tensor:
-    """One tensor of a file."""
-    with _opened(path) as file:
-        found: Tensor = file.get_tensor(name)
-    return found
+class Opened:
+    """One of our safetensors files as it is now. Another that takes its place by renaming, as ours do, isn't read, and
+    the old one can be read as long as this is held, even if it is removed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        _check_there(path)
+        self.path, self._place = path, path.resolve()
+        self._seen = state_of(self._place)
+        with _told(path):
+            self._file = safe_open(path, framework="pt")
+            self.names: tuple[str, ...] = tuple(self._file.keys())
+
+    def about(self) -> tuple[str, dict[str, Any]]:
+        """As `read_about`."""
+        return _about(self.path, self._file.metadata(), None)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor. Raises UserError where the file itself was written over, whose tensors may lie elsewhere now."""
+        now = state_of(self._place)
+        if now is not None and self._seen is not None and now != self._seen and now[0] == self._seen[0]:
+            raise UserError(
+                f"{self.path} was written over while it was in use; restart what uses it, and put files in place by "
+                "renaming, as seap does"
+            )
+        with _told(self.path):
+            found: Tensor = self._file.get_tensor(name)
+        return found
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
+    _check_there(path)
+    with _told(path), safe_open(path, framework="pt") as file:
+        yield file
+
+
+def _check_there(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"no such file: {path}")
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Raise UserError for a file that can't be read."""
     try:
-        with safe_open(path, framework="pt") as file:
-            yield file
+        yield
     except UserError:
         raise
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, OverflowError, AttributeError) as error:

@@ -44,8 +44,7 @@ def byte_counter(tokenizer: Any) -> Callable[[Sequence[int]], int]:
     It is the same for a text however it is cut into tokens, so that losses of different vocabularies compare by it. A
     space that the tokenizer puts before a text counts; a special token counts as it is written.
     """
-    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
-    steps = b"" if decoder is None else bytes(decoder.__getstate__())
+    steps = decoder_steps(tokenizer)
     if b"ByteLevel" in steps:
         added = {token.content for token in tokenizer.added_tokens_decoder.values()}
 
@@ -60,6 +59,12 @@ def byte_counter(tokenizer: Any) -> Callable[[Sequence[int]], int]:
     else:
         return lambda ids: len(tokenizer.decode(list(ids), skip_special_tokens=False).encode())
     return lambda ids: sum(map(length, tokenizer.convert_ids_to_tokens(list(ids))))
+
+
+def decoder_steps(tokenizer: Any) -> bytes:
+    """How a tokenizer makes text of tokens, as its tokenizer.json says it; nothing where it doesn't."""
+    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+    return b"" if decoder is None else bytes(decoder.__getstate__())
 
 
 def check_ids(rows: Iterable[Sequence[int]], model: Any, tokenizer: Any, what: str) -> None:

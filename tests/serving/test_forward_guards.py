@@ -1,7 +1,11 @@
 """The forwarder has the guards of the server: hosts, origins, keys, sizes, shares; what it sends on is bounded too."""
 
 import json
+import socket
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -82,6 +86,17 @@ def test_sizes(url: str, raw: bytes, status: int, message: str) -> None:
     assert answer.status_code == status and message in answer.json()["error"]["message"]
 
 
+def test_how_long_a_prompt_of_ids_may_be_is_the_backends_to_say(forwarder: Forwarder) -> None:
+    """Its context is another than what this server would take in flight, if it ran a model itself."""
+    small: Any = replace(forwarder, limits=Limits(max_tokens_in_flight=50))
+    with listening(create_forwarder(small)) as url:
+        for prompt in ([7] * 40_000, [[7] * 20_000, [8] * 51]):
+            answer = httpx.post(f"{url}/v1/completions", json={"model": "red", "prompt": prompt})
+            assert answer.status_code == 200 and answer.json()["got"]["prompt"] == prompt
+        answer = httpx.post(f"{url}/v1/completions", json={"model": "red", "prompt": [7] * 300_000})
+        assert answer.status_code == 400 and "values" in answer.text
+
+
 def test_one_client_has_its_share(url: str) -> None:
     body, full = json.dumps({"model": "red", "prompt": "w5"}).encode(), []
 
@@ -116,6 +131,57 @@ def test_the_router_reads_no_more_than_it_needs(forwarder: Forwarder) -> None:
 
 
 JSON = {"content-type": "application/json"}
+HEAD = (
+    b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+)
+
+
+def test_who_hangs_up_while_the_router_reads_lets_nobody_in_beside(forwarder: Forwarder) -> None:
+    """A thread that reads can't be stopped: the next one waits for it, and who hung up while waiting isn't read."""
+    go, router, inside, most, read = threading.Event(), forwarder.router, [0], [0], list[str]()
+
+    class Slow:
+        max_prompt_tokens = router.max_prompt_tokens
+
+        def predict(self, model: Any, tokenizer: Any, prompts: list[str]) -> Any:
+            read.extend(prompts)
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            go.wait(20)
+            inside[0] -= 1
+            return router.predict(model, tokenizer, prompts)
+
+    def until(done: Any) -> None:
+        end = time.monotonic() + 20
+        while not done() and time.monotonic() < end:
+            time.sleep(0.01)
+
+    limits = Limits(max_queue=2, client_share=1)
+    slow: Any = replace(forwarder, router=Slow(), limits=limits)  # type: ignore[arg-type]
+    with listening(create_forwarder(slow)) as url, ThreadPoolExecutor(1) as pool:
+
+        def left(prompt: str) -> socket.socket:
+            body = json.dumps({"model": "auto", "prompt": prompt}).encode()
+            host, port = url.removeprefix("http://").split(":")
+            raw = socket.create_connection((host, int(port)), timeout=20)
+            raw.sendall(HEAD % len(body) + body)
+            return raw
+
+        def probe() -> int:
+            return httpx.post(f"{url}/v1/completions", json={"model": "red", "prompt": "w5"}).status_code
+
+        first = left("w5")
+        until(lambda: read)
+        second = left("w6")
+        until(lambda: probe() == 429)
+        second.close()
+        until(lambda: probe() == 200)
+        first.close()
+        good = pool.submit(httpx.post, f"{url}/v1/completions", json={"model": "auto", "prompt": "w7"}, timeout=30)
+        time.sleep(0.3)
+        go.set()
+        assert good.result().status_code == 200
+    assert most == [1] and read == ["w5", "w7"]
 
 
 def test_what_nobody_foresaw(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

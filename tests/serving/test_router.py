@@ -2,6 +2,8 @@
 
 import json
 import random
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,20 @@ def test_features_are_means_over_tokens_however_they_are_batched(name: str) -> N
     assert torch.equal(features_of(net, rows, 0).values, together[:, : net.config.hidden_size])
     with pytest.raises(UserError, match="has 3 layers"):
         features_of(net, rows, 4)
+
+
+def test_threads_read_features_of_one_model_as_if_alone() -> None:
+    net = model("llama")
+    rows = [[5 + place % 7] * (1 + place % 5) for place in range(200)]
+    alone = [features_of(net, [row], 2).values for row in rows]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = [*pool.map(lambda row: features_of(net, [row], 2).values, rows)]
+    finally:
+        sys.setswitchinterval(before)
+    assert all(torch.equal(one, own) for one, own in zip(found, alone, strict=True))
 
 
 def test_a_route_by_hand() -> None:

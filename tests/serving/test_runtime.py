@@ -59,6 +59,34 @@ def test_a_saved_checkpoint_says_its_network(name: str, tmp_path: Path) -> None:
         assert torch.allclose(logits(current, ids()), logits(made, ids()), atol=2e-5)
 
 
+def test_a_network_is_the_one_that_was_loaded_whatever_its_file_becomes(tmp_path: Path) -> None:
+    """Another that takes the file's place isn't read, a file that is written over is refused."""
+    net, path = model("llama"), tmp_path / "one.safetensors"
+    made = []
+    for seed in (4, 6):
+        masks = random_masks(net, seed)
+        made.append((masks, pruned(net, masks, random_repairs(net, masks, seed + 1))))
+    first, second = (network_between(net, one, masks) for masks, one in made)
+    save_network(path, first, {"task": "one"})
+    network = load_network(path)
+    save_network(path, second, {"task": "two"})
+    runtime = seap.TaskRuntime(copy.deepcopy(net), {"one": network}, cache_bytes=0)
+    for _ in range(2):  # the second time after it was given up
+        with runtime.task("one") as current:
+            assert torch.allclose(logits(current, ids()), logits(made[0][1], ids()), atol=2e-5)
+        runtime._evict_(0)
+    path.unlink()
+    with runtime.task("one") as current:
+        assert torch.allclose(logits(current, ids()), logits(made[0][1], ids()), atol=2e-5)
+
+    save_network(path, first, {"task": "one"})
+    network = load_network(path)
+    save_network(tmp_path / "other.safetensors", second, {"task": "one"})
+    path.write_bytes((tmp_path / "other.safetensors").read_bytes())
+    with pytest.raises(UserError, match=r"one.safetensors was written over .* restart"):
+        seap.TaskRuntime(copy.deepcopy(net), {"one": network}).switch_("one")
+
+
 def test_pruning_by_the_default_method_goes_into_a_network() -> None:
     net = model("llama", intermediate_size=80)
     made = copy.deepcopy(net)

@@ -17,7 +17,7 @@ from torch import Tensor
 from seap.activations.calibration import check_same_model
 from seap.compensation.compensate import Repairs, map_inputs
 from seap.errors import UserError
-from seap.files import read_about, read_one, tensor_names, write_tensors
+from seap.files import Opened, read_about, write_tensors
 from seap.models.arch import Arch, describe
 from seap.models.axes import Axis, Masks, Slice
 from seap.models.loader import load
@@ -32,14 +32,14 @@ VOCABULARY = "vocabulary"  # the tensor's name in a file
 class Stored(Mapping[str, Tensor]):
     """The tensors of a file whose names begin with a prefix, each read when it is asked for."""
 
-    def __init__(self, path: Path, prefix: str) -> None:
-        self.path, self.prefix = path, prefix
-        self.names = tuple(name.removeprefix(prefix) for name in tensor_names(path) if name.startswith(prefix))
+    def __init__(self, file: Opened, prefix: str) -> None:
+        self.file, self.prefix = file, prefix
+        self.names = tuple(name.removeprefix(prefix) for name in file.names if name.startswith(prefix))
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.names:
             raise KeyError(name)
-        return read_one(self.path, self.prefix + name)
+        return self.file.read(self.prefix + name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -161,17 +161,18 @@ def save_network(path: Path, network: Network, about: Mapping[str, Any]) -> None
 
 
 def load_network(path: Path) -> Network:
-    """A network, or a mask without repairs. Weights are read when they are needed, so the file must stay."""
-    kind, about = read_about(path)
+    """A network, or a mask without repairs. Weights are read when they are needed, from the file as it is now."""
+    file = Opened(path)
+    kind, about = file.about()
     if kind == "mask":
         masks, about = load_masks(path)
         return Network(masks, about=about)
     if kind != "network":
         raise UserError(f"{path} holds {kind}; a task's network comes from seap pack, a mask from seap mask")
-    masks = {key: mask.clone() for key, mask in Stored(path, "mask.").items()}
+    masks = {key: mask.clone() for key, mask in Stored(file, "mask.").items()}
     check_masks(path, masks)
-    weights, biases, left, right = (Stored(path, prefix) for prefix in ("weight.", "bias.", "left.", "right."))
-    tokens = read_one(path, VOCABULARY) if VOCABULARY in tensor_names(path) else None
+    weights, biases, left, right = (Stored(file, prefix) for prefix in ("weight.", "bias.", "left.", "right."))
+    tokens = file.read(VOCABULARY).clone() if VOCABULARY in file.names else None
     return Network(masks, weights, biases, left, right, tokens, about)
 
 

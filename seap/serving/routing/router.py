@@ -11,6 +11,7 @@ alone.
 Shapes: N prompts, T tokens, D hidden size, F features (D, or 2·D with layers), S tasks, R directions of the distance.
 """
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ from seap.text.corpus import Batch, batches
 TENSORS = ("weight", "bias", "mean", "directions", "centres", "scatter")
 SETTINGS = ("depth", "threshold", "limit", "max_prompt_tokens")
 BATCH_TOKENS = 4096
+_READING = threading.Lock()  # a hook on a layer is called for every thread that runs it
 
 
 @dataclass(frozen=True)
@@ -171,13 +173,13 @@ def read_features(model: Any, tokenizer: Any, prompts: Sequence[str], depth: int
 
 
 def features_of(model: Any, rows: Sequence[Sequence[int]], depth: int) -> Features:
-    """Features of token rows, on the CPU; depth: how many layers to run."""
+    """Features of token rows, on the CPU; depth: how many layers to run. Threads that call it take turns."""
     arch = describe(model)
     if depth > len(arch.layers):
         raise UserError(f"depth {depth}: the model has {len(arch.layers)} layers")
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
     found: list[Tensor] = []
-    with evaluation(model):
+    with _READING, evaluation(model):
         for batch in batches([rows[i] for i in order], batch_tokens=BATCH_TOKENS):
             parts = [_embedded(model, batch)]
             parts += [_after_layers(arch.layers[depth - 1], model, batch)] if depth else []

@@ -1,5 +1,6 @@
 """What clients get: OpenAI's objects, with `seap` beside them, whole or in chunks."""
 
+import json
 import time
 import uuid
 from collections.abc import Sequence
@@ -8,10 +9,13 @@ from typing import Any
 from urllib.parse import quote
 
 from seap.serving.scheduling.tickets import Finished, Piece, Started
+from seap.serving.server.spelling import Spelled, Spelling
 from seap.writing.sampling import Token, Writer
 
 Body = dict[str, Any]
 PLAIN = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")  # what headers hold as it is
+SLICE = 256  # entries that are written at a time: the writer is C, and lets no other thread run
+ABOUT = 256  # bytes that a token with its alternatives becomes, about
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,10 @@ class Choice:
 class Answer:
     """Builds the objects of one request. chat: of chat completions, else of completions."""
 
-    def __init__(self, tokenizer: Any, model: str, *, chat: bool, logprobs: bool, weights: dict[str, float]) -> None:
-        self.tokenizer, self.model, self.chat, self.logprobs, self.weights = tokenizer, model, chat, logprobs, weights
+    def __init__(
+        self, spelling: Spelling, model: str, *, chat: bool, logprobs: bool, weights: dict[str, float]
+    ) -> None:
+        self.spelling, self.model, self.chat, self.logprobs, self.weights = spelling, model, chat, logprobs, weights
         self.id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
         self.created = int(time.time())
 
@@ -78,10 +84,20 @@ class Answer:
         found = {"x-seap-task": quote(about["task"], safe=PLAIN), "x-seap-weights": f"{about['weights']:.4f}"}
         return found if about["confidence"] is None else found | {"x-seap-confidence": f"{about['confidence']:.4f}"}
 
-    def whole(self, choices: Sequence[Choice]) -> Body:
+    def whole(self, choices: Sequence[Choice], parts: Sequence[str]) -> bytes:
+        """The answer's JSON. parts: what `part` made of each choice."""
         kind = "chat.completion" if self.chat else "text_completion"
-        found = [self._choice(choice) for choice in choices]
-        return self._envelope(kind, choices[0]) | {"choices": found, "usage": usage(choices)}
+        head, told = written(self._envelope(kind, choices[0])), written(usage(choices))
+        return f'{head[:-1]},"choices":[{",".join(parts)}],"usage":{told}}}'.encode()
+
+    def part(self, choice: Choice) -> str:
+        """The JSON of one choice. It takes a while where `size` is large."""
+        return written(self._choice(choice))
+
+    def size(self, choice: Choice) -> int:
+        """About how many bytes a choice becomes."""
+        tokens = len(choice.read) + len(choice.tokens) if self.logprobs else 0
+        return len(choice.echo.text) + len(choice.text) + ABOUT * tokens
 
     def chunk(self, choice: Choice, event: Piece | Finished) -> Body:
         """A part of an answer, before it is added to the choice."""
@@ -89,16 +105,17 @@ class Answer:
         first = not choice.tokens and choice.reason is None
         reason = event.reason if isinstance(event, Finished) else None
         tokens = [event.token] if isinstance(event, Piece) else []
+        text = (choice.echo.text if first else "") + event.text
         body: Body = {"index": choice.index, "finish_reason": reason}
         if self.chat:
             delta = {"role": "assistant"} if first else {}
             body["delta"] = delta | ({"content": event.text} if event.text or first else {})
         else:
-            body["text"] = (choice.echo.text if first else "") + event.text
+            body["text"] = text
         if self.logprobs:
             offsets = [len(choice.echo.text) + len(choice.text)] * len(tokens)
             read = choice.read if first else ()
-            body["logprobs"] = self._logprobs([*read, *tokens], [*choice.echo.offsets[: len(read)], *offsets])
+            body["logprobs"] = self._logprobs([*read, *tokens], [*choice.echo.offsets[: len(read)], *offsets], text)
         return self._envelope(kind, choice) | {"choices": [body]}
 
     def last_chunk(self, choices: Sequence[Choice]) -> Body:
@@ -115,33 +132,51 @@ class Answer:
         text, echo = choice.echo.text + choice.text, choice.echo
         content = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
         offsets = [*echo.offsets[: len(choice.read)], *(len(echo.text) + offset for offset in choice.offsets)]
-        known = self._logprobs([*choice.read, *choice.tokens], offsets) if self.logprobs else None
+        known = self._logprobs([*choice.read, *choice.tokens], offsets, text) if self.logprobs else None
         return {"index": choice.index, "finish_reason": choice.reason, "logprobs": known} | content
 
-    def _logprobs(self, tokens: Sequence[Token], offsets: Sequence[int]) -> Body:
+    def _logprobs(self, tokens: Sequence[Token], offsets: Sequence[int], text: str) -> Body:
+        """text: it begins at offset 0, where tokens have the space that they begin with only if the text has it."""
+        spaced = text[:1] in ("", " ")
+        told = [(token, not spaced and offset == 0) for token, offset in zip(tokens, offsets, strict=True)]
         if self.chat:
-            return {"content": [self._named(t.id, t.logprob) | {"top_logprobs": self._top(t)} for t in tokens]}
+            return {"content": [self._named(t.id, t.logprob, b) | {"top_logprobs": self._top(t, b)} for t, b in told]}
         return {
-            "tokens": [self._text(token.id) for token in tokens],
+            "tokens": [self._spelled(token.id, bare).text for token, bare in told],
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [None if token.logprob is None else self._by_text(token) for token in tokens],
-            "text_offset": [*offsets][: len(tokens)],
+            "top_logprobs": [None if token.logprob is None else self._by_text(token, bare) for token, bare in told],
+            "text_offset": [*offsets],
         }
 
-    def _by_text(self, token: Token) -> Body:
+    def _by_text(self, token: Token, bare: bool) -> Body:
         """Of tokens with one text the likeliest."""
-        return {self._text(other): value for other, value in reversed(token.top)}
+        return {self._spelled(other, bare).text: value for other, value in reversed(token.top)}
 
-    def _top(self, token: Token) -> list[Body]:
-        return [self._named(other, value) for other, value in token.top]
+    def _top(self, token: Token, bare: bool) -> list[Body]:
+        return [self._named(other, value, bare) for other, value in token.top]
 
-    def _named(self, token: int, logprob: float | None) -> Body:
-        text = self._text(token)
-        return {"token": text, "logprob": logprob, "bytes": [*text.encode()]}
+    def _named(self, token: int, logprob: float | None, bare: bool) -> Body:
+        found = self._spelled(token, bare)
+        return {"token": found.text, "logprob": logprob, "bytes": [*found.data]}
 
-    def _text(self, token: int) -> str:
-        text: str = self.tokenizer.decode([token])
-        return text
+    def _spelled(self, token: int, bare: bool) -> Spelled:
+        return self.spelling.of(token, bare=bare)
+
+
+def written(value: Any, *, ascii: bool = False) -> str:
+    """JSON without spaces, its long lists in slices, between which other threads run."""
+
+    def plain(part: Any) -> str:
+        return json.dumps(part, ensure_ascii=ascii, allow_nan=False, separators=(",", ":"))
+
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{plain(name)}:{written(entry, ascii=ascii)}" for name, entry in value.items()) + "}"
+    if isinstance(value, list):
+        if len(value) == 1:
+            return f"[{written(value[0], ascii=ascii)}]"
+        slices = (value[start : start + SLICE] for start in range(0, len(value), SLICE))
+        return "[" + ",".join(plain(some)[1:-1] for some in slices) + "]"
+    return plain(value)
 
 
 def usage(choices: Sequence[Choice]) -> dict[str, int]:

@@ -2,26 +2,23 @@
 
 import asyncio
 import contextlib
-import json
-import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from seap.errors import unknown
 from seap.serving.options import Connections
 from seap.serving.scheduling.fairness import Places
 from seap.serving.scheduling.scheduler import Scheduler
-from seap.serving.scheduling.tickets import Finished
 from seap.serving.scheduling.tickets import Request as GenerationRequest
 from seap.serving.server.access import Guard
-from seap.serving.server.answers import Answer, Body, Choice, Echo
-from seap.serving.server.calls import Call, ModelError, Outbox
-from seap.serving.server.common import AUTO, add_errors, error_body, told_health
+from seap.serving.server.answers import Answer, Body, Echo
+from seap.serving.server.calls import Call, Outbox
+from seap.serving.server.common import AUTO, add_errors, told_health
 from seap.serving.server.fields import FieldError, about
 from seap.serving.server.gate import add_gate
 from seap.serving.server.metrics import Metrics
@@ -37,11 +34,11 @@ from seap.serving.server.prompts import (
 )
 from seap.serving.server.protocol import Asked, ChatRequest, CompletionRequest
 from seap.serving.server.reading import Pools, Reader, client_of, unless_gone
+from seap.serving.server.sending import EventStream, events, whole
 from seap.serving.server.shape import MAX_PROMPTS
+from seap.serving.server.spelling import Spelling
 from seap.serving.server.tokenizing import Tokenizing
 from seap.writing.sampling import Sampler
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +57,10 @@ class Service:
         """The names that a request's `model` may have."""
         return (*([AUTO] if self.scheduler.router else []), *self.scheduler.runtime.tasks)
 
+    @cached_property
+    def spelling(self) -> Spelling:
+        return Spelling(self.tokenizer)
+
     @property
     def size(self) -> int:
         """How many tokens the model can read."""
@@ -70,18 +71,6 @@ class Service:
     def context(self) -> int | None:
         found: int | None = getattr(self.scheduler.runtime.model.config, "max_position_embeddings", None)
         return found
-
-
-class EventStream(StreamingResponse):
-    """Server-sent events; what the stack holds is let go however the response ends."""
-
-    def __init__(self, content: Any, stack: contextlib.ExitStack, headers: dict[str, str]) -> None:
-        super().__init__(content, headers=headers | {"cache-control": "no-cache"}, media_type="text/event-stream")
-        self.stack = stack
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self.stack:
-            await super().__call__(scope, receive, send)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -122,8 +111,8 @@ class _Asking:
     def of(cls, service: Service) -> "_Asking":
         limits, router, pools = service.scheduler.limits, service.scheduler.router, Pools()
         routed = router.max_prompt_tokens if router else 0
-        reader = Reader(pools, service.grants, limits, service.context)
         tokenizing = Tokenizing(service.tokenizer, pools, limits, service.context, routed)
+        reader = Reader(pools, service.grants, limits, tokenizing.most)
         return cls(service, Metrics(service.scheduler), Outbox(), pools, reader, tokenizing)
 
     async def completions(self, request: Request) -> Response:
@@ -142,7 +131,7 @@ class _Asking:
         if asked.echo:
             made = [(prompt.ids, one) for prompt, one in zip(prompts, given, strict=True)]
             echoes = [await self.pools.run(len(ids), Echo.of, service.tokenizer, ids, one) for ids, one in made]
-        return await _run(service, self.metrics, self.outbox, asked, tickets, answer, request, echoes)
+        return await _run(self, asked, tickets, answer, request, echoes)
 
     async def chat(self, request: Request) -> Response:
         asked: ChatRequest = await self.reader.asked(request, ChatRequest)
@@ -152,7 +141,7 @@ class _Asking:
         top = asked.top_logprobs if asked.logprobs else None
         tickets = _requests(self.service, asked, [prompt], asked.limit, top, MOST_BY_DEFAULT, client)
         answer = _answer(self.service, asked, chat=True, logprobs=asked.logprobs)
-        return await _run(self.service, self.metrics, self.outbox, asked, tickets, answer, request)
+        return await _run(self, asked, tickets, answer, request)
 
 
 def _add_pages(app: FastAPI, service: Service, metrics: Metrics) -> None:
@@ -240,13 +229,11 @@ def _requests(
 
 def _answer(service: Service, asked: Asked, *, chat: bool, logprobs: bool) -> Answer:
     weights = service.scheduler.runtime.shares
-    return Answer(service.tokenizer, asked.model, chat=chat, logprobs=logprobs, weights=weights)
+    return Answer(service.spelling, asked.model, chat=chat, logprobs=logprobs, weights=weights)
 
 
 async def _run(
-    service: Service,
-    metrics: Metrics,
-    outbox: Outbox,
+    asking: _Asking,
     asked: Asked,
     tickets: Sequence[tuple[GenerationRequest, int]],
     answer: Answer,
@@ -255,7 +242,7 @@ async def _run(
 ) -> Response:
     """Submit, wait for the tasks, and answer whole or as a stream; a client that hangs up frees its places."""
     with contextlib.ExitStack() as stack:
-        call = stack.enter_context(Call(service.scheduler, metrics, outbox))
+        call = stack.enter_context(Call(asking.service.scheduler, asking.metrics, asking.outbox))
         with about("max_tokens"):
             call.submit([one for one, _ in tickets], [tokens for _, tokens in tickets])
         for choice in call.choices if echoes else ():
@@ -265,34 +252,7 @@ async def _run(
         assert started is not None
         headers = answer.headers(started)
         if asked.stream:
-            usage = asked.stream_options.include_usage
-            return EventStream(_stream(call, answer, usage=usage), stack.pop_all(), headers)
-        await unless_gone(request, _read(call))
-        return JSONResponse(answer.whole(call.choices), headers=headers)
-
-
-async def _read(call: Call) -> None:
-    async for _ in call.events():
-        pass
-
-
-async def _stream(call: Call, answer: Answer, *, usage: bool) -> AsyncIterator[str]:
-    def line(body: Body) -> str:
-        return f"data: {json.dumps(body)}\n\n"
-
-    try:
-        async for choice, event in call.events():
-            if event.text or answer.logprobs or isinstance(event, Finished) or _is_first(choice):
-                yield line(answer.chunk(choice, event))
-        if usage:
-            yield line(answer.last_chunk(call.choices))
-    except ModelError as failure:
-        yield line(error_body(500, str(failure)))
-    except Exception:
-        log.exception("a stream failed")
-        yield line(error_body(500, "the server failed on this request; its log says why"))
-    yield "data: [DONE]\n\n"
-
-
-def _is_first(choice: Choice) -> bool:
-    return not choice.tokens
+            lines = events(call, answer, asking.pools, usage=asked.stream_options.include_usage)
+            return EventStream(lines, stack.pop_all(), headers)
+        body = await unless_gone(request, whole(call, answer, asking.pools))
+        return Response(body, headers=headers, media_type="application/json")

@@ -10,7 +10,7 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,9 @@ class Forwarder:
     backend_key: str | None = None
     retries: int = 2
     timeout: float = 300.0
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def route(self, prompt: str) -> Route:
-        async with self.lock:
-            return (await asyncio.to_thread(self.router.predict, self.model, self.tokenizer, [prompt]))[0]
+    def route(self, prompt: str) -> Route:
+        return self.router.predict(self.model, self.tokenizer, [prompt])[0]
 
     def place(self, task: str | None) -> str:
         """The backend of a task, or of the fallback."""
@@ -122,7 +120,7 @@ def create_forwarder(forwarder: Forwarder) -> FastAPI:
     client = httpx.AsyncClient(timeout=httpx.Timeout(forwarder.timeout, connect=5), transport=transport)
     reach = forwarder.router.max_prompt_tokens * min(longest_token(forwarder.tokenizer), USUAL)
     health_of, pools = Health(client, forwarder.backends), Pools()
-    reader = Reader(pools, forwarder.grants, limits, limits.max_queued_tokens)
+    reader = Reader(pools, forwarder.grants, limits, None)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -159,7 +157,7 @@ def create_forwarder(forwarder: Forwarder) -> FastAPI:
         body = await reader.body(request)
         if not isinstance(body.get("model"), str):
             raise FieldError("model", "give its name, as a string")
-        task, headers = await unless_gone(request, _choose(forwarder, body, reach))
+        task, headers = await unless_gone(request, _choose(forwarder, pools, body, reach))
         backend = forwarder.backends[task]
         content = await pools.run(reader.most, _dumped, {**body, "model": backend.model or task})
         url = backend.url + request.url.path.removeprefix("/v1")
@@ -177,7 +175,9 @@ def _dumped(body: Mapping[str, Any]) -> bytes:
     return json.dumps(body).encode()
 
 
-async def _choose(forwarder: Forwarder, body: Mapping[str, Any], reach: int) -> tuple[str, dict[str, str]]:
+async def _choose(
+    forwarder: Forwarder, pools: Pools, body: Mapping[str, Any], reach: int
+) -> tuple[str, dict[str, str]]:
     """The backend's task and the headers that say so."""
     if body["model"] != AUTO:
         if body["model"] not in forwarder.backends:
@@ -187,7 +187,7 @@ async def _choose(forwarder: Forwarder, body: Mapping[str, Any], reach: int) -> 
         prompt = text_of(body)
     except (AttributeError, TypeError, IndexError) as error:
         raise HTTPException(400, "messages: give a list of objects with role and content") from error
-    route = await forwarder.route(prompt[:reach].encode(errors="replace").decode())
+    route = await pools.alone(forwarder.route, prompt[:reach].encode(errors="replace").decode())
     task = forwarder.place(route.task)
     return task, {"x-seap-task": task, "x-seap-confidence": f"{route.confidence:.4f}"}
 

@@ -28,6 +28,7 @@ class Pools:
         self.short = ThreadPoolExecutor(4, "seap-short")
         self.long = ThreadPoolExecutor(1, "seap-long")  # more would take the processor from the model
         self.waiting = ThreadPoolExecutor(4, "seap-waiting")
+        self.routing = ThreadPoolExecutor(1, "seap-routing")
 
     async def run(self, size: int, work: Callable[..., T], *given: Any) -> T:
         pool = self.short if size <= SHORT else self.long
@@ -37,17 +38,21 @@ class Pools:
         """Run what waits for others, such as a process, and so would keep short work waiting."""
         return await asyncio.get_running_loop().run_in_executor(self.waiting, work, *given)
 
+    async def alone(self, work: Callable[..., T], *given: Any) -> T:
+        """Run what two threads mustn't do at a time, such as a model. Who is cancelled while it waits isn't run; what
+        runs goes on, and the next one waits for it."""
+        return await asyncio.get_running_loop().run_in_executor(self.routing, work, *given)
+
     def close(self) -> None:
-        for pool in (self.short, self.long, self.waiting):
+        for pool in (self.short, self.long, self.waiting, self.routing):
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Reader:
-    """Bodies as objects. What is held of them is bounded, in all and for a client."""
+    """Bodies as objects. What is held of them is bounded, in all and for a client. tokens: as of `shape.Bounds`."""
 
-    def __init__(self, pools: Pools, grants: Connections, limits: Limits, context: int | None) -> None:
+    def __init__(self, pools: Pools, grants: Connections, limits: Limits, tokens: int | None) -> None:
         self.pools, self.most = pools, grants.max_body_mb << 20
-        tokens = min(context or limits.max_tokens_in_flight, limits.max_tokens_in_flight)
         self.bounds = Bounds(limits.max_queued_tokens + 4096, tokens)
         self.held = Places(BODIES * self.most, limits.client_share, what="bytes of requests")
 

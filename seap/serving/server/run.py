@@ -1,6 +1,7 @@
 """seap serve: loads what it serves, binds, and runs until it is told to stop."""
 
 import copy
+import gc
 import os
 import socket
 from collections.abc import Callable
@@ -27,7 +28,10 @@ def bind(host: str, port: int) -> socket.socket:
     """A listening socket. Raises UserError where there is none to be had."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
+        bound = socket.create_server((host, port), family=family, backlog=2048)
+        # asyncio sets it on sockets that say they are TCP, which create_server's don't; connections take it from here
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return bound
     except OSError as error:
         raise UserError(f"can't listen on {host} port {port}: {error.strerror or error}; try --port 0") from error
 
@@ -93,7 +97,12 @@ def serve(
         from seap.serving.server.draining import make_server
 
         server = make_server(app, grants, drain_seconds=options.drain_seconds, trusted_proxy=access.trusted_proxy)
-        server.run(sockets=[bound])
+        gc.collect()
+        gc.freeze()  # a look at all that was loaded, which stays, would hold every thread up for half a second
+        try:
+            server.run(sockets=[bound])
+        finally:
+            gc.unfreeze()
 
     model, tokenizer = loader.load_for_work(name, **(loading or {}))
     if options.backend is not None and router is not None:

@@ -23,10 +23,10 @@ MAX_OTHER_VALUES = 16_384  # all that isn't the prompt
 
 @dataclass(frozen=True)
 class Bounds:
-    """values: of a body in all; tokens: ids of one prompt."""
+    """values: of a body in all; tokens: ids of one prompt, None where another server's model reads them."""
 
     values: int
-    tokens: int
+    tokens: int | None
 
 
 def parse(raw: bytes, bounds: Bounds) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def check_structure(raw: bytes, most: int) -> None:
         raise FieldError("", f"the body has more than {most} values")
 
 
-def check_lengths(body: dict[str, Any], tokens: int) -> None:
+def check_lengths(body: dict[str, Any], tokens: int | None) -> None:
     """Refuse too many prompts, ids, messages, parts or fields; the first is told."""
     _check_prompt(body.get("prompt"), tokens)
     values = 0
@@ -89,7 +89,7 @@ def _containers(value: Any) -> Iterator[tuple[str, Any]]:
         waiting += [(joined(place, name), entry) for name, entry in entries if isinstance(entry, list | dict)]
 
 
-def _check_prompt(prompt: Any, tokens: int) -> None:
+def _check_prompt(prompt: Any, tokens: int | None) -> None:
     if not isinstance(prompt, list):
         return
     if prompt and _is_id(prompt[0]):
@@ -102,8 +102,8 @@ def _check_prompt(prompt: Any, tokens: int) -> None:
             _check_ids(f"prompt[{number}]", one, tokens)
 
 
-def _check_ids(place: str, ids: list[Any], tokens: int) -> None:
-    if len(ids) > tokens:
+def _check_ids(place: str, ids: list[Any], tokens: int | None) -> None:
+    if tokens is not None and len(ids) > tokens:
         raise FieldError(place, f"{len(ids)} token ids; the model's context is {tokens}")
     for number, one in enumerate(ids):
         if not _is_id(one):
