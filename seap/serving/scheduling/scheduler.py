@@ -3,15 +3,15 @@
 One thread owns the model. Its turns are short: it takes the task that was served least (in seconds), lets that task's
 waiting requests join (their prompts read together), decodes a few steps for all its rows, and looks again; rows that
 are done leave after any step. A task that comes back from rest starts level with the least served, so no task waits
-longer than the others' turns. What is in flight is bounded in tokens; the first request that finds no room is the next
-to get some, so that small ones don't pass a large one for ever. What waits is bounded in requests and tokens: beyond
-it, `submit` refuses. Requests without a task are routed first, together.
+longer than the others' turns. What is in flight is bounded in tokens as they lie in memory (`room`); the first request
+that finds no room is the next to get some, so that small ones don't pass a large one for ever, and batches give up what
+they don't need. What waits is bounded in requests and tokens: beyond it, `submit` refuses. Requests without a task are
+routed first, together.
 """
 
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +21,7 @@ from seap.serving.networks.runtime import DENSE, TaskRuntime
 from seap.serving.options import Limits
 from seap.serving.routing.router import Route, Router
 from seap.serving.scheduling.fairness import FairQueue, most_for_one
+from seap.serving.scheduling.room import Held, most_left
 from seap.serving.scheduling.rows import Rows
 from seap.serving.scheduling.steps import Stepped, isolated, read, step
 from seap.serving.scheduling.telling import Teller, failed
@@ -224,6 +225,8 @@ class Scheduler:
                         break
                     self._settle(task, step(model, self.running[task]))
                 self._sweep(task)
+                if self.blocked is not None and task in self.running:
+                    self.running[task].tighten_()
         except Exception as error:  # no row's fault: the network couldn't be switched to, or there is no room to join
             log.error("a turn of task %s failed", task)
             self.running.pop(task, None)
@@ -235,13 +238,14 @@ class Scheduler:
             self.speed = 0.9 * self.speed + 0.1 * done / seconds
 
     def _admit(self, task: str) -> list[Ticket]:
-        """The waiting requests that fit beside what runs: rows of the task, and tokens of all tasks together."""
+        """The waiting requests that fit beside what runs: rows of the task, tokens of all tasks together, and those
+        that are read together, padded as they will be."""
         room = self.limits.max_rows - (len(self.running[task]) if task in self.running else 0)
         taken: list[Ticket] = []
         with self._changed:
             while len(taken) < room and (ticket := self._next_of(task, taken)):
-                read = sum(len(one.request.ids) for one in (*taken, ticket))
-                if taken and read > self.limits.prefill_tokens:
+                longest = max(len(one.request.ids) for one in (*taken, ticket))
+                if taken and (len(taken) + 1) * longest > self.limits.prefill_tokens:
                     break
                 self.waiting[task].take(ticket)
                 if self.blocked is ticket:
@@ -257,18 +261,15 @@ class Scheduler:
             queue = self.waiting[task]
             if not queue or (self.blocked is not None and self.blocked not in queue):
                 return None
-            running = [*joining, *(owner for rows in self.running.values() for owner in rows.live.values())]
-            held, rows = Counter[str](), Counter[str]()
-            for one in running:
-                held[one.request.client] += one.request.tokens
-                rows[one.request.client] += one.task == task
+            held = Held(self.running, task, joining)
             most = max(int(limits.max_rows * limits.client_share), 1)
             for ticket in queue if self.blocked is None else [self.blocked]:
-                client, tokens = ticket.request.client, ticket.request.tokens
-                own = held[client] + tokens if client and held[client] else 0
-                if own > limits.max_tokens_in_flight * limits.client_share or (own and rows[client] >= most):
+                own = held.of_client(ticket)
+                if own > limits.max_tokens_in_flight * limits.client_share:
                     continue
-                if held.total() + tokens <= limits.max_tokens_in_flight:
+                if own and held.rows[ticket.request.client] >= most:
+                    continue
+                if held.with_(ticket) <= limits.max_tokens_in_flight:
                     return ticket
                 self.blocked = ticket
                 break
@@ -288,6 +289,7 @@ class Scheduler:
         if together is None or not len(together):
             self.running.pop(task, None)
         else:
+            together.bound_(most_left([*together.live.values()]))
             self.running[task] = together
 
     def _sweep(self, task: str) -> None:
@@ -295,6 +297,7 @@ class Scheduler:
         if task in self.running:
             rows = self.running[task]
             rows.leave_([place for place, owner in rows.live.items() if owner.cancelled])
+            rows.bound_(most_left([*rows.live.values()]))
             if not len(rows):
                 del self.running[task]
 

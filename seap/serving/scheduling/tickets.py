@@ -101,6 +101,11 @@ class Ticket:
         self.turn = 0.0  # of `fairness.FairQueue`
         self.cancelled = self.done = False
 
+    @property
+    def left(self) -> int:
+        """Most tokens that it has still to write."""
+        return self.request.max_tokens - self.num_tokens
+
     def fail(self, message: str) -> None:
         """Tell the failure, unless the end was told before."""
         if not self.done:
