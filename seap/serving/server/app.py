@@ -140,8 +140,7 @@ class _Asking:
         answer = _answer(service, asked, chat=False, logprobs=asked.logprobs is not None)
         echoes: Sequence[Echo] = ()
         if asked.echo:
-            made = [(prompt.ids, one) for prompt, one in zip(prompts, given, strict=True)]
-            echoes = [await self.pools.run(len(ids), Echo.of, service.tokenizer, ids, one) for ids, one in made]
+            echoes = await unless_gone(request, self.tokenizing.echoes([one.ids for one in prompts], given, client))
         return await _run(service, self.metrics, self.outbox, asked, tickets, answer, request, echoes)
 
     async def chat(self, request: Request) -> Response:
