@@ -88,7 +88,7 @@ class Scheduler:
             raise UserError(
                 f"{request.tokens} tokens with max_tokens; the server holds {self.limits.max_tokens_in_flight} in all"
             )
-        before = request.ids[-CONTEXT:] if request.echoed else ()
+        before = request.ids[-CONTEXT:] if request.continues else ()
         ticket = Ticket(request, sink, Writer(self.tokenizer, request.stop, before))
         with self._changed:
             if self._closing:

@@ -204,7 +204,7 @@ def _requests(
     """n requests for each prompt, with the tokens that the prompt counts for in the usage: once."""
     _check_model(service, asked.model)
     adjustments = asked.adjustments(service.size)
-    echoed = isinstance(asked, CompletionRequest) and asked.echo
+    continues = isinstance(asked, CompletionRequest)
     found = []
     for prompt in prompts:
         with about("messages" if isinstance(asked, ChatRequest) else "prompt"):
@@ -218,8 +218,8 @@ def _requests(
             stop=asked.stop,
             stop_ids=tuple(asked.stop_token_ids),
             ignore_ends=asked.ignore_eos,
-            scored=logprobs if echoed else None,
-            echoed=echoed,
+            scored=logprobs if isinstance(asked, CompletionRequest) and asked.echo else None,
+            continues=continues,
             client=client,
         )
         for number in range(asked.n):
