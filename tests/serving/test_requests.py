@@ -106,6 +106,17 @@ def test_who_hangs_up_gets_no_echo(url: str, bench: Bench, monkeypatch: pytest.M
     assert len(seen) <= begun + 2 and bench.scheduler.num_tokens == before
 
 
+def test_what_an_idle_server_can_never_take_is_a_mistake() -> None:
+    asked = {"model": "red", "prompt": [5], "temperature": 0, "ignore_eos": True}
+    with running(Bench(max_queued_tokens=100)) as url:
+        never = httpx.post(f"{url}/v1/completions", json=asked | {"n": 5, "max_tokens": 20})
+        large = httpx.post(f"{url}/v1/completions", json=asked | {"n": 5, "max_tokens": 19})
+    told = never.json()["error"]
+    assert never.status_code == 400 and "retry-after" not in never.headers and told["param"] == "max_tokens"
+    assert "at most 100 may wait; lower max_tokens or n" in told["message"]
+    assert large.status_code == 200 and large.json()["usage"]["completion_tokens"] == 5 * 19
+
+
 def test_a_token_beyond_the_embedding_is_refused_before_it_joins_a_batch(url: str, bench: Bench) -> None:
     """In texts, ids and chats; whoever asks beside it gets the whole answer."""
     beyond = bench.tokenizer(BEYOND)["input_ids"][0]

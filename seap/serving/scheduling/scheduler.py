@@ -15,17 +15,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from seap.errors import UserError
 from seap.models.families import refuse_states
 from seap.serving.networks.runtime import DENSE, TaskRuntime
 from seap.serving.options import Limits
 from seap.serving.routing.router import Route, Router
-from seap.serving.scheduling.fairness import FairQueue, most_for_one
+from seap.serving.scheduling.fairness import FairQueue, check_possible, check_room
 from seap.serving.scheduling.room import Held, most_left
 from seap.serving.scheduling.rows import Rows
 from seap.serving.scheduling.steps import Stepped, isolated, read, step
 from seap.serving.scheduling.telling import Teller, failed
-from seap.serving.scheduling.tickets import Event, FullError, Request, Started, StoppedError, Ticket
+from seap.serving.scheduling.tickets import Event, Request, Started, StoppedError, Ticket
 from seap.writing.sampling import Writer
 
 ROUTED = 32  # prompts that the router reads before others get a turn
@@ -78,41 +77,32 @@ class Scheduler:
         self._dropping = True
         self._thread.join()
 
-    def submit(self, request: Request, sink: Callable[[Event], None]) -> Ticket:
-        """Take a request in.
+    def submit(self, requests: Sequence[Request], sinks: Sequence[Callable[[Event], None]]) -> list[Ticket]:
+        """Take in what one client asks for together: all of it or nothing.
 
-        Raises FullError when too much waits, UserError for one that could never run, and StoppedError once it is closed
+        Raises FullError when too much waits, UserError for what could never run, and StoppedError once it is closed
         or has failed.
         """
-        if request.tokens > self.limits.max_tokens_in_flight:
-            raise UserError(
-                f"{request.tokens} tokens with max_tokens; the server holds {self.limits.max_tokens_in_flight} in all"
-            )
-        before = request.ids[-CONTEXT:] if request.continues else ()
-        ticket = Ticket(request, sink, Writer(self.tokenizer, request.stop, before))
+        check_possible(requests, self.limits)
+        tickets = [self._ticket(request, sink) for request, sink in zip(requests, sinks, strict=True)]
         with self._changed:
             if self._closing:
                 raise StoppedError(self._why)
-            self._check_room(request)
-            if request.task is None:
-                self.unrouted.append(ticket)
-            else:
-                self._enqueue(ticket, self.runtime.known(request.task))
-                sink(Started(request.task, None))
+            check_room(requests, [one.request for one in self._all_waiting()], self.limits, self.retry_after)
+            for ticket in tickets:
+                if ticket.task is None:
+                    self.unrouted.append(ticket)
+                else:
+                    self._enqueue(ticket, ticket.task)
+                    ticket.sink(Started(ticket.task, None))
             self._changed.notify()
-        return ticket
+        return tickets
 
-    def _check_room(self, request: Request) -> None:
-        """Raise FullError where no more may wait, of all or of this client's."""
-        waiting, limits = self._all_waiting(), self.limits
-        tokens = sum(one.request.tokens for one in waiting)
-        if len(waiting) >= limits.max_queue or tokens + request.tokens > limits.max_queued_tokens:
-            raise FullError(self.retry_after(tokens))
-        own = [one.request.tokens for one in waiting if one.request.client == request.client != ""]
-        places = most_for_one(limits.max_queue, limits.client_share, len(waiting) - len(own))
-        room = most_for_one(limits.max_queued_tokens, limits.client_share, tokens - sum(own))
-        if own and (len(own) >= places or sum(own) > room):
-            raise FullError(self.retry_after(sum(own)), "what waits of yours is the most for one client")
+    def _ticket(self, request: Request, sink: Callable[[Event], None]) -> Ticket:
+        if request.task is not None:
+            self.runtime.known(request.task)
+        before = request.ids[-CONTEXT:] if request.continues else ()
+        return Ticket(request, sink, Writer(self.tokenizer, request.stop, before))
 
     def cancel(self, ticket: Ticket) -> None:
         """Free a ticket's place: at once where it waits, after the step at hand where it runs."""
