@@ -59,8 +59,8 @@ class Limits:
     max_rows: int = 64
     """Requests of one task that are decoded together."""
     max_tokens_in_flight: int = 32_768
-    """Tokens, prompts and answers, that the KV caches may have room for: every row of a task's batch has as much as its
-    longest."""
+    """Tokens, prompts and answers, that the KV caches may have room for: each row of a task's batch takes as much as
+    the longest that is there at the time."""
     max_queue: int = 256
     """Requests that may wait; beyond it the answer is 429."""
     max_queued_tokens: int = 262_144

@@ -1,12 +1,12 @@
 """What batches take of the room for tokens in flight.
 
 A task's batch is a rectangle: as many rows as have places in its cache, free ones too, each with as many columns as the
-batch will have until its last row is done. So that is what counts, not each row's own tokens.
+widest. So that is what counts, at its largest from now on, and not each row's own tokens.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from seap.serving.scheduling.rows import Rows
 from seap.serving.scheduling.tickets import Ticket
@@ -14,69 +14,69 @@ from seap.serving.scheduling.tickets import Ticket
 
 @dataclass(frozen=True)
 class Extent:
-    """A batch: live rows and places for rows, columns now and those its buffers have, and the most that a row has still
-    to write."""
+    """A batch: places for rows, columns now and those its buffers have, and what each row has still to write, most
+    first."""
 
-    live: int = 0
     places: int = 0
     width: int = 0
     buffers: int = 0
-    left: int = 0
+    lefts: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, rows: Rows | None) -> "Extent":
         if rows is None:
             return cls()
-        left = most_left([*rows.live.values()])
-        return cls(len(rows), len(rows.owners), rows.mask.shape[1], rows.columns, left)
+        lefts = sorted((owner.left for owner in rows.live.values()), reverse=True)
+        return cls(len(rows.owners), rows.mask.shape[1], rows.columns, tuple(lefts))
 
-    def joined(self, ticket: Ticket) -> "Extent":
-        """With one more row, whose prompt is read."""
-        live, width = self.live + 1, max(self.width, len(ticket.request.ids))
-        return replace(self, live=live, places=max(self.places, live), width=width, left=max(self.left, ticket.left))
-
-    @property
-    def columns(self) -> int:
-        """The most that it will have: rows end at one place, so what is left to write comes after the widest."""
-        return max(self.buffers, self.width + self.left)
+    def joined(self, *tickets: Ticket) -> "Extent":
+        """With more rows, whose prompts are read."""
+        lefts = sorted((*self.lefts, *(one.left for one in tickets)), reverse=True)
+        width = max(self.width, *(len(one.request.ids) for one in tickets))
+        return Extent(max(self.places, len(lefts)), width, self.buffers, tuple(lefts))
 
     @property
     def slots(self) -> int:
-        return self.places * self.columns
+        """The most that it has until the last row is done. While n rows are live there are fewer than 2n places, as
+        `Rows.leave_` sees to it, and the n-th has written all before those that have less to write are done."""
+        ends = enumerate(self.lefts, 1)
+        wide = [min(self.places, 2 * n - 1) * (self.width + left) for n, left in ends]
+        return max(self.places * max(self.buffers, self.width), *wide, 0)
+
+    @property
+    def columns(self) -> int:
+        """The most that its buffers may have by that, with the places of now."""
+        return min(self.width + max(self.lefts, default=0), self.slots // max(self.places, 1))
 
 
 class Held:
     """What is in flight of all tasks, and would be with one more request of this one. joining: those that it takes."""
 
     def __init__(self, running: Mapping[str, Rows], task: str, joining: Sequence[Ticket]) -> None:
+        here = [*joining, *(running[task].live.values() if task in running else ())]
         self.own = Extent.of(running.get(task))
-        for one in joining:
-            self.own = self.own.joined(one)
-        owners = [*joining, *(running[task].live.values() if task in running else ())]
-        self.rows = Counter[str](one.request.client for one in owners)
-        self.elsewhere, self.slots_elsewhere = 0, Counter[str]()
+        if joining:
+            self.own = self.own.joined(*joining)
+        self.rows = Counter[str](one.request.client for one in here)
+        self.left, self.elsewhere, self.slots_elsewhere = Counter[str](), 0, Counter[str]()
+        self.tokens = sum(one.request.tokens for one in here)
+        for one in here:
+            self.left[one.request.client] += one.left
         for name in running.keys() - {task}:
             extent = Extent.of(running[name])
             self.elsewhere += extent.slots
             for one in running[name].live.values():
-                self.slots_elsewhere[one.request.client] += extent.columns
+                self.tokens += one.request.tokens
+                self.slots_elsewhere[one.request.client] += extent.width + one.left
 
     def with_(self, ticket: Ticket) -> int:
-        """Slots of all batches."""
-        return self.elsewhere + self.own.joined(ticket).slots
+        """Slots of all batches, or all rows' own tokens where those are more: not all of them are there at a time."""
+        return max(self.elsewhere + self.own.joined(ticket).slots, self.tokens + ticket.request.tokens)
 
     def of_client(self, ticket: Ticket) -> int:
-        """Slots of its client's rows with it; 0 where it is the client's only one."""
+        """Slots of its client's rows with it, when each has written all; 0 where it is the client's only one."""
         client = ticket.request.client
         if not client or not (self.rows[client] or self.slots_elsewhere[client]):
             return 0
-        return self.slots_elsewhere[client] + (self.rows[client] + 1) * self.own.joined(ticket).columns
-
-
-def most_left(tickets: Sequence[Ticket]) -> int:
-    return max((one.left for one in tickets), default=0)
-
-
-def columns_of(tickets: Sequence[Ticket]) -> int:
-    """What a batch of these alone will have."""
-    return max(len(one.request.ids) for one in tickets) + most_left(tickets)
+        width = max(self.own.width, len(ticket.request.ids))
+        return self.slots_elsewhere[client] + (self.rows[client] + 1) * width + self.left[client] + ticket.left

@@ -59,10 +59,10 @@ class Rows:
         if len(index) < len(self.owners) or start or (most is not None and self.columns > most):
             self._keep_(index, start)
 
-    def bound_(self, left: int) -> None:
-        """Let the buffers grow to what the rows will need, which have so many tokens left to write at most."""
+    def bound_(self, columns: int) -> None:
+        """Let the buffers grow to so many tokens a row, and beyond only one by one."""
         for layer in self.cache.layers:
-            layer.most = self.mask.shape[1] + left
+            layer.most = columns
 
     @property
     def columns(self) -> int:

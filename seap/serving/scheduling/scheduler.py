@@ -20,7 +20,7 @@ from seap.serving.networks.runtime import DENSE, TaskRuntime
 from seap.serving.options import Limits
 from seap.serving.routing.router import Route, Router
 from seap.serving.scheduling.fairness import FairQueue, check_possible, check_room
-from seap.serving.scheduling.room import Held, most_left
+from seap.serving.scheduling.room import Extent, Held
 from seap.serving.scheduling.rows import Rows
 from seap.serving.scheduling.steps import Stepped, isolated, read, step
 from seap.serving.scheduling.telling import Teller, failed
@@ -279,7 +279,7 @@ class Scheduler:
         if together is None or not len(together):
             self.running.pop(task, None)
         else:
-            together.bound_(most_left([*together.live.values()]))
+            together.bound_(Extent.of(together).columns)
             self.running[task] = together
 
     def _sweep(self, task: str) -> None:
@@ -287,7 +287,7 @@ class Scheduler:
         if task in self.running:
             rows = self.running[task]
             rows.leave_([place for place, owner in rows.live.items() if owner.cancelled])
-            rows.bound_(most_left([*rows.live.values()]))
+            rows.bound_(Extent.of(rows).columns)
             if not len(rows):
                 del self.running[task]
 
