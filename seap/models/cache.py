@@ -19,10 +19,17 @@ def cache_for(model: Any) -> DynamicCache:
     return DynamicCache(config=model.config) if keeps_states(model.config) else growing_cache()
 
 
-def growing_cache() -> DynamicCache:
-    """An empty cache; its layers take the shapes of what is first written to them."""
+def growing_cache(most: int | None = None) -> DynamicCache:
+    """An empty cache; its layers take the shapes of what is first written to them. most: tokens that it will hold, for
+    which its buffers have room and no more."""
+
+    def layer(*args: Any, **kwargs: Any) -> GrowingLayer:
+        made = GrowingLayer(*args, **kwargs)
+        made.most = most
+        return made
+
     cache = DynamicCache()
-    cache.layer_class_to_replicate = GrowingLayer
+    cache.layer_class_to_replicate = layer
     return cache
 
 
@@ -30,6 +37,12 @@ class GrowingLayer(DynamicLayer):
     """Keys and values (B, G, T, K) that are views of buffers with room for more tokens."""
 
     room: tuple[Tensor, Tensor] | None = None
+    most: int | None = None  # tokens that a buffer has room for
+
+    @property
+    def columns(self) -> int:
+        """Tokens that the buffers have room for."""
+        return int((self.keys if self.room is None else self.room[0]).shape[-2])
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
@@ -46,7 +59,10 @@ class GrowingLayer(DynamicLayer):
 
     def _grown(self, held: Tensor, total: int) -> Tensor:
         batch, groups, length, size = held.shape
-        buffer = held.new_empty(batch, groups, max(2 * length, total + SPARE), size)
+        room = max(2 * length, total + SPARE)
+        if self.most is not None:
+            room = max(min(room, self.most), total)
+        buffer = held.new_empty(batch, groups, room, size)
         buffer[..., :length, :] = held
         return buffer
 

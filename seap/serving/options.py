@@ -59,13 +59,14 @@ class Limits:
     max_rows: int = 64
     """Requests of one task that are decoded together."""
     max_tokens_in_flight: int = 32_768
-    """Tokens, prompts and answers, that the KV caches may hold."""
+    """Tokens, prompts and answers, that the KV caches may have room for: each row of a task's batch takes as much as
+    the longest that is there at the time."""
     max_queue: int = 256
     """Requests that may wait; beyond it the answer is 429."""
     max_queued_tokens: int = 262_144
     """Tokens, prompts and answers, that may wait; beyond it the answer is 429."""
     prefill_tokens: int = 2048
-    """Tokens of prompts that are read together."""
+    """Tokens of prompts that are read together, each as long as the longest; one that is longer is read alone."""
     steps: int = 4
     """Tokens that a task's rows get before another task's turn."""
     retry_after: int = 1

@@ -12,6 +12,7 @@ from torch import Tensor
 
 LEAST = -9999.0  # the log-probability of what has none: JSON knows no infinity
 UNFINISHED = "�"  # what a tokenizer decodes the first bytes of a character to
+LONGEST = 4  # bytes of a character, so tokens that it may be spread over
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ def tokens_of(known: Tensor, chosen: Tensor, num_top: int) -> list[Token]:
 
 
 class Writer:
-    """Turns one sequence's tokens into text as they come, holding back what may yet be part of a stop sequence.
+    """Turns one sequence's tokens into text as they come, holding back what may yet be part of a stop sequence, or of a
+    character: at most LONGEST tokens, so that each costs the same whatever came before.
 
     after: the last tokens of a text that this one is put behind: tokenizers leave a space out where a text begins.
     """
@@ -150,15 +152,22 @@ class Writer:
         self.ids.append(token)
         before = self._decode(self.ids[self.start : self.read])
         after = self._decode(self.ids[self.start :])
-        if not after.endswith(UNFINISHED) and len(after) > len(before):
-            self._add(after[len(before) :])
+        unfinished, new = after.endswith(UNFINISHED), _behind(before, after)
+        if new and not unfinished:
+            self._add(new, len(self.ids))
+        elif self._is_skipped(token):
+            self.ids.pop()
+        elif unfinished and len(self.ids) - self.read > LONGEST:
+            end = len(self.ids) - (LONGEST - 1)  # what is before can't become part of a character any more
+            settled = _shared(self._decode(self.ids[self.start : end]), after)
+            self._add(_behind(before, settled), end)
         return self._certain()
 
     def flush(self) -> str:
         """What was held back, at the end."""
         if not self.stopped:
             before = self._decode(self.ids[self.start : self.read])
-            self._add(self._decode(self.ids[self.start :])[len(before) :])
+            self._add(_behind(before, self._decode(self.ids[self.start :])), len(self.ids))
         certain = self.text[self.sent :]
         self.sent = len(self.text)
         return certain
@@ -167,8 +176,13 @@ class Writer:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
-    def _add(self, new: str) -> None:
-        self.start, self.read = self.read, len(self.ids)
+    def _is_skipped(self, token: int) -> bool:
+        """Whether it is special: no text has anything of it."""
+        return not self._decode([token]) and bool(self.tokenizer.decode([token], skip_special_tokens=False))
+
+    def _add(self, new: str, end: int) -> None:
+        """Add to the text what the tokens up to `end` have made certain."""
+        self.start, self.read = self.read, end
         self.text += new
         found = [place for place in (self.text.find(stop) for stop in self.stop) if place >= 0]
         if found:
@@ -181,6 +195,18 @@ class Writer:
         certain = self.text[self.sent : end]
         self.sent = max(self.sent, end)
         return certain
+
+
+def _behind(before: str, after: str) -> str:
+    """What a text has beyond its beginning, whose last character may have become another since."""
+    same = len(_shared(before, after)) if before.endswith(UNFINISHED) else len(before)
+    return after[same:]
+
+
+def _shared(one: str, other: str) -> str:
+    """The beginning that two texts have in common."""
+    apart = (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return one[: next(apart, min(len(one), len(other)))]
 
 
 def _overlap(text: str, stop: str) -> int:

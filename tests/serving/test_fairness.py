@@ -3,6 +3,7 @@
 import pytest
 from workload import Bench
 
+from seap.errors import UserError
 from seap.serving.scheduling.fairness import FairQueue, Places
 from seap.serving.scheduling.scheduler import ROUTED
 from seap.serving.scheduling.tickets import FullError, Request, Ticket
@@ -89,6 +90,42 @@ def test_one_clients_queue_leaves_room_for_others() -> None:
     assert [*bench.scheduler.waiting["red"]].index(asked.ticket) == 1
     with bench:
         assert asked.tokens() == bench.expected([6], "red")
+
+
+def several(bench: Bench, number: int, max_tokens: int, client: str = "a") -> list[Ticket]:
+    request = Request(ids=(5,), prompt="", max_tokens=max_tokens, task="red", client=client)
+    return bench.scheduler.submit([request] * number, [lambda event: None] * number)
+
+
+def test_what_is_asked_for_together_comes_in_as_a_whole_or_not_at_all() -> None:
+    bench = Bench(max_queue=8, max_queued_tokens=100)
+    several(bench, 3, 9)
+    for number, tokens in ((6, 1), (5, 19)):  # places, and tokens, that are there when the others are done
+        with pytest.raises(FullError, match="the server is full"):
+            several(bench, number, tokens)
+        assert bench.scheduler.num_waiting == 3
+    with pytest.raises(FullError, match="what waits of yours"):
+        several(bench, 4, 1)  # 6 places are its share
+    assert len(several(bench, 3, 1)) == 3 and bench.scheduler.num_waiting == 6
+    assert len(several(bench, 2, 9, "b")) == 2
+
+
+def test_one_who_has_nothing_else_may_ask_for_more_than_its_share() -> None:
+    bench = Bench(max_queue=8, max_queued_tokens=100)
+    assert len(several(bench, 8, 9)) == 8
+
+
+def test_what_can_never_be_taken_is_no_matter_of_time() -> None:
+    bench = Bench(max_queue=8, max_queued_tokens=100, max_tokens_in_flight=50)
+    several(bench, 1, 9)
+    for number, tokens, told in (
+        (5, 20, "5 answers of 105 tokens in all, prompts and max_tokens; at most 100 may wait; lower max_tokens or n"),
+        (9, 1, "9 answers; at most 8 may wait; lower n"),
+        (1, 50, "51 tokens with max_tokens; the server holds 50"),
+    ):
+        with pytest.raises(UserError, match=told):
+            several(bench, number, tokens)
+    assert bench.scheduler.num_waiting == 1
 
 
 def test_one_client_cant_hold_all_rows_nor_all_tokens() -> None:

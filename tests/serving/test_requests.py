@@ -1,6 +1,7 @@
 """Requests as OpenAI's clients send them, against a running server: echo, tool turns, biases, and what is refused."""
 
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,6 +18,7 @@ import seap
 from seap.serving.networks.runtime import TaskRuntime
 from seap.serving.options import Limits
 from seap.serving.scheduling.scheduler import Scheduler
+from seap.serving.server.answers import Echo
 from seap.serving.server.app import Service, create_app
 
 BEYOND = "[BEYOND]"  # in the tokenizer, not in the embedding
@@ -90,6 +92,29 @@ def test_echo_without_logprobs_and_with_several_answers(url: str, bench: Bench) 
     answer = expected(bench, "red", 3)
     assert [one["text"].split() for one in found[:2]] == [[*PROMPT.split(), *answer.split()]] * 2
     assert [one["text"].split()[0] for one in found[2:]] == ["w9", "w9"] and found[0]["logprobs"] is None
+
+
+def test_who_hangs_up_gets_no_echo(url: str, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty prompts' echoes take two seconds here; the client waits for a tenth."""
+    made, seen = Echo.of, []
+    monkeypatch.setattr(Echo, "of", lambda *given: (time.sleep(0.05), seen.append(1), made(*given))[2])
+    with pytest.raises(httpx.ReadTimeout):
+        asked = {"model": "red", "prompt": [[5, 6]] * 40, "max_tokens": 1, "echo": True}
+        httpx.post(f"{url}/v1/completions", json=asked, timeout=0.1)
+    before, begun = bench.scheduler.num_tokens, len(seen)
+    time.sleep(0.5)
+    assert len(seen) <= begun + 2 and bench.scheduler.num_tokens == before
+
+
+def test_what_an_idle_server_can_never_take_is_a_mistake() -> None:
+    asked = {"model": "red", "prompt": [5], "temperature": 0, "ignore_eos": True}
+    with running(Bench(max_queued_tokens=100)) as url:
+        never = httpx.post(f"{url}/v1/completions", json=asked | {"n": 5, "max_tokens": 20})
+        large = httpx.post(f"{url}/v1/completions", json=asked | {"n": 5, "max_tokens": 19})
+    told = never.json()["error"]
+    assert never.status_code == 400 and "retry-after" not in never.headers and told["param"] == "max_tokens"
+    assert "at most 100 may wait; lower max_tokens or n" in told["message"]
+    assert large.status_code == 200 and large.json()["usage"]["completion_tokens"] == 5 * 19
 
 
 def test_a_token_beyond_the_embedding_is_refused_before_it_joins_a_batch(url: str, bench: Bench) -> None:

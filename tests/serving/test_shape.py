@@ -209,6 +209,29 @@ def test_many_texts_together_count_as_a_long_one() -> None:
     made.pools.close()
 
 
+def test_echoes_of_many_tokens_count_as_a_long_text() -> None:
+    made, tokenizer = tokenizing(20_000, client_share=0.125)
+    threads: list[str] = []
+
+    def decode(ids: list[int], skip_special_tokens: bool = True) -> str:
+        threads.append(threading.current_thread().name.rpartition("_")[0])
+        return "a" * len(ids)
+
+    tokenizer.decode = decode  # type: ignore[attr-defined]
+
+    async def with_one_at_it() -> None:
+        with made.long.taken("a"):
+            assert [echo.text for echo in await made.echoes([[1, 2]] * 2, ["a b", [1, 2]], "a")] == ["a b", "aa"]
+            with pytest.raises(FullError, match="long prompts"):
+                await made.echoes([[1] * 500] * 9, [[1] * 500] * 9, "a")
+        assert {*threads} == {"seap-short"} and not threads.clear()
+        assert len(await made.echoes([[1] * 500] * 9, [[1] * 500] * 9, "a")) == 9
+        assert {*threads} == {"seap-long"} and not made.long.held
+
+    asyncio.run(with_one_at_it())
+    made.pools.close()
+
+
 def test_who_hangs_up_is_not_tokenized_for() -> None:
     made, tokenizer = tokenizing(1 << 20)
 

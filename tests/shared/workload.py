@@ -12,7 +12,7 @@ from toy import tokenizer
 from seap.serving.networks.runtime import TaskRuntime
 from seap.serving.options import Limits
 from seap.serving.scheduling.scheduler import Scheduler
-from seap.serving.scheduling.tickets import Event, Failed, Finished, Piece, Request, Ticket
+from seap.serving.scheduling.tickets import Event, Failed, Finished, Piece, Request
 from seap.writing.sampling import Sampler
 
 TASKS = ("red", "green", "blue")
@@ -58,7 +58,7 @@ class Asked:
         sampler = options.pop("sampler", usual)
         prompt = options.pop("prompt", "")
         request = Request(ids=tuple(ids), prompt=prompt, max_tokens=max_tokens, task=task, sampler=sampler, **options)
-        self.ticket: Ticket = scheduler.submit(request, self.events.put)
+        (self.ticket,) = scheduler.submit([request], [self.events.put])
 
     def all(self, timeout: float = 20) -> list[Event]:
         found: list[Event] = []

@@ -1,4 +1,4 @@
-"""What one client may take: a share of the places, and its turn among those who wait.
+"""What one client may take: a share of the places, its turn among those who wait, and what it may ask for at once.
 
 A client is a string: a key or an address. `Places` counts what is held now. `FairQueue` orders what waits by
 start-time fair queueing (Goyal, Vin, Cheng 1997): a request starts, in virtual time, where its client's last one
@@ -9,9 +9,11 @@ tokens, and whoever has asked for much waits behind those who have asked for lit
 import bisect
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from seap.serving.scheduling.tickets import FullError, Ticket
+from seap.errors import UserError
+from seap.serving.options import Limits
+from seap.serving.scheduling.tickets import FullError, Request, Ticket
 
 
 def most_for_one(total: int, share: float, others: int) -> int:
@@ -20,6 +22,41 @@ def most_for_one(total: int, share: float, others: int) -> int:
     So that a few who take all they get never fill the whole (dynamic thresholds: Choudhury and Hahne, 1998).
     """
     return max(int((total - others) * share), 1)
+
+
+def check_possible(requests: Sequence[Request], limits: Limits) -> None:
+    """Raise UserError for what a server of these limits can't take though nothing else is there."""
+    most = max(one.tokens for one in requests)
+    if most > limits.max_tokens_in_flight:
+        raise UserError(f"{most} tokens with max_tokens; the server holds {limits.max_tokens_in_flight} in all")
+    tokens = sum(one.tokens for one in requests)
+    if tokens > limits.max_queued_tokens:
+        raise UserError(
+            f"{len(requests)} answers of {tokens} tokens in all, prompts and max_tokens; at most "
+            f"{limits.max_queued_tokens} may wait; lower max_tokens or n, or send fewer prompts at a time"
+        )
+    if len(requests) > limits.max_queue:
+        raise UserError(
+            f"{len(requests)} answers; at most {limits.max_queue} may wait; lower n, or send fewer prompts at a time"
+        )
+
+
+def check_room(
+    requests: Sequence[Request], waiting: Sequence[Request], limits: Limits, retry_after: Callable[[int], int]
+) -> None:
+    """Raise FullError where these may not wait beside those: too much of all, or of the client's beside what it has.
+
+    retry_after: seconds by tokens that wait.
+    """
+    added, tokens = [one.tokens for one in requests], sum(one.tokens for one in waiting)
+    if len(waiting) + len(added) > limits.max_queue or tokens + sum(added) > limits.max_queued_tokens:
+        raise FullError(retry_after(tokens))
+    client = requests[0].client
+    own = [one.tokens for one in waiting if one.client == client != ""]
+    places = most_for_one(limits.max_queue, limits.client_share, len(waiting) - len(own))
+    room = most_for_one(limits.max_queued_tokens, limits.client_share, tokens - sum(own))
+    if own and (len(own) + len(added) > places or sum(own) + sum(added[:-1]) > room):
+        raise FullError(retry_after(sum(own)), "what waits of yours is the most for one client")
 
 
 class Places:

@@ -47,11 +47,32 @@ class Rows:
         """Free these rows. Where half of the rows are free, or of the columns padding, the rest moves together."""
         for place in places:
             self.owners[place] = None
-        index = self._index(self.live)
-        length = self.mask.shape[1]
-        start = int(self.mask[index].any(0).int().argmax()) if len(index) else length
-        if 2 * len(index) <= len(self.owners) or (start > SPARE and 2 * start > length):
+        index, start = self._used()
+        if 2 * len(index) <= len(self.owners) or (start > SPARE and 2 * start > self.mask.shape[1]):
             self._keep_(index, start)
+
+    @torch.inference_mode()
+    def tighten_(self) -> None:
+        """Move the rows together, however little it frees."""
+        index, start = self._used()
+        most = self.cache.layers[0].most
+        if len(index) < len(self.owners) or start or (most is not None and self.columns > most):
+            self._keep_(index, start)
+
+    def bound_(self, columns: int) -> None:
+        """Let the buffers grow to so many tokens a row, and beyond only one by one."""
+        for layer in self.cache.layers:
+            layer.most = columns
+
+    @property
+    def columns(self) -> int:
+        """Tokens that a row has room for."""
+        return int(self.cache.layers[0].columns)
+
+    def _used(self) -> tuple[Tensor, int]:
+        """The rows that aren't free, and the first column that is no padding in one of them."""
+        index = self._index(self.live)
+        return index, int(self.mask[index].any(0).int().argmax()) if len(index) else self.mask.shape[1]
 
     def _keep_(self, index: Tensor, start: int) -> None:
         for layer in self.cache.layers:
@@ -77,7 +98,7 @@ class Rows:
     @torch.inference_mode()
     def part(self, places: Sequence[int]) -> "Rows":
         """A copy of some rows."""
-        index, cache = self._index(places), growing_cache()
+        index, cache = self._index(places), growing_cache(self.cache.layers[0].most)
         for number, layer in enumerate(self.cache.layers):
             cache.update(layer.keys[index], layer.values[index], number)
         return Rows(cache, self.mask[index], self.last[index], [self.owners[place] for place in places])
@@ -106,21 +127,31 @@ class Rows:
 
 
 @torch.inference_mode()
-def prefill(model: Any, prompts: Sequence[Sequence[int]], owners: Sequence[Any]) -> tuple[Rows, Tensor]:
-    """Read prompts together. Returns their rows, `last` still to be set, and the next token's logits (B, V)."""
-    rows, ids = _padded(model, prompts, owners)
+def prefill(
+    model: Any, prompts: Sequence[Sequence[int]], owners: Sequence[Any], *, most: int | None = None
+) -> tuple[Rows, Tensor]:
+    """Read prompts together. Returns their rows, `last` still to be set, and the next token's logits (B, V).
+
+    most: tokens that the cache will hold.
+    """
+    rows, ids = _padded(model, prompts, owners, most)
     return rows, _forward(model, rows, ids)[:, -1]
 
 
 @torch.inference_mode()
 def prefill_scored(
-    model: Any, prompts: Sequence[Sequence[int]], owners: Sequence[Any], num_top: Sequence[int]
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    owners: Sequence[Any],
+    num_top: Sequence[int],
+    *,
+    most: int | None = None,
 ) -> tuple[Rows, Tensor, list[tuple[Token, ...]]]:
     """`prefill`, and each prompt's tokens with their log-probabilities and so many likeliest ones.
 
     Reads in pieces, so that no more than SCORED logits are held at a time.
     """
-    rows, ids = _padded(model, prompts, owners)
+    rows, ids = _padded(model, prompts, owners, most)
     mask, width = rows.mask, ids.shape[1]
     piece = max(SCORED // (len(prompts) * model.get_input_embeddings().weight.shape[0]), 1)
     scored = [[Token(prompt[0])] for prompt in prompts]
@@ -143,13 +174,15 @@ def decode(model: Any, rows: Rows) -> Tensor:
     return _forward(model, rows, rows.last.unsqueeze(1))[:, -1]
 
 
-def _padded(model: Any, prompts: Sequence[Sequence[int]], owners: Sequence[Any]) -> tuple[Rows, Tensor]:
+def _padded(
+    model: Any, prompts: Sequence[Sequence[int]], owners: Sequence[Any], most: int | None
+) -> tuple[Rows, Tensor]:
     """Rows with an empty cache and the mask of the whole prompts, and ids (B, T), on the model's device."""
     width = max(len(prompt) for prompt in prompts)
     ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
     mask = torch.tensor([[False] * (width - len(p)) + [True] * len(p) for p in prompts])
     device = next(model.parameters()).device
-    return Rows(growing_cache(), mask.to(device), ids[:, -1].to(device), list(owners)), ids.to(device)
+    return Rows(growing_cache(most), mask.to(device), ids[:, -1].to(device), list(owners)), ids.to(device)
 
 
 def _forward(model: Any, rows: Rows, ids: Tensor, *, keep: int = 1) -> Tensor:

@@ -3,28 +3,28 @@
 One thread owns the model. Its turns are short: it takes the task that was served least (in seconds), lets that task's
 waiting requests join (their prompts read together), decodes a few steps for all its rows, and looks again; rows that
 are done leave after any step. A task that comes back from rest starts level with the least served, so no task waits
-longer than the others' turns. What is in flight is bounded in tokens; the first request that finds no room is the next
-to get some, so that small ones don't pass a large one for ever. What waits is bounded in requests and tokens: beyond
-it, `submit` refuses. Requests without a task are routed first, together.
+longer than the others' turns. What is in flight is bounded in tokens as they lie in memory (`room`); the first request
+that finds no room is the next to get some, so that small ones don't pass a large one for ever, and batches give up what
+they don't need. What waits is bounded in requests and tokens: beyond it, `submit` refuses. Requests without a task are
+routed first, together.
 """
 
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from seap.errors import UserError
 from seap.models.families import refuse_states
 from seap.serving.networks.runtime import DENSE, TaskRuntime
 from seap.serving.options import Limits
 from seap.serving.routing.router import Route, Router
-from seap.serving.scheduling.fairness import FairQueue, most_for_one
+from seap.serving.scheduling.fairness import FairQueue, check_possible, check_room
+from seap.serving.scheduling.room import Extent, Held
 from seap.serving.scheduling.rows import Rows
 from seap.serving.scheduling.steps import Stepped, isolated, read, step
 from seap.serving.scheduling.telling import Teller, failed
-from seap.serving.scheduling.tickets import Event, FullError, Request, Started, StoppedError, Ticket
+from seap.serving.scheduling.tickets import Event, Request, Started, StoppedError, Ticket
 from seap.writing.sampling import Writer
 
 ROUTED = 32  # prompts that the router reads before others get a turn
@@ -77,41 +77,32 @@ class Scheduler:
         self._dropping = True
         self._thread.join()
 
-    def submit(self, request: Request, sink: Callable[[Event], None]) -> Ticket:
-        """Take a request in.
+    def submit(self, requests: Sequence[Request], sinks: Sequence[Callable[[Event], None]]) -> list[Ticket]:
+        """Take in what one client asks for together: all of it or nothing.
 
-        Raises FullError when too much waits, UserError for one that could never run, and StoppedError once it is closed
+        Raises FullError when too much waits, UserError for what could never run, and StoppedError once it is closed
         or has failed.
         """
-        if request.tokens > self.limits.max_tokens_in_flight:
-            raise UserError(
-                f"{request.tokens} tokens with max_tokens; the server holds {self.limits.max_tokens_in_flight} in all"
-            )
-        before = request.ids[-CONTEXT:] if request.echoed else ()
-        ticket = Ticket(request, sink, Writer(self.tokenizer, request.stop, before))
+        check_possible(requests, self.limits)
+        tickets = [self._ticket(request, sink) for request, sink in zip(requests, sinks, strict=True)]
         with self._changed:
             if self._closing:
                 raise StoppedError(self._why)
-            self._check_room(request)
-            if request.task is None:
-                self.unrouted.append(ticket)
-            else:
-                self._enqueue(ticket, self.runtime.known(request.task))
-                sink(Started(request.task, None))
+            check_room(requests, [one.request for one in self._all_waiting()], self.limits, self.retry_after)
+            for ticket in tickets:
+                if ticket.task is None:
+                    self.unrouted.append(ticket)
+                else:
+                    self._enqueue(ticket, ticket.task)
+                    ticket.sink(Started(ticket.task, None))
             self._changed.notify()
-        return ticket
+        return tickets
 
-    def _check_room(self, request: Request) -> None:
-        """Raise FullError where no more may wait, of all or of this client's."""
-        waiting, limits = self._all_waiting(), self.limits
-        tokens = sum(one.request.tokens for one in waiting)
-        if len(waiting) >= limits.max_queue or tokens + request.tokens > limits.max_queued_tokens:
-            raise FullError(self.retry_after(tokens))
-        own = [one.request.tokens for one in waiting if one.request.client == request.client != ""]
-        places = most_for_one(limits.max_queue, limits.client_share, len(waiting) - len(own))
-        room = most_for_one(limits.max_queued_tokens, limits.client_share, tokens - sum(own))
-        if own and (len(own) >= places or sum(own) > room):
-            raise FullError(self.retry_after(sum(own)), "what waits of yours is the most for one client")
+    def _ticket(self, request: Request, sink: Callable[[Event], None]) -> Ticket:
+        if request.task is not None:
+            self.runtime.known(request.task)
+        before = request.ids[-CONTEXT:] if request.continues else ()
+        return Ticket(request, sink, Writer(self.tokenizer, request.stop, before))
 
     def cancel(self, ticket: Ticket) -> None:
         """Free a ticket's place: at once where it waits, after the step at hand where it runs."""
@@ -224,6 +215,8 @@ class Scheduler:
                         break
                     self._settle(task, step(model, self.running[task]))
                 self._sweep(task)
+                if self.blocked is not None and task in self.running:
+                    self.running[task].tighten_()
         except Exception as error:  # no row's fault: the network couldn't be switched to, or there is no room to join
             log.error("a turn of task %s failed", task)
             self.running.pop(task, None)
@@ -235,13 +228,14 @@ class Scheduler:
             self.speed = 0.9 * self.speed + 0.1 * done / seconds
 
     def _admit(self, task: str) -> list[Ticket]:
-        """The waiting requests that fit beside what runs: rows of the task, and tokens of all tasks together."""
+        """The waiting requests that fit beside what runs: rows of the task, tokens of all tasks together, and those
+        that are read together, padded as they will be."""
         room = self.limits.max_rows - (len(self.running[task]) if task in self.running else 0)
         taken: list[Ticket] = []
         with self._changed:
             while len(taken) < room and (ticket := self._next_of(task, taken)):
-                read = sum(len(one.request.ids) for one in (*taken, ticket))
-                if taken and read > self.limits.prefill_tokens:
+                longest = max(len(one.request.ids) for one in (*taken, ticket))
+                if taken and (len(taken) + 1) * longest > self.limits.prefill_tokens:
                     break
                 self.waiting[task].take(ticket)
                 if self.blocked is ticket:
@@ -257,18 +251,15 @@ class Scheduler:
             queue = self.waiting[task]
             if not queue or (self.blocked is not None and self.blocked not in queue):
                 return None
-            running = [*joining, *(owner for rows in self.running.values() for owner in rows.live.values())]
-            held, rows = Counter[str](), Counter[str]()
-            for one in running:
-                held[one.request.client] += one.request.tokens
-                rows[one.request.client] += one.task == task
+            held = Held(self.running, task, joining)
             most = max(int(limits.max_rows * limits.client_share), 1)
             for ticket in queue if self.blocked is None else [self.blocked]:
-                client, tokens = ticket.request.client, ticket.request.tokens
-                own = held[client] + tokens if client and held[client] else 0
-                if own > limits.max_tokens_in_flight * limits.client_share or (own and rows[client] >= most):
+                own = held.of_client(ticket)
+                if own > limits.max_tokens_in_flight * limits.client_share:
                     continue
-                if held.total() + tokens <= limits.max_tokens_in_flight:
+                if own and held.rows[ticket.request.client] >= most:
+                    continue
+                if held.with_(ticket) <= limits.max_tokens_in_flight:
                     return ticket
                 self.blocked = ticket
                 break
@@ -288,6 +279,7 @@ class Scheduler:
         if together is None or not len(together):
             self.running.pop(task, None)
         else:
+            together.bound_(Extent.of(together).columns)
             self.running[task] = together
 
     def _sweep(self, task: str) -> None:
@@ -295,6 +287,7 @@ class Scheduler:
         if task in self.running:
             rows = self.running[task]
             rows.leave_([place for place, owner in rows.live.items() if owner.cancelled])
+            rows.bound_(Extent.of(rows).columns)
             if not len(rows):
                 del self.running[task]
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from seap.serving.scheduling.room import Extent
 from seap.serving.scheduling.rows import Rows, decode, prefill, prefill_scored
 from seap.serving.scheduling.tickets import Ticket
 from seap.writing.sampling import Token
@@ -42,11 +43,12 @@ def read(model: Any, tickets: Sequence[Ticket]) -> Stepped:
     """Read the tickets' prompts; those whose prompts are scored apart from the others."""
 
     def plain(some: Sequence[Ticket]) -> Part:
-        return Part(*prefill(model, [ticket.request.ids for ticket in some], some))
+        return Part(*prefill(model, [ticket.request.ids for ticket in some], some, most=Extent().joined(*some).columns))
 
     def scored(some: Sequence[Ticket]) -> Part:
         tops = [ticket.request.scored or 0 for ticket in some]
-        rows, logits, told = prefill_scored(model, [ticket.request.ids for ticket in some], some, tops)
+        prompts = [ticket.request.ids for ticket in some]
+        rows, logits, told = prefill_scored(model, prompts, some, tops, most=Extent().joined(*some).columns)
         return Part(rows, logits, tuple(told))
 
     found = Stepped(())

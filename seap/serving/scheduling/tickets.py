@@ -26,8 +26,8 @@ class Request:
 
     max_tokens 0 reads the prompt and writes nothing. scored: how many likeliest tokens to tell of each place in the
     prompt, beside its own; None tells nothing. stop_ids: tokens that end the text, beside the model's own unless
-    ignore_ends. echoed: the client gets the prompt's text before the answer's. client: whom it counts for; nobody's may
-    take all places.
+    ignore_ends. continues: the client reads the answer's text right behind the prompt's. client: whom it counts for;
+    nobody's may take all places.
     """
 
     ids: tuple[int, ...]
@@ -39,7 +39,7 @@ class Request:
     stop_ids: tuple[int, ...] = ()
     ignore_ends: bool = False
     scored: int | None = None
-    echoed: bool = False
+    continues: bool = False
     client: str = ""
 
     @property
@@ -100,6 +100,11 @@ class Ticket:
         self.num_tokens = 0
         self.turn = 0.0  # of `fairness.FairQueue`
         self.cancelled = self.done = False
+
+    @property
+    def left(self) -> int:
+        """Most tokens that it has still to write."""
+        return self.request.max_tokens - self.num_tokens
 
     def fail(self, message: str) -> None:
         """Tell the failure, unless the end was told before."""

@@ -129,8 +129,7 @@ class _Asking:
         answer = _answer(service, asked, chat=False, logprobs=asked.logprobs is not None)
         echoes: Sequence[Echo] = ()
         if asked.echo:
-            made = [(prompt.ids, one) for prompt, one in zip(prompts, given, strict=True)]
-            echoes = [await self.pools.run(len(ids), Echo.of, service.tokenizer, ids, one) for ids, one in made]
+            echoes = await unless_gone(request, self.tokenizing.echoes([one.ids for one in prompts], given, client))
         return await _run(self, asked, tickets, answer, request, echoes)
 
     async def chat(self, request: Request) -> Response:
@@ -194,7 +193,7 @@ def _requests(
     """n requests for each prompt, with the tokens that the prompt counts for in the usage: once."""
     _check_model(service, asked.model)
     adjustments = asked.adjustments(service.size)
-    echoed = isinstance(asked, CompletionRequest) and asked.echo
+    continues = isinstance(asked, CompletionRequest)
     found = []
     for prompt in prompts:
         with about("messages" if isinstance(asked, ChatRequest) else "prompt"):
@@ -208,8 +207,8 @@ def _requests(
             stop=asked.stop,
             stop_ids=tuple(asked.stop_token_ids),
             ignore_ends=asked.ignore_eos,
-            scored=logprobs if echoed else None,
-            echoed=echoed,
+            scored=logprobs if isinstance(asked, CompletionRequest) and asked.echo else None,
+            continues=continues,
             client=client,
         )
         for number in range(asked.n):

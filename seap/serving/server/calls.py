@@ -63,15 +63,15 @@ class Call:
         self._early: list[tuple[Choice, Piece | Finished]] = []
 
     def submit(self, requests: Sequence[Request], prompts: Sequence[int]) -> None:
-        """prompts: the tokens that each request's prompt counts for. Raises FullError, with nothing submitted."""
+        """prompts: the tokens that each request's prompt counts for. Raises what `Scheduler.submit` does, with nothing
+        submitted."""
         loop = asyncio.get_running_loop()
 
         def sink_of(place: int) -> Callable[[Event], None]:
             return lambda event: self.outbox.put(loop, self._events, (place, event))
 
-        for place, (request, tokens) in enumerate(zip(requests, prompts, strict=True)):
-            self.choices.append(Choice(place, tokens))
-            self.tickets.append(self.scheduler.submit(request, sink_of(place)))
+        self.choices = [Choice(place, tokens) for place, tokens in enumerate(prompts)]
+        self.tickets = self.scheduler.submit(requests, [sink_of(place) for place in range(len(requests))])
 
     def __enter__(self) -> "Call":
         return self

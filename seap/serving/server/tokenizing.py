@@ -6,17 +6,20 @@ tokenized as a whole. Pieces of several long texts take turns in one thread, and
 own.
 """
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 from seap.errors import UserError
 from seap.serving.options import Limits
 from seap.serving.scheduling.fairness import Places
+from seap.serving.server.answers import Echo
 from seap.serving.server.reading import SHORT, Pools
 
 PIECE = 8 << 10  # characters that are counted at a time, about 20 ms of work
 LONG_TEXTS = 8  # that are tokenized at a time
 USUAL = 16  # characters that a token seldom has in the mean: the router need not read more
+ECHOED = 8  # bytes of a text whose tokens are found while one token is put into an echo
 MARGIN = 1  # a space that a word-level vocabulary doesn't hold
 
 
@@ -72,6 +75,16 @@ class Tokenizing:
         """What the router reads of token ids."""
         decode = self.tokenizer.decode
         return str(await self.pools.run(0, lambda: decode(ids[: self.routed], skip_special_tokens=True)))
+
+    async def echoes(
+        self, prompts: Sequence[Sequence[int]], given: Sequence[str | Sequence[int]], client: str
+    ) -> list[Echo]:
+        """What answers begin with, of prompts' tokens and as they were given; all of them are one long text or a short
+        one. Raises FullError as `ids` does."""
+        size = ECHOED * sum(len(ids) for ids in prompts)
+        with self.long.taken(client) if size > SHORT else contextlib.nullcontext():
+            asked = zip(prompts, given, strict=True)
+            return [await self.pools.run(size, Echo.of, self.tokenizer, ids, one) for ids, one in asked]
 
     async def _count(self, text: str) -> None:
         """Raise UserError as soon as the pieces so far have too many tokens. A cut through a token makes several of it:
