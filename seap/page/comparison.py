@@ -41,9 +41,23 @@ class Comparison:
         removed = mean(cells(self.select(method, sparsity), "realised_sparsity"))
         return removed.value if removed and abs(removed.value - sparsity) > 0.005 else None
 
+    def tested_on(self, method: str, sparsity: float) -> tuple[int, int]:
+        """How many tasks a method was tested on, and how many any was: a mean over fewer compares with no other."""
+        tasks = {m: {row["task"] for row in self.select(m, sparsity)} for m in self.methods}
+        return len(tasks.get(method, ())), len(set().union(*tasks.values()))
+
+    def in_part(self, method: str, sparsity: float) -> bool:
+        """Whether a method was tested on some tasks and not on all that others were."""
+        own, all_tasks = self.tested_on(method, sparsity)
+        return 0 < own < all_tasks
+
+    def comparable(self, method: str, sparsity: float) -> bool:
+        """Whether a method removed what it was to and was tested on all tasks."""
+        return self.falls_short(method, sparsity) is None and not self.in_part(method, sparsity)
+
     def lowest(self, sparsity: float) -> str | None:
-        """The method with the lowest mean loss, of those that removed what they were to; None where it is alone."""
-        equal = [m for m in self.methods if self.select(m, sparsity) and self.falls_short(m, sparsity) is None]
+        """The method with the lowest mean loss, of those that compare; None where it is alone."""
+        equal = [m for m in self.methods if self.select(m, sparsity) and self.comparable(m, sparsity)]
         means = {m: found.value for m in equal if (found := mean(main_loss(self, m, sparsity)))}
         known = {m: value for m, value in means.items() if not math.isnan(value)}
         return min(known, key=known.__getitem__) if len(known) > 1 else None
@@ -113,10 +127,10 @@ def is_ours(method: str) -> bool:
 def best_baseline(data: Comparison, sparsity: float) -> str | None:
     """The method of others with the lowest mean added loss (of loss, where no dense row is there).
 
-    Of those that removed what they were to, if there are any. The paper's own methods are among the others.
+    Of those that removed what they were to on all tasks, if there are any. The paper's methods are among the others.
     """
     others = [m for m in data.methods if not is_ours(m) and m != data.judged and data.select(m, sparsity)]
-    equal = [m for m in others if data.falls_short(m, sparsity) is None]
+    equal = [m for m in others if data.comparable(m, sparsity)]
     means = {m: mean(main_loss(data, m, sparsity)) for m in equal or others}
     known = {m: found.value for m, found in means.items() if found and not math.isnan(found.value)}
     return min(known, key=known.__getitem__) if known else None

@@ -132,6 +132,18 @@ def test_csv_numbers_are_the_input(full: tuple[Page, Path, dict[str, Any]]) -> N
     assert value == pytest.approx(chosen[0]["loss"] - 2.1, abs=1e-12)
 
 
+def test_what_was_tested_on_some_tasks_wins_nothing_and_is_not_drawn(tmp_path: Path) -> None:
+    compare = two_tasks((0.2, 0.3), (0.5, 0.7))
+    compare["rows"].append(row("wanda-sp", "a", 0.5, 0, 2.01))
+    shown = made(tmp_path, compare=compare)
+    assert "wanda-sp 1 of 2 tasks" in shown.text and "What wasn't tested on every task isn't drawn" in shown.text
+    assert "Against the best baseline, flap" in shown.text
+    drawn = {one["method"] for one in read_csv(tmp_path / "report_files" / "sparsity_added_loss.csv")}
+    assert drawn == {"seap", "flap"}
+    [table] = main_section(join([Source(Path(), compare)])).tables  # type: ignore[arg-type]
+    assert [line[0].text for group in table.groups for line in group if any(cell.best for cell in line)] == ["seap"]
+
+
 def test_mean_counts_each_task_once() -> None:
     # Task means 1 and 3, three seeds each: mean 2, residual sums −3 and +3, √(2/1 · 18)/6 = 1.
     cells = {(task, seed): value for task, value in (("a", 1.0), ("b", 3.0)) for seed in range(3)}

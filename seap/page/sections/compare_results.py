@@ -29,7 +29,7 @@ def main_section(data: Comparison) -> Section:
     text = (
         f"Each figure is the mean over {over} ± its standard error{_of_what(data)}. Added loss is against the dense "
         "model on the same text, in nats per token: lower is better; the lowest at each sparsity is bold, of the "
-        "methods that reached it. “Removed” is the share of all prunable parameters that is gone."
+        "methods that reached it on all tasks. “Removed” is the share of all prunable parameters that is gone."
     )
     files = {"results.csv": _records([{k: v for k, v in r.items() if k != "layers"} for r in data.rows])}
     table = Table(f"Means over {over}", columns, groups).without_empty(leaving_out=len(dense[:1]))
@@ -52,7 +52,9 @@ def _main_rows(data: Comparison, sparsity: float) -> list[list[Cell]]:
         if removed and removed.stderr < 5e-5:
             removed = Mean(removed.value, math.nan, removed.parts)  # would read ± 0.00
         added = _cell(mean(cells(chosen, "added_loss")), sign=True, best=method == best_of_all)
-        rows.append([Cell(method), _cell(removed, 2, scale=100, unit="%"), added, *_measures(chosen)])
+        own, others = data.tested_on(method, sparsity)
+        where = f"{own} of {others} tasks" if own < others else ""
+        rows.append([Cell(method, where), _cell(removed, 2, scale=100, unit="%"), added, *_measures(chosen)])
     return rows
 
 
@@ -124,6 +126,8 @@ def curve_section(data: Comparison) -> Section:
     found = [_curve(data, "added_loss", "Added loss against sparsity", "added loss, nats per token", 1)]
     found.append(_curve(data, "acc", "Accuracy against sparsity", "accuracy, %", 100))
     text = "Means over tasks and seeds, at the sparsity that was really reached. Bars are standard errors."
+    if any(data.in_part(method, sparsity) for method in data.methods for sparsity in data.sparsities):
+        text += " What wasn't tested on every task isn't drawn."
     return Section(id="curves", title="Cost against sparsity", texts=[text], plots=[p for p in found if p])
 
 
@@ -133,6 +137,8 @@ def _curve(data: Comparison, key: str, title: str, label: str, scale: float) -> 
     for method in data.methods:
         points = [(0.0, start.value, 0.0)] if start else []
         for sparsity in data.sparsities:
+            if data.in_part(method, sparsity):
+                continue
             chosen = data.select(method, sparsity)
             found, removed = mean(cells(chosen, key)), mean(cells(chosen, "realised_sparsity"))
             if found:
