@@ -248,12 +248,14 @@ def test_what_flap_adds_from_plain_questions_is_what_was_measured() -> None:
 
 
 def test_ifeval_is_what_was_measured() -> None:
-    rows = json.loads((ROOT / "results" / "quality" / "ifeval.json").read_text())["rows"]
     findings = FINDINGS.split("**Doing as it is told.**")[1].split("Gemma-3-270M")[0]
+    told = re.findall(r"^\| .*?\| (.* / .*) \|$", findings, re.MULTILINE)[1:]
     names = [f"{what}_level_{how}_acc" for what in ("prompt", "inst") for how in ("strict", "loose")]
-    for row in rows:
-        told = re.search(rf"^\| [*`]*{row['method']}[*`]*.*?\| (.*) \|$", findings, re.MULTILINE)
-        assert told is not None
-        assert re.findall(r"\d+\.\d", told[1]) == [f"{100 * row[name]:.1f}" for name in names]
-    strict = [f"{100 * row[names[0]]:.1f}" for row in rows]  # dense, seap, flap
-    assert f"follows {strict[1]}% (dense {strict[0]}, FLAP {strict[2]};" in README
+    for file, model, lines in (("ifeval", "SmolLM2 at 20%", told[:3]), ("ifeval_qwen", "Qwen", told[3:])):
+        rows = json.loads((ROOT / "results" / "quality" / f"{file}.json").read_text())["rows"]
+        assert [row["method"] for row in rows] == ["dense", "seap", "flap"]
+        for row, line in zip(rows, lines, strict=True):
+            assert re.findall(r"\d+\.\d", line) == [f"{100 * row[name]:.1f}" for name in names]
+        strict = [f"{100 * row[names[0]]:.1f}" for row in rows]
+        told_there = rf"{model}\s+(?:follows )?{strict[1]}%\s+\(dense {strict[0]}, FLAP {strict[2]}"
+        assert re.search(told_there, README), told_there
