@@ -29,6 +29,21 @@ def test_the_numbers_of_the_engines_are_those_measured() -> None:
         assert f"{loss[name] - loss['dense']:.3f}" in page
 
 
+@pytest.mark.parametrize(("file", "begins"), [("engine_speed", "SmolLM2-135M"), ("engine_speed_qwen", "Qwen2.5-Coder")])
+def test_how_fast_engines_write_is_what_was_measured(file: str, begins: str) -> None:
+    page = (ROOT / "docs" / "performance.md").read_text().split("## Engines, on one model")[1].split("\n## ")[0]
+    rows = json.loads((ROOT / "results" / "engines" / f"{file}.json").read_text())["rows"]
+    told = re.findall(r"^\| [\w.]+.*? \| (.* MB, .*) \|$", page.split(begins)[1].split("\n\n")[1], re.MULTILINE)
+    for row, line in zip(rows, told, strict=True):
+        speeds = [row[which]["tokens_per_second"] for which in ("dense", "pruned")]
+        assert [float(one) for one in re.findall(r"MB, ([\d.]+)", line)] == pytest.approx(speeds, abs=0.51)
+        sizes = [row[which]["bytes"] / 1e6 for which in ("dense", "pruned")]
+        assert [float(one.replace(",", "")) for one in re.findall(r"([\d,]+) MB", line)] == pytest.approx(
+            sizes, abs=0.51
+        )
+        assert f"×{row['ratio']:.2f}" in line
+
+
 def test_the_numbers_of_quantized_models_are_those_measured() -> None:
     page = FINDINGS.split("## Quantized")[1].split("\n## ")[0]
     found = json.loads((ROOT / "results" / "quality" / "quantized.json").read_text())
