@@ -13,7 +13,7 @@ from seap.evidence.sizes import check_counted
 from seap.methods import METHODS
 from seap.selection.options import Pruning
 from seap.text.options import Calibration
-from seap.text.tasks import parse_spec
+from seap.text.tasks import apart, parse_spec
 from seap.vocabulary.options import Vocabulary
 
 RESERVED = frozenset({"general", "pooled", "weights", "general-text", "flap-1024x128"})  # texts that are no task's
@@ -71,9 +71,7 @@ class Comparison:
                 replace(self.pruning, method=method, sparsity=sparsity)
         if not self.tasks or not self.methods or not self.sparsities or self.seeds < 1:
             raise UserError("name at least one task, one method, one sparsity and one seed")
-        names = self.names
-        if len(set(names)) < len(names):
-            raise UserError(f"two tasks have one name: {', '.join(names)}")
+        names = [spec.name for spec in apart(map(parse_spec, self.tasks))]
         taken = sorted(set(names) & RESERVED)
         if taken:
             raise UserError(f"a task can't be named {taken[0]} here, which stands for other text; name it otherwise")

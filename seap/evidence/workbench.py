@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,6 @@ class Bench:
     finished: Callable[[Report], Report] = lambda report: report  # of a report on the layers one on the whole model
     reference: Reference | None = field(init=False)
     fingerprint: str = field(init=False)
-    contents: dict[str, str] = field(init=False)  # of the texts, by spec: a hash of what is in them
     max_tokens: int = field(init=False)  # of calibration text behind every network
     code: Any = field(init=False)  # that makes the numbers
     latest: tuple[Any, dict[str, Statistics], list[str]] = (None, {}, [])  # what `measured` found last
@@ -53,7 +53,6 @@ class Bench:
     def __post_init__(self) -> None:
         self.reference = Reference(self.model) if self.whole is None else None  # first choices of other tokens differ
         self.fingerprint = fingerprint(self.model)
-        self.contents = {spec: digest([asdict(item) for item in items]) for spec, items in self.items.items()}
         self.max_tokens = equal_tokens(self)
         self.code = [commit(), versions()]
 
@@ -136,6 +135,11 @@ class Bench:
         found = calibrate(self.model, corpus, options, progress=self.progress)
         save_statistics(path, found, about)
         return found
+
+    @cached_property
+    def contents(self) -> dict[str, str]:
+        """By spec, a hash of what its texts are; item by item, since pictures may be in them."""
+        return {spec: digest([digest(asdict(item)) for item in items]) for spec, items in self.items.items()}
 
     def made_key(self, network: Network) -> str:
         """Everything that decides a network, the code included."""
